@@ -1,0 +1,559 @@
+"""A Diffusion Transformer (Peebles & Xie 2023) whose hidden features are its first output.
+
+The blocks are the published ones (adaLN-Zero), written so that every intermediate has a name (`features.py`), a run
+stops at the deepest feature asked for, and the network still denoises exactly like the checkpoint it came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_aselect_dit import ASelectDiTConfig
+from .features import FEATURE_KINDS, parse_feature, tokens_to_map
+from .noise_schedule import NoiseSchedule
+
+try:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+except ImportError:
+    AutoencoderKL = AutoencoderTiny = None
+
+logger = logging.get_logger(__name__)
+
+FREQUENCY_CHANNELS = 256
+MAX_PERIOD = 10000
+
+
+def sincos_positions(hidden_size: int, grid_size: tuple[int, int], trained_grid_size: tuple[int, int]) -> torch.Tensor:
+    """`(1, height * width, hidden_size)` 2-D sin-cos positions; another grid spans the trained one's coordinates."""
+
+    def encode(positions: torch.Tensor) -> torch.Tensor:
+        channels = hidden_size // 4
+        frequencies = 1.0 / MAX_PERIOD ** (torch.arange(channels, dtype=torch.float64) / channels)
+        angles = torch.outer(positions, frequencies)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    rows, columns = (
+        torch.arange(size, dtype=torch.float64) * (trained / size)
+        for size, trained in zip(grid_size, trained_grid_size, strict=True)
+    )
+    vertical = encode(rows)[:, None].expand(-1, len(columns), -1)
+    horizontal = encode(columns)[None].expand(len(rows), -1, -1)
+    return torch.cat([horizontal, vertical], dim=-1).flatten(0, 1)[None].float()
+
+
+def seeded_noise(seed: int, shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal noise that is the same on every machine: drawn on the CPU from its own generator."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class ASelectDiTConditionEmbedding(nn.Module):
+    """Timestep and class embedding, summed: the vector every adaLN modulation reads."""
+
+    def __init__(self, config: ASelectDiTConfig) -> None:
+        super().__init__()
+        self.freq_shift = config.timestep_freq_shift
+        self.fc1 = nn.Linear(FREQUENCY_CHANNELS, config.hidden_size)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.class_embedding = nn.Embedding(config.num_condition_classes + 1, config.hidden_size)
+
+    def forward(self, model_time: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        half = FREQUENCY_CHANNELS // 2
+        steps = torch.arange(half, dtype=torch.float32, device=model_time.device)
+        frequencies = torch.exp(-math.log(MAX_PERIOD) * steps / (half - self.freq_shift))
+        angles = model_time.float()[:, None] * frequencies[None]
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
+        return self.fc2(nn.functional.silu(self.fc1(sinusoid))) + self.class_embedding(class_labels)
+
+
+class ASelectDiTAttention(nn.Module):
+    def __init__(self, config: ASelectDiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend over projected `(batch, tokens, width)` queries, keys and values; returns output and weights."""
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        heads = [x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (query, key, value)]
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attention(self, *heads, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.o_proj(output.flatten(2).contiguous()), weights
+
+
+class ASelectDiTMLP(nn.Module):
+    def __init__(self, config: ASelectDiTConfig) -> None:
+        super().__init__()
+        width = int(config.hidden_size * config.mlp_ratio)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, width)
+        self.fc2 = nn.Linear(width, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class ASelectDiTLayer(GradientCheckpointingLayer):
+    """An adaLN-Zero block (DiT, section 3.2) that can stop after any of its named features."""
+
+    def __init__(self, config: ASelectDiTConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attention = ASelectDiTAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=config.mlp_norm_eps)
+        self.mlp = ASelectDiTMLP(config)
+        self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor,
+        kinds: Sequence[str] = ("hidden",),
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """Run up to the deepest of `kinds`.
+
+        Returns:
+            The block's output (`None` if it stopped before) and the features asked for, by kind.
+        """
+        deepest = max(kinds, key=FEATURE_KINDS.index)
+        features = {}
+        for kind, feature in self.steps(hidden_states, conditioning, **kwargs):
+            if kind in kinds:
+                features[kind] = feature
+            if kind == deepest:
+                break
+        return features.get("hidden"), features
+
+    def steps(
+        self, hidden_states: torch.Tensor, conditioning: torch.Tensor, **kwargs: Any
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Compute the block one named feature at a time, in the order of `FEATURE_KINDS`."""
+        modulation = self.modulation(nn.functional.silu(conditioning))[:, None]
+        attention_shift, attention_scale, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=-1)
+
+        attention_norm = self.attention_norm(hidden_states) * (1 + attention_scale) + attention_shift
+        yield "attention_norm", attention_norm
+        query = self.attention.q_proj(attention_norm)
+        yield "query", query
+        key = self.attention.k_proj(attention_norm)
+        yield "key", key
+        value = self.attention.v_proj(attention_norm)
+        yield "value", value
+        attention, _ = self.attention(query, key, value, **kwargs)
+        yield "attention", attention
+        attention_gated = attention_gate * attention
+        yield "attention_gated", attention_gated
+        hidden_states = hidden_states + attention_gated
+
+        mlp_norm = self.mlp_norm(hidden_states) * (1 + mlp_scale) + mlp_shift
+        yield "mlp_norm", mlp_norm
+        mlp = self.mlp(mlp_norm)
+        yield "mlp", mlp
+        mlp_gated = mlp_gate * mlp
+        yield "mlp_gated", mlp_gated
+        yield "hidden", hidden_states + mlp_gated
+
+
+class ASelectDiTFinalLayer(nn.Module):
+    """Modulated norm and projection back to patches of the denoiser's output."""
+
+    def __init__(self, config: ASelectDiTConfig) -> None:
+        super().__init__()
+        channels = config.num_channels * (2 if config.learned_sigma else 1)
+        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.patch_size**2 * channels)
+
+    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.modulation(nn.functional.silu(conditioning))[:, None].chunk(2, dim=-1)
+        return self.proj(self.norm(hidden_states) * (1 + scale) + shift)
+
+
+class ASelectDiTPreTrainedModel(PreTrainedModel):
+    config: ASelectDiTConfig
+    config_class = ASelectDiTConfig
+    base_model_prefix = "dit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ASelectDiTLayer"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": ASelectDiTLayer,
+        "attentions": ASelectDiTAttention,
+    }
+    _input_embed_layer = "patch_embedding"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """DiT's initialisation (adaLN-Zero: every block starts as the identity), and the derived buffers."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, ASelectDiTConditionEmbedding):
+            init.normal_(module.fc1.weight, std=self.config.initializer_range)
+            init.normal_(module.fc2.weight, std=self.config.initializer_range)
+        elif isinstance(module, ASelectDiTLayer | ASelectDiTFinalLayer):
+            init.zeros_(module.modulation.weight)
+            init.zeros_(module.modulation.bias)
+            if isinstance(module, ASelectDiTFinalLayer):
+                init.zeros_(module.proj.weight)
+                init.zeros_(module.proj.bias)
+        elif isinstance(module, ASelectDiTModel):
+            init.copy_(module.position_embedding, module.compute_positions(self.config.grid_size))
+            init.copy_(module.evaluation_noise, module.compute_noise((self.config.sample_size,) * 2))
+
+
+class ASelectDiTModel(ASelectDiTPreTrainedModel):
+    """A pretrained DiT as a vision backbone: the chosen feature at the chosen timestep, in one run."""
+
+    def __init__(self, config: ASelectDiTConfig) -> None:
+        super().__init__(config)
+        self.noise_schedule = NoiseSchedule.from_dict(config.noise_schedule)
+        self.vae = self._build_vae(config) if config.vae_config is not None else None
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.register_buffer("position_embedding", self.compute_positions(config.grid_size))
+        self.register_buffer("evaluation_noise", self.compute_noise((config.sample_size,) * 2))
+        embedders = config.num_hidden_layers if config.per_block_conditioning else 1
+        self.condition_embeddings = nn.ModuleList(ASelectDiTConditionEmbedding(config) for _ in range(embedders))
+        self.layers = nn.ModuleList(ASelectDiTLayer(config) for _ in range(config.num_hidden_layers))
+        self.final_layer = ASelectDiTFinalLayer(config)
+        self.post_init()
+
+    @classmethod
+    def from_diffusers(cls, source: str, **kwargs: Any) -> ASelectDiTModel:
+        """Convert a diffusers DiT: a pipeline folder, a transformer folder or a Hub id; see `convert_checkpoint`."""
+        try:
+            from aselect_hf.conversion import load_diffusers
+        except ImportError as error:
+            raise ImportError("from_diffusers needs the whole package: pip install aselect-hf") from error
+        return load_diffusers(source, model_class=cls, **kwargs)
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        timestep: int | None = None,
+        feature: str | None = None,
+        noise: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        r"""The chosen feature at the chosen timestep.
+
+        Args:
+            pixel_values: `(batch, channels, height, width)` in [-1, 1]; or
+            latents: `(batch, num_channels, height, width)` scaled latents, in place of pixels.
+            timestep: on the axis of `NoiseSchedule`; default `config.timestep`.
+            feature: `blocks.<i>.<kind>`; default `config.feature`.
+            noise: standard normal, broadcastable to the latents; default the stored evaluation noise, averaged over.
+            class_labels: `(batch,)`; default the null class.
+
+        Returns:
+            `last_hidden_state` `(batch, tokens, width)`: the feature; `pooler_output` `(batch, width)`: its token mean.
+            With `output_hidden_states` or `output_attentions` all blocks are run and returned.
+
+        Raises:
+            ValueError: wrong channels or size, NaN, unknown feature, timestep out of range.
+        """
+        feature = feature or self.config.feature
+        timestep = self.default_timestep if timestep is None else self.noise_schedule.check_timestep(timestep)
+        whole = bool(kwargs.pop("output_hidden_states", False) or kwargs.pop("output_attentions", False))
+        latents = self.prepare_latents(pixel_values, latents)
+        features = self._features_at(
+            latents, [feature], timestep, noise, class_labels, min_depth=self.config.num_hidden_layers * whole, **kwargs
+        )
+        tokens = features[feature]
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
+
+    @torch.no_grad()
+    def extract_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        *,
+        latents: torch.Tensor | None = None,
+        features: Sequence[str] | None = None,
+        timesteps: Sequence[int] | None = None,
+        noise: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        output_format: Literal["tokens", "map", "pooled"] = "tokens",
+    ) -> dict[str, torch.Tensor]:
+        """Any features at any timesteps, each timestep one run up to the deepest block asked for. No gradients.
+
+        Args:
+            pixel_values, latents, noise, class_labels: as in `forward`.
+            features: names; default `[config.feature]`.
+            timesteps: default `[config.timestep]`.
+            output_format: `"tokens"` `(batch, timesteps, tokens, width)`, `"map"`
+                `(batch, timesteps, width, height, width)` or `"pooled"` (token mean) `(batch, timesteps, width)`.
+
+        Returns:
+            Features by the names they were asked for, timesteps in the order asked.
+        """
+        if output_format not in ("tokens", "map", "pooled"):
+            raise ValueError(f"output_format must be 'tokens', 'map' or 'pooled', got {output_format!r}")
+        names = [self.config.feature] if features is None else list(features)
+        if isinstance(features, str) or not names:
+            raise ValueError(f"features must be a non-empty list of names, got {features!r}")
+        steps = [self.default_timestep] if timesteps is None else [self.noise_schedule.check_timestep(t) for t in timesteps]
+        if not steps:
+            raise ValueError("timesteps must not be empty")
+        latents = self.prepare_latents(pixel_values, latents)
+        grid_size = self._grid_size(latents)
+        runs = []
+        for step in steps:
+            run = self._features_at(latents, names, step, noise, class_labels)
+            if output_format == "pooled":
+                run = {name: tokens.mean(dim=1) for name, tokens in run.items()}
+            elif output_format == "map":
+                run = {name: tokens_to_map(tokens, grid_size) for name, tokens in run.items()}
+            runs.append(run)
+        return {name: torch.stack([run[name] for run in runs], dim=1) for name in names}
+
+    def denoise(
+        self,
+        noisy_latents: torch.Tensor,
+        timestep: int | torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The diffusion model itself: its prediction (see `noise_schedule.prediction_type`), learned sigma cut off.
+
+        Args:
+            noisy_latents: `(batch, num_channels, height, width)`, not noised any further.
+            timestep: one for all, or `(batch,)`.
+            class_labels: `(batch,)`; default the null class.
+
+        Returns:
+            `(batch, num_channels, height, width)`.
+        """
+        self._check_input(noisy_latents, "noisy_latents")
+        timestep = torch.as_tensor(timestep, device=noisy_latents.device).expand(len(noisy_latents))
+        return self._predict(noisy_latents, timestep, class_labels, **kwargs)[:, : self.config.num_channels]
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] to what the DiT sees: the VAE's posterior mean, shifted and scaled, or the pixels."""
+        if self.vae is None:
+            return pixel_values
+        encoded = self.vae.encode(pixel_values.to(self.vae.dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return (latents - shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents back to pixels in [-1, 1]; needs a checkpoint that kept its decoder (`config.vae_decoder`)."""
+        if self.vae is None:
+            return latents
+        if not self.config.vae_decoder:
+            raise ValueError("this checkpoint keeps only the VAE's encoder; convert it with vae_decoder=True to decode")
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+
+    def prepare_latents(
+        self, pixel_values: torch.Tensor | None = None, latents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Check one of the two inputs and return what the DiT sees."""
+        if (pixel_values is None) == (latents is None):
+            raise ValueError("give exactly one of pixel_values and latents")
+        if latents is None:
+            channels = self.config.num_channels if self.vae is None else self.vae.config.in_channels
+            self._check_input(pixel_values, "pixel_values", channels, self.config.vae_downsampling)
+            latents = self.encode(pixel_values)
+        else:
+            self._check_input(latents, "latents")
+        return latents
+
+    @property
+    def default_timestep(self) -> int:
+        """`config.timestep`, or a tenth of the schedule (with a warning) where none has been selected."""
+        if self.config.timestep is not None:
+            return self.config.timestep
+        timestep = self.noise_schedule.num_train_timesteps // 10
+        logger.warning_once(
+            f"No timestep has been selected for this model: using t={timestep}, a tenth of its noise schedule. "
+            "Choose one with aselect_hf.select_timestep(...).apply(model)."
+        )
+        return timestep
+
+    def compute_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        return sincos_positions(self.config.hidden_size, grid_size, self.config.grid_size)
+
+    def compute_noise(self, size: tuple[int, int]) -> torch.Tensor:
+        """The evaluation noise `(draws, channels, height, width)` of `config.noise_seed` for inputs of this size."""
+        return seeded_noise(self.config.noise_seed, (self.config.num_noise_draws, self.config.num_channels, *size))
+
+    def _features_at(
+        self,
+        latents: torch.Tensor,
+        names: Sequence[str],
+        timestep: int,
+        noise: torch.Tensor | None,
+        class_labels: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Features `(batch, tokens, width)` at one timestep, averaged over the stored noise draws."""
+        draws = self._stored_noise(latents) if noise is None else noise.to(latents).expand_as(latents)[None]
+        noisy = self.noise_schedule.add_noise(latents[None].float(), draws.float(), timestep).flatten(0, 1)
+        if class_labels is not None:
+            class_labels = class_labels.repeat(len(draws))
+        steps = torch.full((len(noisy),), timestep, device=noisy.device)
+        features, _ = self._run_blocks(noisy, steps, class_labels, names, **kwargs)
+        if len(draws) > 1:
+            features = {name: x.unflatten(0, (len(draws), -1)).mean(dim=0) for name, x in features.items()}
+        return features
+
+    def _run_blocks(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        names: Sequence[str],
+        min_depth: int = 0,
+        **kwargs: Any,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Run blocks up to the deepest name asked for; `min_depth` whole blocks at least."""
+        wanted: dict[int, set[str]] = {}
+        for name in names:
+            block, kind = parse_feature(name, len(self.layers))
+            wanted.setdefault(block, set()).add(kind)
+        last = max(wanted)
+        conditions = self._conditions(timesteps, class_labels, len(noisy_latents))
+        hidden_states = self._embed(noisy_latents)
+        features: dict[tuple[int, str], torch.Tensor] = {}
+        for index, layer in enumerate(self.layers[: max(last + 1, min_depth)]):
+            kinds = wanted.get(index, set())
+            if index < last or index < min_depth:
+                kinds = kinds | {"hidden"}
+            hidden_states, recorded = layer(hidden_states, conditions[index % len(conditions)], kinds=kinds, **kwargs)
+            features |= {(index, kind): feature for kind, feature in recorded.items()}
+        return {name: features[parse_feature(name, len(self.layers))] for name in names}, conditions[0]
+
+    def _predict(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """The network's whole output, learned sigma included."""
+        name = "blocks.-1.hidden"
+        features, conditioning = self._run_blocks(noisy_latents, timesteps, class_labels, [name], **kwargs)
+        patches = self.final_layer(features[name], conditioning)
+        height, width = self._grid_size(noisy_latents)
+        side = self.config.patch_size
+        patches = patches.unflatten(-1, (side, side, -1)).unflatten(1, (height, width))
+        return torch.einsum("bhwpqc->bchpwq", patches).flatten(4, 5).flatten(2, 3)
+
+    def _conditions(
+        self, timesteps: torch.Tensor, class_labels: torch.Tensor | None, batch_size: int
+    ) -> list[torch.Tensor]:
+        null_class = self.config.num_condition_classes
+        if class_labels is None:
+            class_labels = torch.full((batch_size,), null_class, device=timesteps.device)
+        elif class_labels.shape != (batch_size,) or not 0 <= class_labels.min() <= class_labels.max() <= null_class:
+            raise ValueError(
+                f"class_labels must be {batch_size} integers in 0..{null_class} ({null_class}: no class), "
+                f"got {class_labels.tolist()}"
+            )
+        model_time = self.noise_schedule.model_time(timesteps)
+        return [embedding(model_time, class_labels) for embedding in self.condition_embeddings]
+
+    def _embed(self, noisy_latents: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_embedding(noisy_latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        return patches + self._positions(self._grid_size(noisy_latents)).to(patches.dtype)
+
+    def _positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        if grid_size == self.config.grid_size:
+            return self.position_embedding
+        logger.warning_once(
+            f"The patch grid is {grid_size[0]}x{grid_size[1]}; the model was trained on "
+            f"{self.config.grid_size[0]}x{self.config.grid_size[1]}: its positions are interpolated."
+        )
+        return self.compute_positions(grid_size).to(self.position_embedding.device)
+
+    def _stored_noise(self, latents: torch.Tensor) -> torch.Tensor:
+        """`(draws, 1, channels, height, width)`; for another resolution, drawn for it from the same seed."""
+        size = tuple(latents.shape[-2:])
+        noise = self.evaluation_noise
+        if noise.shape[-2:] != size:
+            noise = self.compute_noise(size).to(latents.device)
+        return noise[:, None]
+
+    def _grid_size(self, latents: torch.Tensor) -> tuple[int, int]:
+        return latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size
+
+    def _check_input(
+        self, images: torch.Tensor, name: str, channels: int | None = None, downsampling: int = 1
+    ) -> None:
+        channels = channels or self.config.num_channels
+        multiple = self.config.patch_size * downsampling
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"{name} must be (batch, {channels}, height, width), got {tuple(images.shape)}")
+        if images.shape[-2] % multiple or images.shape[-1] % multiple:
+            raise ValueError(f"{name} height and width must be multiples of {multiple}, got {tuple(images.shape[-2:])}")
+        if not torch.compiler.is_compiling() and not torch.isfinite(images).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+    @staticmethod
+    def _build_vae(config: ASelectDiTConfig) -> nn.Module:
+        if AutoencoderKL is None:
+            raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers")
+        fields = {key: value for key, value in config.vae_config.items() if not key.startswith("_")}
+        tiny = config.vae_config.get("_class_name") == "AutoencoderTiny"
+        vae = (AutoencoderTiny if tiny else AutoencoderKL)(**fields)
+        if not config.vae_decoder:
+            vae.decoder = None
+            if not tiny:
+                vae.post_quant_conv = None
+        return vae
+
+
+__all__ = ["ASelectDiTModel", "ASelectDiTPreTrainedModel"]

@@ -1,0 +1,145 @@
+"""Pretrain a DiT as a diffusion model: on any Hub data set, parquet folder or folder of images.
+
+    accelerate launch -m aselect_hf.training.pretrain --dataset_name zalando-datasets/fashion_mnist \\
+        --config_overrides hidden_size=144,num_hidden_layers=7,num_attention_heads=6,patch_size=4,sample_size=28,\\
+num_channels=1,num_condition_classes=0,learned_sigma=false --output_dir runs/fashion-mnist \\
+        --per_device_train_batch_size 256 --learning_rate 1e-3 --mixed_precision bf16 --ema_decay 0.999
+
+The loss is the mean squared error of the network's prediction at a uniformly drawn timestep (Ho et al. 2020, "simple"
+loss; the learned variance of a DiT is left untrained). Nothing but the images is used unless the model is
+class-conditional (`num_condition_classes > 0`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+from transformers import HfArgumentParser
+
+from aselect_hf.data import ImageData, load_images
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from aselect_hf.training.loop import Trainer
+
+
+class DenoisingObjective(nn.Module):
+    """Denoising loss of a DiT on `{"pixel_values", "labels"}`."""
+
+    def __init__(self, model: ASelectDiTModel, condition_dropout: float = 0.1, random_flip: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.condition_dropout = condition_dropout
+        self.random_flip = random_flip
+
+    def forward(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        schedule, config = self.model.noise_schedule, self.model.config
+        pixel_values, count = batch["pixel_values"], len(batch["pixel_values"])
+        if self.random_flip:
+            flipped = (torch.rand(count, generator=generator) < 0.5).to(pixel_values.device)
+            pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
+        with torch.no_grad():
+            latents = self.model.prepare_latents(pixel_values)
+        first = 1 if schedule.type == "flow_matching" else 0
+        timesteps = torch.randint(first, schedule.num_train_timesteps, (count,), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        dropped = torch.rand(count, generator=generator) < self.condition_dropout
+        timesteps, noise, dropped = (x.to(latents.device) for x in (timesteps, noise, dropped))
+        labels = None
+        if config.num_condition_classes:
+            labels = torch.where(dropped, config.num_condition_classes, batch["labels"])
+        prediction = self.model.denoise(schedule.add_noise(latents, noise, timesteps), timesteps, labels)
+        return nn.functional.mse_loss(prediction.float(), schedule.training_target(latents, noise, timesteps))
+
+
+def build_config(args: ModelArguments) -> ASelectDiTConfig:
+    """A config from a preset and `field=value` overrides; values are read as JSON."""
+    overrides: dict[str, Any] = {}
+    for pair in filter(None, (args.config_overrides or "").split(",")):
+        name, separator, value = pair.partition("=")
+        if not separator or name not in ASelectDiTConfig.__dataclass_fields__:
+            raise ValueError(f"config_overrides: {pair!r} is not 'field=value' with a field of ASelectDiTConfig")
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name] = value
+    if args.preset:
+        return ASelectDiTConfig.from_preset(args.preset, **overrides)
+    return ASelectDiTConfig(**overrides)
+
+
+def make_collate(config: ASelectDiTConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
+    """Images to normalised pixels, with integer labels where the model is conditional."""
+    processor = make_image_processor(config)
+
+    def collate(rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
+        images, labels = zip(*rows, strict=True)
+        batch = {"pixel_values": processor(list(images), return_tensors="pt")["pixel_values"]}
+        if config.num_condition_classes:
+            batch["labels"] = torch.tensor(labels)
+        return batch
+
+    return collate
+
+
+def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
+    """A class-conditional model needs labels that fit its classes."""
+    classes = config.num_condition_classes
+    if classes and (data.labels is None or not 0 <= data.labels.min() <= data.labels.max() < classes):
+        found = "none" if data.labels is None else f"{data.labels.min()}..{data.labels.max()}"
+        raise ValueError(
+            f"num_condition_classes={classes} needs labels in 0..{classes - 1}, found {found}; "
+            "for an unconditional model set num_condition_classes=0 in config_overrides"
+        )
+
+
+def pretrain(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> ASelectDiTModel:
+    """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`."""
+    source = data_args.train_dir or data_args.dataset_name
+    if not source or not training_args.output_dir:
+        raise ValueError("give --dataset_name or --train_dir, and --output_dir")
+    output_dir = Path(training_args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    dataset = load_images(source, data_args.train_split, data_args.dataset_config_name)
+    data = ImageData.of(dataset, image_column=data_args.image_column_name, label_column=data_args.label_column_name)
+    if data_args.max_train_samples:
+        data = data.subset(range(min(data_args.max_train_samples, len(data))))
+    set_seed(training_args.seed)
+    if model_args.model_name_or_path:
+        model = ASelectDiTModel.from_pretrained(model_args.model_name_or_path, dtype=torch.float32)
+    else:
+        model = ASelectDiTModel(build_config(model_args))
+    model.set_attn_implementation(model_args.attn_implementation)
+    check_labels(data, model.config)
+    if model.vae is not None:
+        model.vae.requires_grad_(False)
+    objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)
+    collate = make_collate(model.config)
+    trainer = Trainer(objective, data, collate, training_args, data_args.dataloader_num_workers)
+    record = trainer.train()
+    if trainer.accelerator.is_main_process:
+        model.save_pretrained(output_dir)
+        make_image_processor(model.config).save_pretrained(output_dir)
+        arguments = asdict(model_args) | asdict(data_args) | asdict(training_args)
+        (output_dir / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
+        trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
+    return model
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
+    pretrain(*parser.parse_args_into_dataclasses())
+
+
+if __name__ == "__main__":
+    main()

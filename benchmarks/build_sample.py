@@ -1,0 +1,67 @@
+"""Build the shipped sample and the pretraining set from Fashion-MNIST's own IDX files (MIT, Zalando Research).
+
+    python -m benchmarks.build_sample IDX_DIR --pretrain_dir runs/fashion-mnist-data
+
+`IDX_DIR` holds the four `*-ubyte.gz` files of github.com/zalandoresearch/fashion-mnist. Writes
+`aselect_hf/sample/data/{train,validation,test}.parquet` (4,000 + 1,000 images of the training split, 2,000 of the test
+split, drawn class by class with seed 0) and, for pretraining, all 60,000 training images.
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Annotated
+
+import datasets
+import numpy as np
+import typer
+from PIL import Image
+
+from aselect_hf.data import SAMPLE_DATA
+
+CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+SIZES = {"train": 4000, "validation": 1000, "test": 2000}
+
+
+def read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    images = np.frombuffer(gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
+    labels = np.frombuffer(gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
+    return images.reshape(-1, 28, 28), labels
+
+
+def to_dataset(images: np.ndarray, labels: np.ndarray) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    rows = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def draw(labels: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Disjoint, class-balanced index sets of the sizes asked for, shuffled."""
+    generator = np.random.default_rng(seed)
+    by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in range(len(CLASSES))]
+    drawn, start = {}, 0
+    for name, size in sizes.items():
+        count = size // len(CLASSES)
+        drawn[name] = generator.permutation(np.concatenate([rows[start : start + count] for rows in by_class]))
+        start += count
+    return drawn
+
+
+def main(
+    idx_dir: Annotated[Path, typer.Argument(help="Folder with the four *-ubyte.gz files.")],
+    pretrain_dir: Annotated[Path, typer.Option(help="Where to write the 60,000 pretraining images.")],
+) -> None:
+    images, labels = read_idx(idx_dir, "train")
+    test_images, test_labels = read_idx(idx_dir, "t10k")
+    pretrain_dir.mkdir(parents=True, exist_ok=True)
+    SAMPLE_DATA.mkdir(parents=True, exist_ok=True)
+    to_dataset(images, labels).to_parquet(pretrain_dir / "train.parquet")
+    for name, rows in draw(labels, {key: SIZES[key] for key in ("train", "validation")}).items():
+        to_dataset(images[rows], labels[rows]).to_parquet(SAMPLE_DATA / f"{name}.parquet")
+    for name, rows in draw(test_labels, {"test": SIZES["test"]}).items():
+        to_dataset(test_images[rows], test_labels[rows]).to_parquet(SAMPLE_DATA / f"{name}.parquet")
+
+
+if __name__ == "__main__":
+    typer.run(main)
