@@ -347,7 +347,9 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         names = [self.config.feature] if features is None else list(features)
         if isinstance(features, str) or not names:
             raise ValueError(f"features must be a non-empty list of names, got {features!r}")
-        steps = [self.default_timestep] if timesteps is None else [self.noise_schedule.check_timestep(t) for t in timesteps]
+        steps = (
+            [self.default_timestep] if timesteps is None else [self.noise_schedule.check_timestep(t) for t in timesteps]
+        )
         if not steps:
             raise ValueError("timesteps must not be empty")
         latents = self.prepare_latents(pixel_values, latents)
@@ -530,9 +532,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
     def _grid_size(self, latents: torch.Tensor) -> tuple[int, int]:
         return latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size
 
-    def _check_input(
-        self, images: torch.Tensor, name: str, channels: int | None = None, downsampling: int = 1
-    ) -> None:
+    def _check_input(self, images: torch.Tensor, name: str, channels: int | None = None, downsampling: int = 1) -> None:
         channels = channels or self.config.num_channels
         multiple = self.config.patch_size * downsampling
         if images.ndim != 4 or images.shape[1] != channels:

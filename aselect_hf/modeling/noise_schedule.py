@@ -61,7 +61,9 @@ class NoiseSchedule:
         prediction_type = prediction_type or PREDICTION_TYPES[type][0]
         if prediction_type not in PREDICTION_TYPES[type]:
             accepted = ", ".join(PREDICTION_TYPES[type])
-            raise ValueError(f"prediction_type for a {type} schedule must be one of {accepted}; got {prediction_type!r}")
+            raise ValueError(
+                f"prediction_type for a {type} schedule must be one of {accepted}; got {prediction_type!r}"
+            )
         if model_time not in MODEL_TIMES:
             raise ValueError(f"model_time must be one of {', '.join(MODEL_TIMES)}; got {model_time!r}")
         self.type = type
@@ -148,7 +150,7 @@ class NoiseSchedule:
             ValueError: out of range, not a whole number, or a float in [0, 1] (another library's time convention).
         """
         last = self.num_train_timesteps - 1
-        if isinstance(t, bool) or not isinstance(t, int | float) and not hasattr(t, "__index__"):
+        if isinstance(t, bool) or (not isinstance(t, int | float) and not hasattr(t, "__index__")):
             raise ValueError(f"{name} must be an integer in 0..{last}, got {t!r}")
         if isinstance(t, float) and 0.0 <= t <= 1.0:
             raise ValueError(
@@ -217,7 +219,12 @@ class NoiseSchedule:
         """Run `function` in float64; numbers come back as floats, tensors as float32 (float64 if they were)."""
         values = torch.as_tensor(t)
         on_cpu = values.device.type == "cpu"
-        if check and on_cpu and values.numel() and not 0 <= values.min() <= values.max() <= self.num_train_timesteps - 1:
+        if (
+            check
+            and on_cpu
+            and values.numel()
+            and not 0 <= values.min() <= values.max() <= self.num_train_timesteps - 1
+        ):
             raise ValueError(f"timestep must lie in 0..{self.num_train_timesteps - 1}, got {t}")
         result = function(values.double())
         if not isinstance(t, torch.Tensor):

@@ -16,7 +16,9 @@ class ModelArguments:
     config_overrides: str | None = _field(
         None, "Config fields for a model from scratch: 'hidden_size=144,num_hidden_layers=7,patch_size=4'."
     )
-    attn_implementation: str = _field("sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2.")
+    attn_implementation: str = _field(
+        "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
+    )
 
 
 @dataclass

@@ -101,9 +101,7 @@ def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
         )
 
 
-def pretrain(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
-) -> ASelectDiTModel:
+def pretrain(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> ASelectDiTModel:
     """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`."""
     source = data_args.train_dir or data_args.dataset_name
     if not source or not training_args.output_dir:

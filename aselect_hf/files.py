@@ -1,0 +1,60 @@
+"""Outputs that are whole or absent: everything is written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_writable(path: str | Path) -> Path:
+    """Return `path` after making sure, before any long work, that it can be created.
+
+    Raises:
+        ValueError: its folder cannot be created or written to, or a file stands where a folder should.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"output path {path} is not writable ({error.strerror or error})") from error
+    return path
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; it becomes `path` if the block succeeds and is removed if it does not."""
+    path = check_writable(path)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; it becomes `path` if the block succeeds.
+
+    Raises:
+        ValueError: `path` exists and is not an empty folder: nothing is ever overwritten.
+    """
+    path = check_writable(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"output path {path} exists already: choose another, or remove it")
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
