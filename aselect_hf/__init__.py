@@ -2,14 +2,24 @@
 
 from transformers import AutoConfig, AutoModel
 
+from aselect_hf.conversion import convert_checkpoint
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import TimestepSelection, select_timestep
 
 __version__ = "0.1.0"
 
 AutoConfig.register(ASelectDiTConfig.model_type, ASelectDiTConfig, exist_ok=True)
 AutoModel.register(ASelectDiTConfig, ASelectDiTModel, exist_ok=True)
 
-__all__ = ["ASelectDiTConfig", "ASelectDiTModel", "high_frequency_ratio", "make_image_processor"]
+__all__ = [
+    "ASelectDiTConfig",
+    "ASelectDiTModel",
+    "TimestepSelection",
+    "convert_checkpoint",
+    "high_frequency_ratio",
+    "make_image_processor",
+    "select_timestep",
+]

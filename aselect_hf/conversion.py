@@ -203,7 +203,7 @@ def load_diffusers(
     return _build(fields, _from_diffusers_keys(state, fields), autoencoder, vae_decoder, model_class)
 
 
-def save_model(model: PreTrainedModel, folder: str | Path) -> None:
+def save_model(model: ASelectDiTModel, folder: str | Path) -> None:
     """Write weights, config and the image processor that matches them."""
     model.save_pretrained(folder)
     if model.config.vae_config is not None or model.config.num_channels in (1, 3):
@@ -216,14 +216,15 @@ def save_diffusers(model: ASelectDiTModel, folder: Path) -> None:
     if model.vae is not None and model.config.vae_decoder:
         from diffusers import DiTPipeline  # here: importing pipelines is slow and noisy
 
-        DiTPipeline(transformer=transformer, vae=model.vae, scheduler=scheduler).save_pretrained(folder)
+        pipeline: Any = DiTPipeline(transformer=transformer, vae=model.vae, scheduler=scheduler)
+        pipeline.save_pretrained(folder)
         return
     logger.warning("the model has no VAE decoder: writing transformer and scheduler; add a VAE with vae=...")
     transformer.save_pretrained(folder / "transformer")
     scheduler.save_pretrained(folder / "scheduler")
 
 
-def to_diffusers(model: ASelectDiTModel) -> tuple[DiTTransformer2DModel, DDIMScheduler]:
+def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     """The same network as a diffusers transformer, with a scheduler of its noise schedule.
 
     Raises:
@@ -238,7 +239,7 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[DiTTransformer2DModel, DDIMSch
         logger.warning("diffusers embeds timesteps with a frequency shift of 1, this model was trained with 0: "
                        "its predictions will differ slightly")  # fmt: skip
     activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.hidden_act]
-    transformer = DiTTransformer2DModel(
+    transformer: Any = DiTTransformer2DModel(
         num_attention_heads=config.num_attention_heads,
         attention_head_dim=config.hidden_size // config.num_attention_heads,
         in_channels=config.num_channels,
@@ -306,7 +307,7 @@ def detect_format(path: Path) -> str:
     raise ValueError(f"{path} holds a model of type {found!r}; accepted are aselect_dit and DiTTransformer2DModel")
 
 
-def load_vae(source: str | Path, allow_pickle: bool = False) -> AutoencoderKL | AutoencoderTiny:
+def load_vae(source: str | Path, allow_pickle: bool = False) -> Any:
     """An autoencoder from a folder or Hub id."""
     path = locate(source, allow_pickle)
     try:
@@ -317,7 +318,7 @@ def load_vae(source: str | Path, allow_pickle: bool = False) -> AutoencoderKL | 
     return _from_diffusers(autoencoder_class, path, allow_pickle)
 
 
-def set_vae(model: ASelectDiTModel, vae: AutoencoderKL | AutoencoderTiny, decoder: bool) -> None:
+def set_vae(model: ASelectDiTModel, vae: Any, decoder: bool) -> None:
     """Put an autoencoder inside a model, encoder only unless `decoder`."""
     fields = model.config.to_diff_dict() | _vae_fields(vae, decoder) | {"image_size": None}
     checked = ASelectDiTConfig(
@@ -351,7 +352,7 @@ def _build(
         )
     dtype = state["patch_embedding.weight"].dtype
     dit.load_state_dict({name: state.get(name, tensor) for name, tensor in expected.items()})
-    return model.to(dtype).eval()
+    return model.to(dtype=dtype).eval()
 
 
 def _from_diffusers(diffusers_class: Any, path: Path, allow_pickle: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class ImageData:
 
     def __init__(
         self,
-        items: Sequence[Any],
+        items: Sequence[Any] | torch.Tensor | datasets.Dataset,
         labels: np.ndarray | None = None,
         label_names: list[str] | None = None,
         name: str = "images",
@@ -49,7 +49,7 @@ class ImageData:
         self._fingerprint = fingerprint
 
     @classmethod
-    def of(cls, images: Any, num_images: int | None = None, **columns: str) -> ImageData:
+    def of(cls, images: Any, num_images: int | None = None, **columns: Any) -> ImageData:
         """Wrap whatever a user has: see `select_timestep` for the accepted types.
 
         Args:
@@ -84,12 +84,12 @@ class ImageData:
         """One decoded image with its label."""
         return self.decode(index), None if self.labels is None else int(self.labels[index])
 
-    def subset(self, indices: Sequence[int]) -> ImageData:
+    def subset(self, indices: Iterable[int]) -> ImageData:
         """The images at `indices`, in that order."""
-        indices = [int(index) for index in indices]
-        select = self.items.select if isinstance(self.items, datasets.Dataset) else None
-        items = select(indices) if select else [self.items[index] for index in indices]
-        labels = None if self.labels is None else self.labels[indices]
+        rows = [int(index) for index in indices]
+        items: Any = self.items
+        items = items.select(rows) if isinstance(items, datasets.Dataset) else [items[row] for row in rows]
+        labels = None if self.labels is None else self.labels[rows]
         return ImageData(items, labels, self.label_names, self.name)
 
     def sample(self, num_images: int | None, seed: int) -> ImageData:
@@ -122,7 +122,7 @@ class ImageData:
             raise ValueError(f"none of the {len(self)} images of {self.name} can be read")
         return self if len(keep) == len(self) else self.subset(keep)
 
-    def decode(self, index: int) -> Image.Image | torch.Tensor:
+    def decode(self, index: int) -> Any:
         """One item as a PIL image or tensor.
 
         Raises:
@@ -135,7 +135,7 @@ class ImageData:
             return item
         path, content = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, None)
         try:
-            image = Image.open(io.BytesIO(content) if content is not None else path)
+            image = Image.open(io.BytesIO(content) if content is not None else str(path))
             image.load()
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             label = path or f"image {index} of {self.name}"

@@ -25,8 +25,10 @@ SIZES = {"train": 4000, "validation": 1000, "test": 2000}
 
 
 def read_idx(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    images = np.frombuffer(gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
-    labels = np.frombuffer(gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
+    with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16)
+    with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
     return images.reshape(-1, 28, 28), labels
 
 

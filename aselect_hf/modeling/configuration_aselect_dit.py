@@ -152,9 +152,9 @@ class ASelectDiTConfig(PreTrainedConfig):
 
     def validate_choice(self) -> None:
         """Refuse a feature or timestep this network does not have."""
-        parse_feature(self.feature, self.num_hidden_layers)
+        parse_feature(self.feature or "", self.num_hidden_layers)
         if self.timestep is not None:
-            NoiseSchedule.from_dict(self.noise_schedule).check_timestep(self.timestep)
+            NoiseSchedule.from_dict(self.noise_schedule or {}).check_timestep(self.timestep)
 
 
 __all__ = ["PRESETS", "ASelectDiTConfig"]

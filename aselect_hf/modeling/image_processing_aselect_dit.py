@@ -27,10 +27,10 @@ class ASelectDiTImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
 
-    def process_image(self, image: Any, **kwargs: Any) -> np.ndarray:
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         if hasattr(image, "convert"):
             image = image.convert("L")
-        image = super().process_image(image, **kwargs)
+        image = super().process_image(image, *args, **kwargs)
         if image.shape[0] == 3:
             image = np.tensordot(LUMINANCE, image, axes=1)[None].round().astype(image.dtype)
         return image

@@ -27,9 +27,9 @@ from .features import FEATURE_KINDS, parse_feature, tokens_to_map
 from .noise_schedule import NoiseSchedule
 
 try:
-    from diffusers import AutoencoderKL, AutoencoderTiny
+    import diffusers
 except ImportError:
-    AutoencoderKL = AutoencoderTiny = None
+    diffusers = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -218,7 +218,7 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
     config_class = ASelectDiTConfig
     base_model_prefix = "dit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["ASelectDiTLayer"]  # noqa: RUF012
     _supports_sdpa = True
@@ -254,9 +254,13 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
 class ASelectDiTModel(ASelectDiTPreTrainedModel):
     """A pretrained DiT as a vision backbone: the chosen feature at the chosen timestep, in one run."""
 
+    vae: Any
+    position_embedding: torch.Tensor
+    evaluation_noise: torch.Tensor
+
     def __init__(self, config: ASelectDiTConfig) -> None:
         super().__init__(config)
-        self.noise_schedule = NoiseSchedule.from_dict(config.noise_schedule)
+        self.noise_schedule = NoiseSchedule.from_dict(config.noise_schedule or {})
         self.vae = self._build_vae(config) if config.vae_config is not None else None
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
@@ -308,7 +312,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         Raises:
             ValueError: wrong channels or size, NaN, unknown feature, timestep out of range.
         """
-        feature = feature or self.config.feature
+        feature = feature or str(self.config.feature)
         timestep = self.default_timestep if timestep is None else self.noise_schedule.check_timestep(timestep)
         whole = bool(kwargs.pop("output_hidden_states", False) or kwargs.pop("output_attentions", False))
         latents = self.prepare_latents(pixel_values, latents)
@@ -344,7 +348,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         """
         if output_format not in ("tokens", "map", "pooled"):
             raise ValueError(f"output_format must be 'tokens', 'map' or 'pooled', got {output_format!r}")
-        names = [self.config.feature] if features is None else list(features)
+        names = [str(self.config.feature)] if features is None else list(features)
         if isinstance(features, str) or not names:
             raise ValueError(f"features must be a non-empty list of names, got {features!r}")
         steps = (
@@ -363,6 +367,25 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
                 run = {name: tokens_to_map(tokens, grid_size) for name, tokens in run.items()}
             runs.append(run)
         return {name: torch.stack([run[name] for run in runs], dim=1) for name in names}
+
+    def features_of_noisy(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        features: Sequence[str],
+        class_labels: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Features of inputs that are noisy already, each sample at its own timestep, in one run.
+
+        Args:
+            noisy_latents: `(batch, num_channels, height, width)`, see `noise_schedule.add_noise`.
+            timesteps: `(batch,)`.
+
+        Returns:
+            `(batch, tokens, width)` by name.
+        """
+        self._check_input(noisy_latents, "noisy_latents")
+        return self._run_blocks(noisy_latents, timesteps, class_labels, features)[0]
 
     def denoise(
         self,
@@ -409,12 +432,12 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         """Check one of the two inputs and return what the DiT sees."""
         if (pixel_values is None) == (latents is None):
             raise ValueError("give exactly one of pixel_values and latents")
-        if latents is None:
+        if pixel_values is not None:
             channels = self.config.num_channels if self.vae is None else self.vae.config.in_channels
             self._check_input(pixel_values, "pixel_values", channels, self.config.vae_downsampling)
-            latents = self.encode(pixel_values)
-        else:
-            self._check_input(latents, "latents")
+            return self.encode(pixel_values)
+        assert latents is not None
+        self._check_input(latents, "latents")
         return latents
 
     @property
@@ -523,7 +546,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
 
     def _stored_noise(self, latents: torch.Tensor) -> torch.Tensor:
         """`(draws, 1, channels, height, width)`; for another resolution, drawn for it from the same seed."""
-        size = tuple(latents.shape[-2:])
+        size = (latents.shape[-2], latents.shape[-1])
         noise = self.evaluation_noise
         if noise.shape[-2:] != size:
             noise = self.compute_noise(size).to(latents.device)
@@ -543,12 +566,13 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             raise ValueError(f"{name} holds NaN or infinite values")
 
     @staticmethod
-    def _build_vae(config: ASelectDiTConfig) -> nn.Module:
-        if AutoencoderKL is None:
+    def _build_vae(config: ASelectDiTConfig) -> Any:
+        if diffusers is None:
             raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers")
-        fields = {key: value for key, value in config.vae_config.items() if not key.startswith("_")}
-        tiny = config.vae_config.get("_class_name") == "AutoencoderTiny"
-        vae = (AutoencoderTiny if tiny else AutoencoderKL)(**fields)
+        description = config.vae_config or {}
+        fields = {key: value for key, value in description.items() if not key.startswith("_")}
+        tiny = description.get("_class_name") == "AutoencoderTiny"
+        vae: Any = (diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL)(**fields)
         if not config.vae_decoder:
             vae.decoder = None
             if not tiny:

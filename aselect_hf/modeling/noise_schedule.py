@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-Time = TypeVar("Time", int, float, torch.Tensor)
+Time = TypeVar("Time", bound="int | float | torch.Tensor")
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = {

@@ -135,7 +135,8 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, training_args
 
 
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
+    dataclasses: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(dataclasses, description=__doc__)
     pretrain(*parser.parse_args_into_dataclasses())
 
 

@@ -1,0 +1,300 @@
+"""The command line, `aselect`: each command is a thin shell over a function of the same name in the library."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    help="Diffusion Transformers as vision backbones, at the timestep their own features choose.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Checkpoint: a folder, a Hub id, or 'sample' (ships with the package).")]
+Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or 'sample' (ships with the package).")]
+Feature = Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: the model's own.")]
+Timesteps = Annotated[
+    str | None, typer.Option(help="Candidates '0,50,100', or how many of the default ones (20, dense at low noise).")
+]
+NumImages = Annotated[int, typer.Option(help="Random images that label-free strategies look at.")]
+MaxSamples = Annotated[int | None, typer.Option("--max-samples", "--max_samples", help="Use at most this many images.")]
+Seed = Annotated[int, typer.Option(help="Seed of the image sample and of the noise.")]
+BatchSize = Annotated[int, typer.Option(help="Forward passes run at once.")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: what there is.")]
+DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+OnError = Annotated[str, typer.Option(help="At an unreadable image: 'stop', or 'skip' it.")]
+ImageColumn = Annotated[str, typer.Option(help="Column with the images.")]
+LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
+OutputDir = Annotated[Path, typer.Option(help="Where to write.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled features.")]
+
+
+@app.command(epilog="Example: `aselect select sample sample --output-dir runs/select --save-model runs/model`")
+def select(
+    model: Model,
+    data: Data,
+    method: Annotated[str, typer.Option(help="hfr, grid or fixed.")] = "hfr",
+    feature: Feature = None,
+    timesteps: Timesteps = None,
+    num_images: NumImages = 64,
+    split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    noise_correction: Annotated[bool, typer.Option(help="hfr: subtract the HFR of pure noise.")] = True,
+    cutoff: Annotated[float, typer.Option(help="hfr: cycles per token above which a frequency is high.")] = 0.15,
+    dims: Annotated[int, typer.Option(help="hfr: 2 for the patch grid, 1 for the token sequence.")] = 2,
+    spectrum: Annotated[str, typer.Option(help="hfr: power or amplitude.")] = "power",
+    timestep: Annotated[int | None, typer.Option(help="fixed: the timestep.")] = None,
+    max_samples: MaxSamples = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output_dir: OutputDir = Path("runs/select"),
+    save_model: Annotated[Path | None, typer.Option(help="Also write the model, with the timestep chosen.")] = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Choose the timestep: writes `selection.json` and `selection.png`."""
+    from aselect_hf.conversion import save_model as write_model
+    from aselect_hf.files import atomic_directory, check_writable
+    from aselect_hf.selection import select_timestep
+
+    check_writable(output_dir / "selection.json")
+    options: dict[str, Any] = {}
+    if method == "hfr":
+        options = {"noise_correction": noise_correction, "cutoff": cutoff, "dims": dims, "spectrum": spectrum}
+    elif method == "fixed":
+        options = {"timestep": timestep}
+    backbone = _load(model, device, dtype)
+    images = _images(data, split, image_column, label_column, max_samples, seed, on_error)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(atomic_directory(save_model)) if save_model else None
+        selection = select_timestep(
+            backbone, images, method=method, feature=feature, timesteps=_timesteps(timesteps), num_images=num_images,
+            seed=seed, batch_size=batch_size, cache_dir=cache_dir, **options,
+        )  # fmt: skip
+        selection.save(output_dir / "selection.json")
+        selection.plot(output_dir / "selection.png")
+        if folder:
+            write_model(selection.apply(backbone), folder)
+    cost = selection.cost
+    print(selection.describe())
+    print(f"{cost.forward_passes:,} forward passes, {cost.seconds:.1f} s, {cost.flops / 1e9:,.1f} GFLOP")
+    print(
+        f"wrote {output_dir / 'selection.json'}, {output_dir / 'selection.png'}" + (f", {save_model}" if folder else "")
+    )
+
+
+@app.command(epilog="Example: `aselect compare sample sample --strategies hfr,grid,fixed --output-dir runs/compare`")
+def compare(
+    model: Model,
+    data: Data,
+    strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "hfr,grid,fixed",
+    feature: Feature = None,
+    timesteps: Timesteps = None,
+    num_images: NumImages = 64,
+    fixed_timestep: Annotated[int | None, typer.Option(help="For 'fixed'; default a tenth of the schedule.")] = None,
+    probe: Annotated[str, typer.Option(help="linear or knn.")] = "linear",
+    num_seeds: Annotated[int, typer.Option(help="Probes per strategy.")] = 3,
+    train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
+    validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
+    test_split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    max_samples: MaxSamples = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output_dir: OutputDir = Path("runs/compare"),
+    cache_dir: CacheDir = None,
+) -> None:
+    """Strategies side by side: timestep, test accuracy and cost; writes a table and a picture."""
+    from rich.console import Console
+
+    from aselect_hf.compare import compare_strategies
+    from aselect_hf.files import check_writable
+
+    check_writable(output_dir / "compare.json")
+    backbone = _load(model, device, dtype)
+    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    splits = {
+        name: _images(data, split, image_column, label_column, max_samples, seed, on_error)
+        for name, split in names.items()
+    }
+    comparison = compare_strategies(
+        backbone, splits, strategies=[name.strip() for name in strategies.split(",")], feature=feature,
+        timesteps=_timesteps(timesteps), num_images=num_images, seed=seed, num_seeds=num_seeds, probe=probe,
+        batch_size=batch_size, cache_dir=cache_dir,
+        strategy_options={"fixed": {"timestep": fixed_timestep}},
+    )  # fmt: skip
+    comparison.save(output_dir)
+    Console().print(comparison.rich_table())
+    print("\n".join(comparison.summary()))
+    print(f"wrote {output_dir}: compare.json, compare.md, compare.png and every selection")
+
+
+@app.command(epilog="Example: `aselect features sample --list`")
+def features(
+    model: Model,
+    data: Annotated[str | None, typer.Argument(help="Images, as for 'select'; not needed with --list.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Print names and shapes of all features.")] = False,
+    names: Annotated[str | None, typer.Option("--features", help="Names, separated by commas.")] = None,
+    timesteps: Timesteps = None,
+    pool: Annotated[bool, typer.Option(help="Token mean instead of all tokens.")] = True,
+    split: Annotated[str, typer.Option(help="Split to read.")] = "train",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    max_samples: MaxSamples = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output: Annotated[Path, typer.Option(help="Safetensors file to write.")] = Path("features.safetensors"),
+) -> None:
+    """Extract features to a safetensors file, or list them."""
+    import torch
+    from safetensors.torch import save_file
+    from tqdm.auto import tqdm
+
+    from aselect_hf.files import atomic_file, check_writable
+    from aselect_hf.modeling.features import list_features
+
+    backbone = _load(model, device, dtype)
+    config = backbone.config
+    if list_only:
+        shape = f"(batch, {config.num_patches}, {config.hidden_size})"
+        for name in list_features(config.num_hidden_layers):
+            print(f"{name:28s} {shape}" + ("  <- config.feature" if name == config.feature else ""))
+        return
+    if data is None:
+        raise ValueError("DATA is missing: give images, or --list")
+    check_writable(output)
+    images = _images(data, split, image_column, label_column, max_samples, 0, on_error)
+    parts: dict[str, list[Any]] = {}
+    for batch in tqdm(images.batches(config, batch_size), total=-(-len(images) // batch_size), unit="batch"):
+        extracted = backbone.extract_features(
+            batch.to(backbone.device),
+            features=names.split(",") if names else None,
+            timesteps=_timesteps(timesteps, only_list=True),
+            output_format="pooled" if pool else "tokens",
+        )
+        for name, value in extracted.items():
+            parts.setdefault(name, []).append(value.cpu())
+    tensors = {name: torch.cat(value) for name, value in parts.items()}
+    if images.labels is not None:
+        tensors["labels"] = torch.from_numpy(images.labels)
+    with atomic_file(output) as temporary:
+        save_file(tensors, temporary)
+    for name, value in tensors.items():
+        print(f"{name:28s} {tuple(value.shape)}")
+    print(f"wrote {output}")
+
+
+@app.command(epilog="Example: `aselect convert facebook/DiT-XL-2-256 dit-xl-2-256`")
+def convert(
+    source: Annotated[str, typer.Argument(help="diffusers folder or Hub id, DiT or SiT .pt, or our own checkpoint.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+    to: Annotated[Literal["aselect", "diffusers"], typer.Option(help="Format to write.")] = "aselect",
+    source_format: Annotated[
+        Literal["auto", "aselect", "diffusers", "dit", "sit"], typer.Option(help="Format to read.")
+    ] = "auto",
+    vae: Annotated[str | None, typer.Option(help="VAE to put inside: folder or Hub id.")] = None,
+    vae_decoder: Annotated[bool, typer.Option(help="Keep the VAE's decoder.")] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .pt and .bin (weights only).")] = False,
+    num_attention_heads: Annotated[int | None, typer.Option(help="For a .pt of an unpublished width.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id the weights come from, for the card.")] = None,
+    base_model_license: Annotated[str | None, typer.Option(help="Its licence, for the card.")] = None,
+) -> None:
+    """Convert a checkpoint from or to diffusers, or from an original DiT or SiT file."""
+    from aselect_hf.conversion import convert_checkpoint
+
+    config = {
+        "num_attention_heads": num_attention_heads,
+        "base_model": base_model,
+        "base_model_license": base_model_license,
+    }
+    model = convert_checkpoint(
+        source, output_dir, to=to, source_format=source_format, vae=vae, vae_decoder=vae_decoder,
+        allow_pickle=allow_pickle, **{name: value for name, value in config.items() if value is not None},
+    )  # fmt: skip
+    print(f"wrote {output_dir}: {model.num_parameters() / 1e6:.1f} M parameters as {to}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one line on stderr and exit code 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with _one_line_errors():
+        app()
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("ASELECT_TRACEBACK"):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = lines[-1].removeprefix("ValueError: ").removeprefix("TypeError: ") if lines else repr(error)
+        print(f"aselect: error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("aselect: interrupted; finished features are kept, run the same command to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _load(model: str, device: str | None, dtype: str) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    from aselect_hf.conversion import load_model
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise ValueError(f"dtype must be one of {', '.join(dtypes)}; got {dtype!r}")
+    logging.disable_progress_bar()
+    return load_model(model, dtype=dtypes[dtype]).to(device=torch.device(device or _default_device())).eval()
+
+
+def _default_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _images(
+    data: str, split: str, image_column: str, label_column: str, max_samples: int | None, seed: int, on_error: str
+) -> Any:
+    from aselect_hf.data import ImageData, load_images
+
+    dataset = load_images(data, split)
+    images = ImageData.of(dataset, image_column=image_column, label_column=label_column, name=f"{data} ({split})")
+    return images.readable(on_error).sample(max_samples, seed)
+
+
+def _timesteps(text: str | None, only_list: bool = False) -> list[int] | int | None:
+    if text is None:
+        return None
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"timesteps must be integers such as '0,50,100', or a count; got {text!r}") from None
+    return values[0] if len(values) == 1 and not only_list else values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Strategies side by side: what timestep each chooses, what a probe there scores, what the choice cost.
+
+Protocol. Every strategy sees training (and, where it needs labels, validation) images only. At its timestep, a probe is
+fitted on the pooled features of the training split; its regularisation is chosen on the validation split; the test
+split is scored once per seed. Each seed draws another stratified 80 % of the training split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from sklearn.model_selection import train_test_split
+
+from aselect_hf.data import ImageData
+from aselect_hf.feature_cache import pooled_features
+from aselect_hf.files import atomic_file
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.plots import plot_comparison
+from aselect_hf.probe import fit_probe
+from aselect_hf.selection import TimestepSelection, select_timestep
+from aselect_hf.versions import installed_versions
+
+SPLITS = ("train", "validation", "test")
+TRAIN_SHARE = 0.8
+RAW_PIXEL_SIDE = 32
+
+
+@dataclass
+class ComparisonRow:
+    """One strategy: its selection, and accuracies in [0, 1] of probes at its timestep."""
+
+    strategy: str
+    selection: TimestepSelection
+    validation_accuracy: float
+    test_accuracies: list[float]
+
+    @property
+    def test_accuracy_mean(self) -> float:
+        return float(np.mean(self.test_accuracies))
+
+    @property
+    def test_accuracy_deviation(self) -> float:
+        """Sample standard deviation over seeds; 0 for a single seed."""
+        return float(np.std(self.test_accuracies, ddof=1)) if len(self.test_accuracies) > 1 else 0.0
+
+
+@dataclass
+class Comparison:
+    """The table, its protocol, and the same probe on raw pixels as a floor."""
+
+    rows: list[ComparisonRow]
+    raw_pixel_accuracies: list[float]
+    protocol: dict[str, Any]
+
+    def row(self, strategy: str) -> ComparisonRow | None:
+        return next((row for row in self.rows if row.strategy == strategy), None)
+
+    def regret(self, row: ComparisonRow) -> float | None:
+        """Validation accuracy lost against the grid's best, in points; `None` where no grid was run."""
+        grid = self.row("grid")
+        return None if grid is None else 100 * (max(grid.selection.scores) - row.validation_accuracy)
+
+    def table(self) -> list[dict[str, str]]:
+        """The rows as text, column by column."""
+        grid = self.row("grid")
+        table = []
+        for row in self.rows:
+            cost, regret = row.selection.cost, self.regret(row)
+            table.append(
+                {
+                    "strategy": row.strategy,
+                    "t": str(row.selection.timestep),
+                    "sigma": f"{row.selection.sigma:.3f}",
+                    "test accuracy": f"{100 * row.test_accuracy_mean:.2f} ± {100 * row.test_accuracy_deviation:.2f} %",
+                    "regret (validation)": "-" if regret is None else f"{regret:.2f} points",
+                    "forward passes": f"{cost.forward_passes:,}",
+                    "seconds": f"{cost.seconds:.1f}",
+                    "FLOPs vs grid": _relative(cost.flops, grid.selection.cost.flops if grid else 0.0),
+                }
+            )
+        return table
+
+    def rich_table(self) -> Table:
+        """The table for a terminal."""
+        rows = self.table()
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*row.values())
+        return table
+
+    def summary(self) -> list[str]:
+        """What the table does not say: the margin over raw pixels, and what uncorrected HFR would have picked."""
+        best = max(self.rows, key=lambda row: row.test_accuracy_mean)
+        floor = float(np.mean(self.raw_pixel_accuracies))
+        lines = [
+            f"The same probe on raw pixels: {100 * floor:.2f} %; the best strategy is "
+            f"{100 * (best.test_accuracy_mean - floor):+.2f} points from it."
+        ]
+        hfr, grid = self.row("hfr"), self.row("grid")
+        if hfr is not None and hfr.selection.raw_scores is not None:
+            raw = hfr.selection.timesteps[int(np.argmax(hfr.selection.raw_scores))]
+            line = f"HFR without noise correction would pick t = {raw}"
+            if grid is not None and raw in grid.selection.timesteps:
+                accuracy = grid.selection.scores[grid.selection.timesteps.index(raw)]
+                line += (
+                    f", {100 * (max(grid.selection.scores) - accuracy):.2f} points below the grid's best (validation)"
+                )
+            lines.append(line + ".")
+        return lines
+
+    def markdown(self) -> str:
+        """Table, summary and protocol, for a README or a card."""
+        rows = self.table()
+        lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+        lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+        lines += ["", *self.summary(), "", "Protocol: " + "; ".join(f"{k} {v}" for k, v in self.protocol.items()) + "."]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `compare.json`, `compare.md`, `compare.png` and every strategy's selection into `folder`."""
+        folder = Path(folder)
+        content = {
+            "protocol": self.protocol,
+            "raw_pixel_accuracies": self.raw_pixel_accuracies,
+            "rows": [dataclasses.asdict(row) | {"regret": self.regret(row)} for row in self.rows],
+        }
+        with atomic_file(folder / "compare.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+        with atomic_file(folder / "compare.md") as temporary:
+            temporary.write_text(self.markdown())
+        with atomic_file(folder / "compare.png") as temporary:
+            plot_comparison(self, temporary)
+        for row in self.rows:
+            row.selection.save(folder / f"selection-{row.strategy}.json")
+        return folder
+
+
+def compare_strategies(
+    model: ASelectDiTModel,
+    splits: dict[str, ImageData],
+    *,
+    strategies: list[str] | tuple[str, ...] = ("hfr", "grid", "fixed"),
+    feature: str | None = None,
+    timesteps: list[int] | int | None = None,
+    num_images: int = 64,
+    seed: int = 0,
+    num_seeds: int = 3,
+    probe: str = "linear",
+    batch_size: int = 64,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    strategy_options: dict[str, dict[str, Any]] | None = None,
+) -> Comparison:
+    """Run every strategy on the same data and score a probe at each choice; the protocol is the module's.
+
+    Args:
+        splits: labelled `"train"`, `"validation"` and `"test"` images.
+        strategies: names in `STRATEGIES`.
+        num_images: images that label-free strategies may see.
+        num_seeds: probes per strategy, each on its own 80 % of the training split.
+        strategy_options: extra options by strategy name.
+    """
+    if missing := [name for name in SPLITS if name not in splits]:
+        raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
+    if unlabelled := [name for name in SPLITS if splits[name].labels is None]:
+        raise ValueError(f"compare needs labels; {', '.join(unlabelled)} has none")
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
+    rows = []
+    for strategy in strategies:
+        selection = select_timestep(
+            model, splits["train"], method=strategy, feature=feature, timesteps=timesteps, num_images=num_images,
+            seed=seed, validation=splits["validation"], **run, **(strategy_options or {}).get(strategy, {}),
+        )  # fmt: skip
+        with torch.inference_mode():
+            features = {
+                name: pooled_features(model, data, [selection.timestep], selection.feature, **run).values[0]
+                for name, data in splits.items()
+            }
+        rows.append(ComparisonRow(strategy, selection, *score_probes(features, splits, probe, num_seeds)))
+    pixels = {name: raw_pixels(data, model.config) for name, data in splits.items()}
+    _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
+    protocol = {
+        "images": " + ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
+        "probe": probe,
+        "seeds": num_seeds,
+        "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
+        "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",
+        "hardware": f"{_processor()}, {os.cpu_count()} cores" if model.device.type == "cpu" else _gpu(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+    }
+    return Comparison(rows, raw_pixel_accuracies, protocol)
+
+
+def score_probes(
+    features: dict[str, np.ndarray], splits: dict[str, ImageData], probe: str, num_seeds: int
+) -> tuple[float, list[float]]:
+    """Validation accuracy of a probe on the whole training split, and test accuracies of one probe a seed."""
+    labels = {name: np.asarray(data.labels) for name, data in splits.items()}
+    validation = (features["validation"], labels["validation"])
+    whole = fit_probe(features["train"], labels["train"], *validation, kind=probe)
+    tests = []
+    for seed in range(num_seeds):
+        part, _ = train_test_split(
+            np.arange(len(labels["train"])), train_size=TRAIN_SHARE, stratify=labels["train"], random_state=seed
+        )
+        fitted = fit_probe(features["train"][part], labels["train"][part], *validation, kind=probe)
+        tests.append(fitted.accuracy(features["test"], labels["test"]))
+    return whole.validation_accuracy, tests
+
+
+def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:
+    """Flattened pixel values, averaged down to at most 32 x 32: `(images, dimensions)`."""
+    side = min(config.image_size or RAW_PIXEL_SIDE, RAW_PIXEL_SIDE)
+    batches = [torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in data.batches(config, 256)]
+    return torch.cat(batches).flatten(1).numpy()
+
+
+def _relative(flops: float, grid_flops: float) -> str:
+    if not grid_flops:
+        return "-"
+    if flops == 0:
+        return "0"
+    return "1" if flops == grid_flops else f"1/{grid_flops / flops:.0f}"
+
+
+def _binomial_error(row: ComparisonRow, count: int) -> float:
+    p = row.test_accuracy_mean
+    return (p * (1 - p) / count) ** 0.5
+
+
+def _processor() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

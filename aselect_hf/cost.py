@@ -1,0 +1,29 @@
+"""Counting floating-point operations of a run, not estimating them."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+
+
+def encode_flops(model: ASelectDiTModel) -> float:
+    """Operations to encode one image of the trained resolution; 0 in pixel space."""
+    if model.vae is None:
+        return 0.0
+    side = model.config.image_size or 0
+    pixels = torch.zeros(1, model.vae.config.in_channels, side, side, device=model.device, dtype=model.vae.dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.encode(pixels)
+    return float(counter.get_total_flops())
+
+
+def feature_flops(model: ASelectDiTModel, feature: str) -> float:
+    """Operations of one latent-to-feature run at the trained resolution (one noise draw)."""
+    config = model.config
+    latents = torch.zeros(1, config.num_channels, config.sample_size, config.sample_size, device=model.device)
+    timesteps = torch.zeros(1, dtype=torch.long, device=model.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.features_of_noisy(latents, timesteps, [feature])
+    return float(counter.get_total_flops())

@@ -1,0 +1,146 @@
+"""Pooled features of a data set at many timesteps: computed once, memory-mapped, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+from tqdm.auto import tqdm
+
+from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.data import ImageData
+from aselect_hf.files import atomic_file, check_writable
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+
+DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "features"
+MARK_EVERY = 10.0  # seconds between progress marks
+
+
+@dataclass
+class PooledFeatures:
+    """Token-mean features.
+
+    Args:
+        values: one `(images, width)` float32 array a timestep, memory-mapped and read-only.
+        forward_passes, seconds, flops: what computing them took, whether now or in an earlier run.
+    """
+
+    values: list[np.ndarray]
+    forward_passes: int
+    seconds: float
+    flops: float
+
+
+def pooled_features(
+    model: ASelectDiTModel,
+    data: ImageData,
+    timesteps: list[int],
+    feature: str,
+    *,
+    batch_size: int = 64,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> PooledFeatures:
+    """The token mean of `feature` for every image at every timestep, with the model's stored evaluation noise.
+
+    Kept under `cache_dir`, one file a timestep, in a folder named by a hash of weights, images, preprocessing and
+    feature. An interrupted run leaves its finished images, and the next one goes on after them.
+    """
+    folder = Path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature)
+    check_writable(folder / "lock")
+    with FileLock(folder / "lock"):
+        missing = [t for t in timesteps if not _record_file(folder, t).is_file()]
+        if missing:
+            _compute(model, data, missing, feature, folder, batch_size, progress)
+    records = [json.loads(_record_file(folder, t).read_text()) for t in timesteps]
+    passes = len(timesteps) * len(data) * model.config.num_noise_draws
+    return PooledFeatures(
+        values=[np.load(_values_file(folder, t), mmap_mode="r") for t in timesteps],
+        forward_passes=passes,
+        seconds=sum(record["seconds"] for record in records),
+        flops=len(data) * encode_flops(model) + passes * feature_flops(model, feature),
+    )
+
+
+def cache_key(model: ASelectDiTModel, data: ImageData, feature: str) -> str:
+    """Hash of everything the features depend on, but the timestep."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    config = model.config
+    choices = {
+        "data": data.fingerprint,
+        "feature": feature,
+        "sizes": [config.num_attention_heads, config.patch_size, config.image_size, config.timestep_freq_shift],
+        "numerics": [config.hidden_act, config.mlp_norm_eps, config.noise_seed],
+        "schedule": config.noise_schedule,
+        "vae": config.vae_config,
+    }
+    digest.update(json.dumps(choices, sort_keys=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def _compute(
+    model: ASelectDiTModel,
+    data: ImageData,
+    timesteps: list[int],
+    feature: str,
+    folder: Path,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    """Fill one array for all `timesteps`, batch by batch of images, then split it into one file each."""
+    name = hashlib.sha256(str(timesteps).encode()).hexdigest()[:8]
+    partial, mark = folder / f"partial-{name}.npy", folder / f"partial-{name}.json"
+    done, seconds = 0, 0.0
+    if partial.is_file() and mark.is_file():
+        record = json.loads(mark.read_text())
+        done, seconds = record["images"], record["seconds"]
+        store = np.load(partial, mmap_mode="r+")
+    else:
+        shape = (len(timesteps), len(data), model.config.hidden_size)
+        store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    started = last_mark = time.perf_counter()
+    rest = data.subset(range(done, len(data))) if done else data
+    bar = tqdm(total=len(data), initial=done, desc=f"features of {data.name}", unit="image", disable=not progress)
+    for pixel_values in rest.batches(model.config, batch_size):
+        latents = model.prepare_latents(pixel_values.to(model.device))
+        features = model.extract_features(
+            latents=latents, features=[feature], timesteps=timesteps, output_format="pooled"
+        )
+        store[:, done : done + len(latents)] = features[feature].float().transpose(0, 1).cpu().numpy()
+        done += len(latents)
+        bar.update(len(latents))
+        if time.perf_counter() - last_mark > MARK_EVERY:
+            last_mark = time.perf_counter()
+            store.flush()
+            _write_json(mark, {"images": done, "seconds": seconds + last_mark - started})
+    bar.close()
+    seconds += time.perf_counter() - started
+    for t, values in zip(timesteps, store, strict=True):
+        with atomic_file(_values_file(folder, t)) as temporary:
+            np.save(temporary, values)
+        _write_json(_record_file(folder, t), {"seconds": seconds / len(timesteps)})
+    partial.unlink()
+    mark.unlink(missing_ok=True)
+
+
+def _values_file(folder: Path, timestep: int) -> Path:
+    return folder / f"t{timestep:05d}.npy"
+
+
+def _record_file(folder: Path, timestep: int) -> Path:
+    return folder / f"t{timestep:05d}.json"
+
+
+def _write_json(path: Path, record: dict[str, float]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(record))

@@ -1,0 +1,96 @@
+"""Pictures of curves over the noise axis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from aselect_hf.compare import Comparison
+    from aselect_hf.selection.result import TimestepSelection
+
+COLORS = {"score": "#1f6feb", "raw": "#8b949e", "control": "#d29922", "chosen": "#cf222e", "accuracy": "#1a7f37"}
+
+
+def plot_selection(selection: TimestepSelection, path: Path) -> None:
+    """The score with a band of 1.96 standard errors, raw score and control above it, the choice as a line."""
+    raw = selection.raw_scores is not None and selection.options.get("noise_correction", False)
+    figure = Figure(figsize=(7.5, 6.0 if raw else 3.8), layout="constrained")
+    axes = figure.subplots(2 if raw else 1, 1, sharex=True, squeeze=False)[:, 0]
+    if raw:
+        axes[0].plot(
+            selection.timesteps, selection.raw_scores or [], "o-", ms=3, color=COLORS["raw"], label="HFR of images"
+        )
+        axes[0].plot(
+            selection.timesteps, selection.control_scores or [], "s--", ms=3, color=COLORS["control"],
+            label="HFR of pure noise, same sigma",
+        )  # fmt: skip
+        axes[0].set_ylabel("HFR")
+        axes[0].legend(frameon=False)
+    axis = axes[-1]
+    if selection.scores:
+        _band(axis, selection.timesteps, selection.scores, selection.standard_errors, selection.score_name, "score")
+    axis.set_ylabel(selection.score_name)
+    axis.set_xlabel("timestep t (0 clean, larger is noisier)")
+    for each in axes:
+        each.axvline(selection.timestep, color=COLORS["chosen"], lw=1)
+        each.grid(alpha=0.25)
+    axis.annotate(
+        f"t = {selection.timestep}, sigma = {selection.sigma:.2f}",
+        (selection.timestep, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(5, 0),
+        textcoords="offset points",
+        color=COLORS["chosen"],
+    )
+    _sigma_axis(axes[0], selection)
+    figure.suptitle(f"{selection.method}, {selection.feature}, {selection.num_images} images", fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """Probe accuracy and HFR over the noise axis in one picture, each strategy's choice as a line."""
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    left = figure.subplots()
+    selections = {row.strategy: row.selection for row in comparison.rows}
+    if grid := selections.get("grid"):
+        _band(
+            left, grid.timesteps, 100 * np.array(grid.scores), 100 * np.array(grid.standard_errors),
+            "probe accuracy (validation)", "accuracy",
+        )  # fmt: skip
+        left.set_ylabel("accuracy of a linear probe (%)")
+    if hfr := selections.get("hfr"):
+        right = left.twinx()
+        _band(right, hfr.timesteps, hfr.scores, hfr.standard_errors, hfr.score_name, "score")
+        right.plot(hfr.timesteps, hfr.raw_scores or [], ":", color=COLORS["raw"], label="HFR, uncorrected")
+        right.set_ylabel("HFR")
+        right.legend(frameon=False, loc="upper right")
+    for row, style in zip(comparison.rows, ("-", "--", "-.", ":"), strict=False):
+        timestep, accuracy = row.selection.timestep, 100 * row.test_accuracy_mean
+        label = f"{row.strategy}: t = {timestep}, test {accuracy:.1f} %"
+        left.axvline(timestep, color=COLORS["chosen"], ls=style, lw=1.2, label=label)
+    left.set_xlabel("timestep t (0 clean, larger is noisier)")
+    left.grid(alpha=0.25)
+    left.legend(frameon=False, loc="lower left")
+    _sigma_axis(left, comparison.rows[0].selection)
+    figure.savefig(path, dpi=130)
+
+
+def _band(axis: Axes, x, y, standard_errors, label: str, color: str) -> None:
+    y, margin = np.asarray(y), 1.96 * np.asarray(standard_errors)
+    axis.plot(x, y, "o-", ms=3, color=COLORS[color], label=label)
+    axis.fill_between(x, y - margin, y + margin, color=COLORS[color], alpha=0.15, lw=0)
+
+
+def _sigma_axis(axis: Axes, selection: TimestepSelection) -> None:
+    """The same axis in units of sigma, along the top."""
+    schedule = selection.noise_schedule
+    top = axis.twiny()
+    top.set_xlim(axis.get_xlim())
+    ticks = [t for t in axis.get_xticks() if 0 <= t <= schedule.num_train_timesteps - 1]
+    top.set_xticks(ticks, [f"{schedule.sigma(t):.2f}" for t in ticks])
+    top.set_xlabel("sigma")

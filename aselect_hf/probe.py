@@ -1,0 +1,74 @@
+"""Probes on frozen, pooled features: multinomial logistic regression and nearest neighbours, from scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+INVERSE_REGULARISATION = (0.001, 0.01, 0.1, 1.0)
+NEIGHBOURS = (5, 20)
+PROBES = ("linear", "knn")
+
+
+@dataclass
+class Probe:
+    """A fitted probe and how it was chosen.
+
+    Args:
+        classifier: standardisation and classifier.
+        setting: the chosen `C` (linear) or `n_neighbors` (kNN).
+        validation_accuracy: of that setting, in [0, 1].
+    """
+
+    classifier: Pipeline
+    setting: float
+    validation_accuracy: float
+
+    def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Share of correct predictions, in [0, 1]."""
+        return float(self.classifier.score(features, labels))
+
+
+def fit_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    validation_features: np.ndarray,
+    validation_labels: np.ndarray,
+    *,
+    kind: str = "linear",
+) -> Probe:
+    """Fit on training features; the regularisation (or number of neighbours) is chosen on validation features.
+
+    Args:
+        features, validation_features: `(images, width)`.
+        kind: `"linear"` (multinomial logistic regression on standardised features) or `"knn"` (cosine distance).
+    """
+    if kind not in PROBES:
+        raise ValueError(f"probe must be one of {', '.join(PROBES)}; got {kind!r}")
+    if len(np.unique(labels)) < 2:
+        raise ValueError("a probe needs images of at least 2 classes")
+    best: Probe | None = None
+    for setting in INVERSE_REGULARISATION if kind == "linear" else NEIGHBOURS:
+        classifier = make_pipeline(StandardScaler(), _classifier(kind, setting, len(labels)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # slow tails of large C do not change the choice
+            classifier.fit(features, labels)
+        accuracy = float(classifier.score(validation_features, validation_labels))
+        if best is None or accuracy > best.validation_accuracy:
+            best = Probe(classifier, setting, accuracy)
+    assert best is not None
+    return best
+
+
+def _classifier(kind: str, setting: float, count: int) -> Any:
+    if kind == "knn":
+        return KNeighborsClassifier(n_neighbors=min(int(setting), count), metric="cosine")
+    return LogisticRegression(C=setting, max_iter=200, tol=1e-3)

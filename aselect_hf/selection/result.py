@@ -1,0 +1,138 @@
+"""The outcome of a selection: the timestep, the evidence for it, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
+
+from aselect_hf.files import atomic_file
+from aselect_hf.modeling.noise_schedule import NoiseSchedule
+
+FORMAT = 1
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@dataclass
+class SelectionCost:
+    """What a selection took: network runs, wall-clock seconds on this machine, counted floating-point operations."""
+
+    forward_passes: int
+    seconds: float
+    flops: float
+
+
+@dataclass
+class TimestepSelection:
+    """A chosen timestep with its curve.
+
+    Args:
+        method: name of the strategy.
+        feature: `blocks.<i>.<kind>`.
+        timestep: the choice, on the axis of `NoiseSchedule`.
+        timesteps: candidates, ascending.
+        scores: one per candidate, higher is better; `score_name` says what they are. Empty for a fixed timestep.
+        standard_errors: of the scores, over images.
+        cost: see `SelectionCost`.
+        schedule: fields of the model's `NoiseSchedule`.
+        options: everything that was chosen by the caller or by default.
+        raw_scores, control_scores: HFR of the images and of pure noise at the same sigma; `None` for other methods.
+        per_image_scores: `(images, timesteps)`, where the method scores single images.
+    """
+
+    method: str
+    feature: str
+    timestep: int
+    timesteps: list[int]
+    scores: list[float]
+    standard_errors: list[float]
+    cost: SelectionCost
+    schedule: dict[str, Any]
+    score_name: str = "score"
+    options: dict[str, Any] = field(default_factory=dict)
+    num_images: int = 0
+    seed: int = 0
+    model: str = ""
+    raw_scores: list[float] | None = None
+    control_scores: list[float] | None = None
+    per_image_scores: list[list[float]] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.from_dict(self.schedule)
+
+    @property
+    def sigma(self) -> float:
+        """Noise level of the chosen timestep."""
+        return self.noise_schedule.sigma(self.timestep)
+
+    def describe(self) -> str:
+        """The choice in one line, in all four units of the noise axis."""
+        schedule, t = self.noise_schedule, self.timestep
+        return (
+            f"t = {t} of {schedule.num_train_timesteps} (alpha {schedule.alpha(t):.3f}, sigma {schedule.sigma(t):.3f}, "
+            f"log-SNR {schedule.log_snr(t):.2f}), feature {self.feature}, by {self.method}"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write as JSON (whole or not at all); `load` reads it back equal."""
+        schedule = self.noise_schedule
+        axis = {
+            name: [_finite(getattr(schedule, name)(t)) for t in self.timesteps]
+            for name in ("alpha", "sigma", "log_snr")
+        }
+        content = {"format": FORMAT} | dataclasses.asdict(self) | {"noise_axis": axis}
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TimestepSelection:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
+            return cls(**fields | {"cost": SelectionCost(**fields["cost"])})
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a saved timestep selection ({error})") from error
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw the curve with its error band, raw score and control where there are, and the chosen timestep."""
+        from aselect_hf.plots import plot_selection
+
+        with atomic_file(path) as temporary:
+            plot_selection(self, temporary)
+        return Path(path)
+
+    def apply(self, model: Model) -> Model:
+        """Write the choice into `model.config`, so that it travels with the checkpoint; returns the model.
+
+        Raises:
+            ValueError: the model has another noise schedule, or no such feature or timestep.
+        """
+        config = model.config
+        if config.noise_schedule != self.schedule:
+            raise ValueError("this selection was made for another noise schedule than the model's")
+        config.timestep, config.feature = self.timestep, self.feature
+        config.selection = {
+            name: getattr(self, name)
+            for name in ("method", "score_name", "options", "num_images", "seed", "timesteps", "scores",
+                         "standard_errors", "raw_scores", "control_scores")
+        }  # fmt: skip
+        config.validate_choice()
+        return model
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
