@@ -9,7 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
+from rich.console import Console
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from aselect_hf.compare import compare_strategies
+from aselect_hf.conversion import convert_checkpoint, load_model
+from aselect_hf.conversion import save_model as write_model
+from aselect_hf.data import ImageData, load_images
+from aselect_hf.files import atomic_directory, atomic_file, check_writable
+from aselect_hf.modeling.features import list_features
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import select_timestep
 
 app = typer.Typer(
     help="Diffusion Transformers as vision backbones, at the timestep their own features choose.",
@@ -65,10 +79,6 @@ def select(
     cache_dir: CacheDir = None,
 ) -> None:
     """Choose the timestep: writes `selection.json` and `selection.png`."""
-    from aselect_hf.conversion import save_model as write_model
-    from aselect_hf.files import atomic_directory, check_writable
-    from aselect_hf.selection import select_timestep
-
     check_writable(output_dir / "selection.json")
     options: dict[str, Any] = {}
     if method == "hfr":
@@ -121,11 +131,6 @@ def compare(
     cache_dir: CacheDir = None,
 ) -> None:
     """Strategies side by side: timestep, test accuracy and cost; writes a table and a picture."""
-    from rich.console import Console
-
-    from aselect_hf.compare import compare_strategies
-    from aselect_hf.files import check_writable
-
     check_writable(output_dir / "compare.json")
     backbone = _load(model, device, dtype)
     names = {"train": train_split, "validation": validation_split, "test": test_split}
@@ -151,7 +156,7 @@ def features(
     data: Annotated[str | None, typer.Argument(help="Images, as for 'select'; not needed with --list.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Print names and shapes of all features.")] = False,
     names: Annotated[str | None, typer.Option("--features", help="Names, separated by commas.")] = None,
-    timesteps: Timesteps = None,
+    timesteps: Annotated[str | None, typer.Option(help="'0,50,100'; default: the model's own.")] = None,
     pool: Annotated[bool, typer.Option(help="Token mean instead of all tokens.")] = True,
     split: Annotated[str, typer.Option(help="Split to read.")] = "train",
     image_column: ImageColumn = "image",
@@ -164,13 +169,6 @@ def features(
     output: Annotated[Path, typer.Option(help="Safetensors file to write.")] = Path("features.safetensors"),
 ) -> None:
     """Extract features to a safetensors file, or list them."""
-    import torch
-    from safetensors.torch import save_file
-    from tqdm.auto import tqdm
-
-    from aselect_hf.files import atomic_file, check_writable
-    from aselect_hf.modeling.features import list_features
-
     backbone = _load(model, device, dtype)
     config = backbone.config
     if list_only:
@@ -187,7 +185,7 @@ def features(
         extracted = backbone.extract_features(
             batch.to(backbone.device),
             features=names.split(",") if names else None,
-            timesteps=_timesteps(timesteps, only_list=True),
+            timesteps=_timestep_list(timesteps),
             output_format="pooled" if pool else "tokens",
         )
         for name, value in extracted.items():
@@ -218,8 +216,6 @@ def convert(
     base_model_license: Annotated[str | None, typer.Option(help="Its licence, for the card.")] = None,
 ) -> None:
     """Convert a checkpoint from or to diffusers, or from an original DiT or SiT file."""
-    from aselect_hf.conversion import convert_checkpoint
-
     config = {
         "num_attention_heads": num_attention_heads,
         "base_model": base_model,
@@ -255,22 +251,16 @@ def _one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _load(model: str, device: str | None, dtype: str) -> Any:
-    import torch
-    from transformers.utils import logging
-
-    from aselect_hf.conversion import load_model
-
+def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype must be one of {', '.join(dtypes)}; got {dtype!r}")
     logging.disable_progress_bar()
-    return load_model(model, dtype=dtypes[dtype]).to(device=torch.device(device or _default_device())).eval()
+    backbone: Any = load_model(model, dtype=dtypes[dtype])
+    return backbone.to(device or _default_device()).eval()
 
 
 def _default_device() -> str:
-    import torch
-
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -278,22 +268,25 @@ def _default_device() -> str:
 
 def _images(
     data: str, split: str, image_column: str, label_column: str, max_samples: int | None, seed: int, on_error: str
-) -> Any:
-    from aselect_hf.data import ImageData, load_images
-
+) -> ImageData:
     dataset = load_images(data, split)
     images = ImageData.of(dataset, image_column=image_column, label_column=label_column, name=f"{data} ({split})")
     return images.readable(on_error).sample(max_samples, seed)
 
 
-def _timesteps(text: str | None, only_list: bool = False) -> list[int] | int | None:
+def _timestep_list(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        values = [int(part) for part in text.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"timesteps must be integers such as '0,50,100', or a count; got {text!r}") from None
-    return values[0] if len(values) == 1 and not only_list else values
+        raise ValueError(f"timesteps must be integers such as '0,50,100'; got {text!r}") from None
+
+
+def _timesteps(text: str | None) -> list[int] | int | None:
+    """Candidates, or how many of the default ones."""
+    values = _timestep_list(text)
+    return values[0] if values and len(values) == 1 else values
 
 
 if __name__ == "__main__":

@@ -339,7 +339,7 @@ def _build(
     if vae is not None:
         fields = fields | _vae_fields(vae, vae_decoder)
     config = ASelectDiTConfig(**{name: value for name, value in fields.items() if value is not None})
-    model = model_class(config)
+    model: Any = model_class(config)
     dit = getattr(model, model.base_model_prefix, model)
     if vae is not None:
         state = state | {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
@@ -352,7 +352,7 @@ def _build(
         )
     dtype = state["patch_embedding.weight"].dtype
     dit.load_state_dict({name: state.get(name, tensor) for name, tensor in expected.items()})
-    return model.to(dtype=dtype).eval()
+    return model.to(dtype).eval()
 
 
 def _from_diffusers(diffusers_class: Any, path: Path, allow_pickle: bool) -> Any:

@@ -90,6 +90,9 @@ class ASelectDiTConfig(PreTrainedConfig):
             self.feature = default_feature(self.num_hidden_layers)
         if self.image_size is None:
             self.image_size = self.sample_size * self.vae_downsampling
+        self.check_shape()
+        self.check_vae()
+        self.check_choice()
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -118,7 +121,7 @@ class ASelectDiTConfig(PreTrainedConfig):
     def num_patches(self) -> int:
         return self.grid_size[0] * self.grid_size[1]
 
-    def validate_shape(self) -> None:
+    def check_shape(self) -> None:
         """Refuse sizes that contradict each other."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -139,7 +142,7 @@ class ASelectDiTConfig(PreTrainedConfig):
                 f"with a downsampling of {self.vae_downsampling} it is {self.sample_size * self.vae_downsampling}"
             )
 
-    def validate_vae(self) -> None:
+    def check_vae(self) -> None:
         """Refuse a VAE that is unknown or does not fit what the DiT sees."""
         if self.vae_config is None:
             return
@@ -150,7 +153,7 @@ class ASelectDiTConfig(PreTrainedConfig):
         if channels != self.num_channels:
             raise ValueError(f"num_channels={self.num_channels} contradicts the VAE's latent_channels={channels}")
 
-    def validate_choice(self) -> None:
+    def check_choice(self) -> None:
         """Refuse a feature or timestep this network does not have."""
         parse_feature(self.feature or "", self.num_hidden_layers)
         if self.timestep is not None:

@@ -130,7 +130,7 @@ class TimestepSelection:
             for name in ("method", "score_name", "options", "num_images", "seed", "timesteps", "scores",
                          "standard_errors", "raw_scores", "control_scores")
         }  # fmt: skip
-        config.validate_choice()
+        config.check_choice()
         return model
 
 

@@ -25,7 +25,7 @@ from aselect_hf.training.arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-STEP_FILE = "step.json"
+PROGRESS_FILE = "progress.json"
 
 
 class Trainer:
@@ -105,8 +105,8 @@ class Trainer:
         accelerator.print(self.describe())
         if args.report_to:
             accelerator.init_trackers("aselect", config=vars(args))
-        step = self._resume()
-        started, losses, history = time.perf_counter(), [], []
+        step, seconds, history = self._resume()
+        started, losses = time.perf_counter() - seconds, []
         bar = tqdm(total=self.max_steps, initial=step, desc="train", disable=not accelerator.is_local_main_process)
         self.objective.train()
         while step < self.max_steps:
@@ -138,7 +138,7 @@ class Trainer:
                     accelerator.log(history[-1], step=step)
                     bar.set_postfix(loss=f"{mean_loss:.4f}")
                 if args.checkpointing_steps and step % args.checkpointing_steps == 0:
-                    self._save_checkpoint(step)
+                    self._save_checkpoint(step, time.perf_counter() - started, history)
                 if step >= self.max_steps:
                     break
         bar.close()
@@ -155,7 +155,7 @@ class Trainer:
             seed = (seed * 1_000_003 + part) % 2**63
         return torch.Generator().manual_seed(seed)
 
-    def _save_checkpoint(self, step: int) -> None:
+    def _save_checkpoint(self, step: int, seconds: float, history: list[dict[str, float]]) -> None:
         """Write `checkpoint-<step>` under a temporary name, rename it, then drop the oldest."""
         target = self.output_dir / f"checkpoint-{step}"
         temporary = self.output_dir / f".checkpoint-{step}.partial"
@@ -164,7 +164,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(temporary))
         if self.accelerator.is_main_process:
-            (temporary / STEP_FILE).write_text(json.dumps({"step": step}))
+            record = {"step": step, "seconds": seconds, "history": history}
+            (temporary / PROGRESS_FILE).write_text(json.dumps(record))
             shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
             for old in self._checkpoints()[: -self.args.checkpoints_total_limit]:
@@ -175,19 +176,23 @@ class Trainer:
         found = self.output_dir.glob("checkpoint-*")
         return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, float, list[dict[str, float]]]:
+        """Steps done, seconds spent and the log so far."""
         wanted = self.args.resume_from_checkpoint
         if not wanted:
-            return 0
+            return 0, 0.0, []
         if wanted == "latest":
             checkpoints = self._checkpoints()
             if not checkpoints:
                 logger.warning("no checkpoint in %s: starting from the beginning", self.output_dir)
-                return 0
+                return 0, 0.0, []
             path = checkpoints[-1]
         else:
             path = Path(wanted)
-        if not (path / STEP_FILE).is_file():
-            raise ValueError(f"resume_from_checkpoint={wanted!r} is not a checkpoint: {path / STEP_FILE} is missing")
+        if not (path / PROGRESS_FILE).is_file():
+            raise ValueError(
+                f"resume_from_checkpoint={wanted!r} is not a checkpoint: {path / PROGRESS_FILE} is missing"
+            )
         self.accelerator.load_state(str(path))
-        return json.loads((path / STEP_FILE).read_text())["step"]
+        record = json.loads((path / PROGRESS_FILE).read_text())
+        return record["step"], record["seconds"], record["history"]

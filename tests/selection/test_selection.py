@@ -1,0 +1,207 @@
+"""Every strategy behind the one interface, and what is special about each."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from aselect_hf import TimestepSelection, high_frequency_ratio, select_timestep
+from aselect_hf.data import ImageData
+from aselect_hf.modeling.noise_schedule import NoiseSchedule
+from aselect_hf.selection import STRATEGIES, default_timesteps
+
+TIMESTEPS = [0, 100, 500, 900]
+
+
+@pytest.fixture
+def labelled(normal) -> ImageData:
+    """Two classes that differ in the sign of their mean."""
+    labels = np.arange(40) % 2
+    signs = torch.from_numpy(2.0 * labels - 1).float().view(-1, 1, 1, 1)
+    return ImageData(0.3 * normal(40, 2, 8, 8) + signs, labels)
+
+
+@pytest.fixture
+def run(model, labelled, tmp_path):
+    def run(method: str, **options) -> TimestepSelection:
+        options = {"timesteps": TIMESTEPS, "cache_dir": tmp_path, "progress": False, "num_images": 8} | options
+        return select_timestep(model, options.pop("images", labelled), method=method, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("method", STRATEGIES)
+class TestEveryStrategy:
+    def test_choice_and_evidence(self, run, method):
+        selection = run(method)
+        assert selection.method == method
+        assert selection.timestep in selection.timesteps
+        if selection.scores:
+            assert selection.timesteps == TIMESTEPS
+            assert selection.timestep == TIMESTEPS[int(np.argmax(selection.scores))]
+            assert len(selection.standard_errors) == len(TIMESTEPS)
+        assert selection.cost.forward_passes >= 0
+        assert selection.versions["torch"] == torch.__version__
+
+    def test_is_deterministic(self, run, method):
+        first, second = run(method), run(method)
+        assert (first.timestep, first.scores) == (second.timestep, second.scores)
+
+    def test_save_load_round_trip(self, run, method, tmp_path):
+        selection = run(method)
+        selection.save(tmp_path / "selection.json")
+        assert TimestepSelection.load(tmp_path / "selection.json") == selection
+        json.loads((tmp_path / "selection.json").read_text(), parse_constant=pytest.fail)
+
+    def test_plot_is_a_picture(self, run, method, tmp_path):
+        run(method).plot(tmp_path / "selection.png")
+        assert (tmp_path / "selection.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_apply_travels_with_the_checkpoint(self, run, method, model, tmp_path):
+        selection = run(method, feature="blocks.-1.hidden")
+        selection.apply(model).save_pretrained(tmp_path / "model")
+        loaded = type(model).from_pretrained(tmp_path / "model")
+        assert (loaded.config.timestep, loaded.config.feature) == (selection.timestep, "blocks.2.hidden")
+        assert loaded.config.selection["method"] == method
+        assert loaded.config.selection["options"] == selection.options
+
+    def test_model_is_left_as_it_was(self, run, method, model):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.train()
+        run(method)
+        assert model.training
+        assert model.config.selection is None
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class TestHFR:
+    def test_scores_are_hfr_of_images_minus_hfr_of_the_same_noise(self, run, model, normal):
+        """Against a computation from the definition, one image and timestep at a time."""
+        images = normal(3, 2, 8, 8, seed=5)
+        selection = run("hfr", images=images, seed=4, feature="blocks.1.key")
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
+        for column, t in enumerate(TIMESTEPS):
+            alpha, sigma = model.noise_schedule.alpha(t), model.noise_schedule.sigma(t)
+            for row in range(3):
+                ratios = [
+                    high_frequency_ratio(
+                        model.extract_features(
+                            latents=z[None], noise=e[None], features=["blocks.1.key"], timesteps=[t]
+                        )["blocks.1.key"][:, 0],
+                        (4, 4),
+                    ).item()
+                    for z, e in (
+                        (images[row], noise[row]),
+                        (torch.zeros_like(images[row]), noise[row]),
+                    )
+                ]
+                assert selection.per_image_scores[row][column] == pytest.approx(ratios[0] - ratios[1], abs=1e-5)
+            assert 0 < alpha <= 1
+            assert 0 < sigma < 1
+        np.testing.assert_allclose(selection.scores, np.mean(selection.per_image_scores, axis=0), atol=1e-9)
+        deviation = np.std(selection.per_image_scores, axis=0, ddof=1) / 3**0.5
+        np.testing.assert_allclose(selection.standard_errors, deviation, atol=1e-9)
+
+    def test_raw_scores_are_kept_and_selectable(self, run):
+        corrected, raw = run("hfr"), run("hfr", noise_correction=False)
+        assert raw.scores == raw.raw_scores == corrected.raw_scores
+        np.testing.assert_allclose(
+            corrected.scores, np.subtract(corrected.raw_scores, corrected.control_scores), atol=1e-12
+        )
+
+    @pytest.mark.parametrize("batch_size", [1, 3, 8, 1000])
+    def test_batching_changes_nothing(self, run, batch_size):
+        np.testing.assert_allclose(run("hfr", batch_size=batch_size).scores, run("hfr").scores, atol=1e-6)
+
+    def test_cost_counts_the_passes_that_were_run(self, run, model):
+        passes = []
+        model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+        selection = run("hfr")
+        counted = 1  # the pass that counts the FLOPs
+        assert sum(passes) - counted == selection.cost.forward_passes == 2 * 8 * len(TIMESTEPS)
+        assert selection.cost.flops > 0
+
+    def test_no_block_after_the_feature_runs(self, run, model):
+        model.layers[1].register_forward_hook(lambda *_: pytest.fail("block 1 was run"))
+        run("hfr", feature="blocks.0.query")
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"dims": 1}, {"spectrum": "amplitude"}, {"remove_mean": True}, {"standardize": True}, {"cutoff": 0.3}],
+        ids=str,
+    )
+    def test_variants_change_the_curve_and_are_recorded(self, run, options):
+        selection = run("hfr", **options)
+        assert selection.scores != run("hfr").scores
+        assert selection.options.items() >= options.items()
+
+
+class TestGrid:
+    def test_scores_are_accuracies_of_probes_that_learn(self, run, labelled):
+        selection = run("grid")
+        assert selection.scores[0] > 0.9
+        assert selection.cost.forward_passes == 40 * len(TIMESTEPS)
+        shuffled = np.random.default_rng(0).permutation(labelled.labels)
+        assert max(run("grid", images=ImageData(labelled.items, shuffled)).scores) < 0.9
+
+    def test_validation_images_are_the_ones_given(self, run, labelled):
+        selection = run("grid", validation=labelled.subset(range(10)))
+        assert selection.options["validation_images"] == 10
+        assert selection.num_images == 40
+
+    def test_needs_labels(self, run, normal):
+        with pytest.raises(ValueError, match="needs labels"):
+            run("grid", images=normal(4, 2, 8, 8))
+
+
+def test_fixed_defaults_to_a_tenth_of_the_schedule(run):
+    assert run("fixed").timestep == 100
+    assert run("fixed", timestep=7).timestep == 7
+
+
+@pytest.mark.parametrize("num", [1, 2, 20])
+def test_default_timesteps_are_dense_at_low_noise(num):
+    steps = default_timesteps(NoiseSchedule(), num)
+    assert len(steps) == num
+    assert steps[0] == 0
+    assert np.all(np.diff(np.diff(steps)) >= -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "method 'magic' is unknown; accepted are hfr, grid, fixed"),
+        ({"method": "hfr", "cutof": 0.2}, "no option cutof; accepted are .*cutoff"),
+        ({"method": "hfr", "cutoff": 0.9}, "leaves no bins"),
+        ({"method": "hfr", "timesteps": []}, "timesteps must not be empty"),
+        ({"method": "hfr", "timesteps": [0.5]}, "float in \\[0, 1\\]"),
+        ({"method": "hfr", "timesteps": [1000]}, "0..999"),
+        ({"method": "hfr", "feature": "blocks.9.query"}, "no block 9"),
+        ({"method": "hfr", "num_images": 1}, "at least 2 images"),
+        ({"method": "hfr", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"method": "hfr", "on_error": "ignore"}, "on_error must be one of stop, skip"),
+        ({"method": "hfr", "images": torch.full((2, 2, 8, 8), float("nan"))}, "NaN"),
+        ({"method": "hfr", "images": torch.zeros(2, 3, 8, 8)}, "must be \\(batch, 2, height, width\\)"),
+        ({"method": "fixed", "timestep": 1000}, "0..999"),
+        ({"method": "grid", "probe": "forest"}, "probe must be one of linear, knn"),
+    ],
+    ids=str,
+)
+def test_bad_requests(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(options.pop("method"), **options)
+
+
+def test_selection_of_another_schedule_is_refused(run, make_model):
+    other = make_model(noise_schedule={"type": "flow_matching"})
+    with pytest.raises(ValueError, match="another noise schedule"):
+        run("fixed").apply(other)
+
+
+def test_damaged_selection_file_is_named(tmp_path):
+    (tmp_path / "selection.json").write_text("{")
+    with pytest.raises(ValueError, match=r"selection.json is not a saved timestep selection"):
+        TimestepSelection.load(tmp_path / "selection.json")

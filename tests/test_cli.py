@@ -1,0 +1,173 @@
+"""The commands as a user types them, in a process of their own where that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from aselect_hf import cli
+from aselect_hf.conversion import save_model
+
+
+@pytest.fixture
+def checkpoint(make_model, tmp_path) -> Path:
+    save_model(make_model(num_channels=1, timestep=None), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    for index in range(12):
+        path = tmp_path / "images" / ("ab"[index % 2]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * index + 10).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def aselect(monkeypatch, capsys):
+    """Run a command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aselect", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_select_writes_curve_picture_and_model(aselect, checkpoint, pictures, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, _ = aselect(
+        "select",
+        checkpoint,
+        pictures,
+        "--timesteps",
+        "0,200,800",
+        "--output-dir",
+        out,
+        "--save-model",
+        tmp_path / "chosen",
+    )
+    assert code == 0
+    assert "log-SNR" in stdout
+    selection = json.loads((out / "selection.json").read_text())
+    assert selection["timesteps"] == [0, 200, 800]
+    assert (out / "selection.png").stat().st_size > 10_000
+    config = json.loads((tmp_path / "chosen" / "config.json").read_text())
+    assert config["timestep"] == selection["timestep"]
+    assert config["selection"]["method"] == "hfr"
+
+
+def test_features_are_listed_and_written(aselect, checkpoint, pictures, tmp_path):
+    code, stdout, _ = aselect("features", checkpoint, "--list")
+    assert code == 0
+    assert len(stdout.splitlines()) == 30
+    assert "blocks.1.query" in stdout
+    assert stdout.count("<- config.feature") == 1
+    output = tmp_path / "features.safetensors"
+    code, *_ = aselect(
+        "features", checkpoint, pictures, "--features", "blocks.0.hidden,blocks.-1.key", "--timesteps", "5,50",
+        "--output", output, "--no-pool",
+    )  # fmt: skip
+    assert code == 0
+    tensors = load_file(output)
+    assert tensors["blocks.-1.key"].shape == (12, 2, 16, 24)
+    assert tensors["labels"].tolist() == [0] * 6 + [1] * 6
+
+
+def test_compare_on_parquet_splits(aselect, checkpoint, tmp_path):
+    import datasets
+
+    for split in ("train", "validation", "test"):
+        rows = {
+            "image": [Image.new("L", (8, 8), 10 * i + 40) for i in range(20)],
+            "label": [i // 10 for i in range(20)],
+        }
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        (tmp_path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    code, stdout, stderr = aselect(
+        "compare", checkpoint, tmp_path / "data", "--timesteps", "0,400", "--num-images", "4",
+        "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache",
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert "raw pixels" in stdout
+    assert (tmp_path / "out" / "compare.png").is_file()
+
+
+def test_convert_to_diffusers_and_back(aselect, checkpoint, make_model, tmp_path):
+    save_model(make_model(mlp_ratio=4, timestep_freq_shift=1), tmp_path / "wide")
+    assert aselect("convert", tmp_path / "wide", tmp_path / "diffusers", "--to", "diffusers")[0] == 0
+    assert aselect("convert", tmp_path / "diffusers" / "transformer", tmp_path / "back")[0] == 0
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("wide", "back"))
+    assert all(torch.equal(before[name], after[name]) for name in before if name != "evaluation_noise")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["select", "no/such", "sample"], "'no/such' is neither a local path nor reachable on the Hub"),
+        (["select", "{checkpoint}", "no/such"], "cannot load images from 'no/such'"),
+        (["select", "{checkpoint}", "{pictures}", "--split", "dev"], "no split 'dev'"),
+        (["select", "{checkpoint}", "{pictures}", "--timesteps", "a,b"], "timesteps must be integers"),
+        (["select", "{checkpoint}", "{pictures}", "--timesteps", "0,5000"], "0..999"),
+        (["select", "{checkpoint}", "{pictures}", "--feature", "blocks.1.q"], "feature 'blocks.1.q' is unknown"),
+        (["select", "{checkpoint}", "{pictures}", "--cutoff", "2"], "leaves no bins"),
+        (["select", "{checkpoint}", "{pictures}", "--dtype", "int8"], "dtype must be one of"),
+        (["select", "{checkpoint}", "{pictures}", "--output-dir", "{checkpoint}/config.json"], "is not writable"),
+        (["select", "{checkpoint}", "{pictures}", "--save-model", "{checkpoint}"], "exists already"),
+        (["features", "{checkpoint}"], "DATA is missing"),
+        (["convert", "{pictures}", "out"], "is not a checkpoint"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_line(aselect, checkpoint, pictures, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    filled = [argument.format(checkpoint=checkpoint, pictures=pictures) for argument in arguments]
+    code, _, stderr = aselect(*filled)
+    assert code == 2
+    last = [line for line in stderr.splitlines() if line.startswith("aselect: error:")]
+    assert len(last) == 1
+    assert message in last[0]
+    left = [path for path in tmp_path.rglob("*") if path not in before and path.is_file()]
+    assert not left
+
+
+def test_truncated_weights_are_named(aselect, checkpoint, pictures):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, stderr = aselect("select", checkpoint, pictures)
+    assert code == 2
+    assert f"checkpoint {checkpoint} cannot be read" in stderr
+
+
+def test_another_model_type_is_named(aselect, pictures, tmp_path):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    code, _, stderr = aselect("select", tmp_path / "vit", pictures)
+    assert code == 2
+    assert "model of type 'vit'" in stderr
+
+
+@pytest.mark.parametrize("command", ["select", "compare", "features", "convert"])
+def test_help_has_an_example(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "aselect_hf.cli", command, "--help"],
+        capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"},
+    )  # fmt: skip
+    assert f"Example: aselect {command}" in result.stdout

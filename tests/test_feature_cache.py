@@ -1,0 +1,69 @@
+"""Features are computed once, for exactly what they depend on, and an interrupted run goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from aselect_hf import feature_cache
+from aselect_hf.data import ImageData
+from aselect_hf.feature_cache import cache_key, pooled_features
+
+FEATURE = "blocks.1.query"
+
+
+@pytest.fixture
+def data(normal) -> ImageData:
+    return ImageData(normal(10, 2, 8, 8))
+
+
+def test_values_are_the_models_own(model, data, tmp_path):
+    cached = pooled_features(model, data, [0, 300], FEATURE, batch_size=4, cache_dir=tmp_path, progress=False)
+    direct = model.extract_features(data.items, features=[FEATURE], timesteps=[0, 300], output_format="pooled")
+    for column, values in enumerate(cached.values):
+        np.testing.assert_allclose(values, direct[FEATURE][:, column].numpy(), atol=1e-6)
+
+
+def test_second_call_runs_nothing_and_new_timesteps_only_themselves(model, data, tmp_path):
+    first = pooled_features(model, data, [0, 300], FEATURE, cache_dir=tmp_path, progress=False)
+    seen = []
+    model.layers[0].register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    again = pooled_features(model, data, [300, 0], FEATURE, cache_dir=tmp_path, progress=False)
+    assert sum(seen) == 1  # the pass that counts the FLOPs
+    np.testing.assert_array_equal(again.values[0], first.values[1])
+    assert again.seconds == pytest.approx(first.seconds)
+    pooled_features(model, data, [0, 300, 600], FEATURE, cache_dir=tmp_path, progress=False)
+    assert sum(seen) == 1 + len(data) + 1
+
+
+def test_interrupted_run_goes_on_after_its_finished_images(model, data, tmp_path, monkeypatch):
+    expected = pooled_features(model, data, [0, 300], FEATURE, cache_dir=tmp_path / "whole", progress=False)
+    monkeypatch.setattr(feature_cache, "MARK_EVERY", 0.0)
+    extract, calls = type(model).extract_features, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(len(kwargs["latents"]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return extract(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "extract_features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pooled_features(model, data, [0, 300], FEATURE, batch_size=3, cache_dir=tmp_path, progress=False)
+    calls.clear()
+    resumed = pooled_features(model, data, [0, 300], FEATURE, batch_size=4, cache_dir=tmp_path, progress=False)
+    assert sum(calls) == 10 - 6
+    for values, whole in zip(resumed.values, expected.values, strict=True):
+        np.testing.assert_allclose(values, whole, atol=1e-6)
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_key_follows_weights_data_feature_and_noise(model, make_model, data, normal):
+    keys = {cache_key(model, data, FEATURE), cache_key(model, data, "blocks.1.key")}
+    keys.add(cache_key(make_model(seed=1), data, FEATURE))
+    keys.add(cache_key(make_model(noise_seed=1), data, FEATURE))
+    keys.add(cache_key(model.to(torch.bfloat16), data, FEATURE))
+    keys.add(cache_key(make_model(), ImageData(normal(10, 2, 8, 8, seed=1)), FEATURE))
+    assert len(keys) == 6
+    assert cache_key(make_model(), data, FEATURE) in keys

@@ -1,0 +1,121 @@
+"""Pretraining on a small folder: it learns, resumes exactly, and leaves a loadable checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aselect_hf import ASelectDiTModel
+from aselect_hf.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from aselect_hf.training.pretrain import DenoisingObjective, build_config, pretrain
+
+OVERRIDES = (
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,mlp_ratio=2,patch_size=4,sample_size=8,num_channels=1,"
+    "learned_sigma=false,num_condition_classes="
+)
+
+
+@pytest.fixture
+def train_dir(tmp_path) -> Path:
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.clip(generator.normal(60 + 120 * (index % 2), 20, (8, 8)), 0, 255)
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def run(train_dir, tmp_path):
+    def run(name: str, classes: int = 0, **training) -> ASelectDiTModel:
+        options = {"per_device_train_batch_size": 8, "max_train_steps": 6, "learning_rate": 1e-2, "ema_decay": 0.5}
+        return pretrain(
+            ModelArguments(config_overrides=OVERRIDES + str(classes)),
+            DataArguments(train_dir=str(train_dir)),
+            TrainingArguments(output_dir=str(tmp_path / name), logging_steps=1, **(options | training)),
+        )
+
+    return run
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_loss_falls_and_the_checkpoint_loads(run, tmp_path):
+    model = run("run", max_train_steps=60)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    losses = [entry["loss"] for entry in record["history"]]
+    assert len(losses) == 60
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:3])
+    assert record["arguments"]["learning_rate"] == 1e-2
+    loaded = ASelectDiTModel.from_pretrained(tmp_path / "run")
+    assert torch.equal(weights(loaded), weights(model))
+    assert (tmp_path / "run" / "preprocessor_config.json").is_file()
+
+
+def test_resume_ends_in_the_very_same_weights(run, tmp_path):
+    """Stopped after step 4 of 6, in the middle of the second epoch."""
+    whole = run("whole")
+    run("stopped", checkpointing_steps=2, checkpoints_total_limit=1)
+    kept = [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")]
+    assert kept == ["checkpoint-6"]
+    run("resumed", checkpointing_steps=4)
+    resumed = run("resumed", resume_from_checkpoint="latest")
+    assert torch.equal(weights(resumed), weights(whole))
+    record = json.loads((tmp_path / "resumed" / "training.json").read_text())
+    assert [entry["step"] for entry in record["history"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_accumulation_takes_as_many_optimizer_steps(run, tmp_path):
+    run("run", gradient_accumulation_steps=2, max_train_steps=3)
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["steps"] == 3
+
+
+def test_bf16_trains(run, tmp_path):
+    model = run("run", mixed_precision="bf16")
+    assert model.dtype == torch.float32
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_class_conditional_training_moves_the_class_table(run):
+    model = run("run", classes=2)
+    assert model.condition_embeddings[0].class_embedding.weight.shape == (3, 16)
+
+
+def test_labels_out_of_range_are_refused_before_training(run, tmp_path):
+    with pytest.raises(ValueError, match=r"num_condition_classes=1 needs labels in 0..0, found 0..1"):
+        run("run", classes=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [("hidden=3", "not 'field=value'"), ("hidden_size", "not 'field=value'"), ("hidden_size=30", "multiple of")],
+)
+def test_bad_overrides_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build_config(ModelArguments(config_overrides=overrides))
+
+
+def test_missing_source_or_output(tmp_path):
+    with pytest.raises(ValueError, match="--output_dir"):
+        pretrain(ModelArguments(), DataArguments(), TrainingArguments())
+
+
+@pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction"}, {"type": "flow_matching"}], ids=str)
+def test_objective_is_the_mean_squared_error_of_the_target(make_model, normal, schedule):
+    """A network that outputs zero has a loss equal to the target's power."""
+    model = make_model(noise_schedule=schedule, learned_sigma=False)
+    for parameter in model.final_layer.parameters():
+        parameter.data.zero_()
+    pixels = normal(64, 2, 8, 8)
+    loss = DenoisingObjective(model)({"pixel_values": pixels, "labels": torch.zeros(64).long()}, torch.Generator())
+    expected = {"type": 1.0, "prediction_type": 1.0}.get(next(iter(schedule), "prediction_type"))
+    expected = 2.0 if schedule.get("type") == "flow_matching" else expected
+    assert loss.item() == pytest.approx(expected, rel=0.1)
