@@ -1,11 +1,11 @@
 """Diffusion Transformers as vision backbones, at the timestep their own features choose."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from aselect_hf.conversion import convert_checkpoint
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
-from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
+from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection, select_timestep
 
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 AutoConfig.register(ASelectDiTConfig.model_type, ASelectDiTConfig, exist_ok=True)
 AutoModel.register(ASelectDiTConfig, ASelectDiTModel, exist_ok=True)
+AutoImageProcessor.register(ASelectDiTConfig, image_processor_classes={"pil": ASelectDiTImageProcessor}, exist_ok=True)
 
 __all__ = [
     "ASelectDiTConfig",

@@ -14,6 +14,7 @@ computes, bit for bit; pass `timestep_freq_shift=0` to undo that for facebook's 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import math
@@ -72,6 +73,7 @@ ORIGINAL_BLOCK_KEYS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 ACTIVATIONS = {"gelu-approximate": "gelu_pytorch_tanh", "gelu": "gelu"}
 SCHEDULER_FIELDS = (
     "num_train_timesteps",
@@ -165,9 +167,12 @@ def load_model(source: str | Path, **config: Any) -> ASelectDiTModel:
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: convert it first, with ASelectDiTModel.from_diffusers")
     try:
-        return ASelectDiTModel.from_pretrained(path, **config)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        model, report = ASelectDiTModel.from_pretrained(path, output_loading_info=True, **config)
+    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {source} cannot be read: {_first_line(error)}") from error
+    if missing := set(report["missing_keys"]) - DERIVED_KEYS:
+        raise ValueError(f"checkpoint {source} does not fit its config: missing {sorted(missing)}")
+    return model
 
 
 def load_diffusers(
@@ -182,6 +187,8 @@ def load_diffusers(
     """Convert a diffusers DiT: a pipeline folder, a transformer folder or a Hub id; see `convert_checkpoint`."""
     path = locate(source, allow_pickle)
     pipeline = (path / "model_index.json").is_file()
+    if detect_format(path / "transformer" if pipeline else path) != "diffusers":
+        raise ValueError(f"{source} is an aselect_dit checkpoint already: load it with from_pretrained")
     transformer = _from_diffusers(DiTTransformer2DModel, path / "transformer" if pipeline else path, allow_pickle)
     autoencoder = None
     if vae is not None:
@@ -260,7 +267,7 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     }
     transformer.load_state_dict(theirs)
     fields = {name: value for name in SCHEDULER_FIELDS if (value := getattr(schedule, name)) is not None}
-    return transformer.to(model.dtype).eval(), DDIMScheduler(**fields, clip_sample=False, set_alpha_to_one=False)
+    return transformer.to(model.dtype).eval(), DDIMScheduler(**fields, clip_sample=False)
 
 
 def locate(source: str | Path, allow_pickle: bool = False) -> Path:
@@ -299,10 +306,13 @@ def detect_format(path: Path) -> str:
         fields = json.loads((path / "config.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a checkpoint: no readable config.json or model_index.json") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is not a checkpoint: its config.json holds no fields")
     if fields.get("model_type") == ASelectDiTConfig.model_type:
         return "aselect"
-    if fields.get("_class_name") == "DiTTransformer2DModel":
-        return "diffusers"
+    class_name, norm_type = fields.get("_class_name"), fields.get("norm_type")
+    if class_name == "DiTTransformer2DModel" or (class_name, norm_type) == ("Transformer2DModel", "ada_norm_zero"):
+        return "diffusers"  # the second: how diffusers called it before 0.29, the published repositories among them
     found = fields.get("model_type") or fields.get("_class_name") or "unknown"
     raise ValueError(f"{path} holds a model of type {found!r}; accepted are aselect_dit and DiTTransformer2DModel")
 
@@ -344,7 +354,7 @@ def _build(
     if vae is not None:
         state = state | {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
     expected = dit.state_dict()
-    missing = set(expected) - set(state) - {"position_embedding", "evaluation_noise"}
+    missing = set(expected) - set(state) - DERIVED_KEYS
     wrong = [name for name in set(state) & set(expected) if state[name].shape != expected[name].shape]
     if missing or wrong:
         raise ValueError(
@@ -357,7 +367,12 @@ def _build(
 
 def _from_diffusers(diffusers_class: Any, path: Path, allow_pickle: bool) -> Any:
     try:
-        return diffusers_class.from_pretrained(path, use_safetensors=None if allow_pickle else True)
+        model, report = diffusers_class.from_pretrained(
+            path, use_safetensors=None if allow_pickle else True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"its weights are missing {', '.join(sorted(report['missing_keys']))}")
+        return model
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         pickles = [] if allow_pickle else sorted(path.glob("*.bin"))
         hint = f"; {pickles[0].name} is a pickle: pass allow_pickle=True to read it" if pickles else ""
@@ -413,10 +428,16 @@ def _load_original(
     if not allow_pickle:
         raise ValueError(f"{path.name} is a pickle: pass allow_pickle=True to read it (with weights_only=True)")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the original training scripts store one
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as a state dict: {_first_line(error)}") from error
-    state: State = loaded.get("ema") or loaded.get("model") or loaded
+    state: State = loaded
+    for key in ("model", "ema"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            state = loaded[key]
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a DiT state dict but a {type(state).__name__}")
     needed = [f"{name}.weight" for name in ORIGINAL_KEYS.values()] + ["pos_embed", "blocks.0.attn.qkv.weight"]
     if absent := [name for name in needed if name not in state]:
         raise ValueError(f"{path} is not a DiT state dict: {', '.join(absent)} missing")

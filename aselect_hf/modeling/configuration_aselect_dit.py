@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .features import default_feature, parse_feature
 from .noise_schedule import NoiseSchedule
@@ -85,13 +86,13 @@ class ASelectDiTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
                 raise ValueError(f"{name} must be an integer in 1..{MAX_SIZE}, got {value!r}")
+        self.check_vae()
         self.noise_schedule = NoiseSchedule.from_dict(self.noise_schedule or {}).to_dict()
         if self.feature is None:
             self.feature = default_feature(self.num_hidden_layers)
         if self.image_size is None:
             self.image_size = self.sample_size * self.vae_downsampling
         self.check_shape()
-        self.check_vae()
         self.check_choice()
         super().__post_init__(**kwargs)
 
@@ -131,6 +132,10 @@ class ASelectDiTConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of 4 for 2-D sin-cos positions")
         if self.sample_size % self.patch_size:
             raise ValueError(f"sample_size={self.sample_size} must be a multiple of patch_size={self.patch_size}")
+        if not self.mlp_ratio * self.hidden_size >= 1:
+            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown to transformers.activations")
         if self.num_condition_classes < 0 or self.num_noise_draws < 1:
             raise ValueError(
                 "num_condition_classes must be at least 0 and num_noise_draws at least 1, "
@@ -149,6 +154,9 @@ class ASelectDiTConfig(PreTrainedConfig):
         name = self.vae_config.get("_class_name", "AutoencoderKL")
         if name not in ("AutoencoderKL", "AutoencoderTiny"):
             raise ValueError(f"vae_config must be of an AutoencoderKL or AutoencoderTiny, got {name!r}")
+        widths = "encoder_block_out_channels" if name == "AutoencoderTiny" else "block_out_channels"
+        if not self.vae_config.get(widths):
+            raise ValueError(f"vae_config of an {name} must have {widths}")
         channels = self.vae_config.get("latent_channels", 4)
         if channels != self.num_channels:
             raise ValueError(f"num_channels={self.num_channels} contradicts the VAE's latent_channels={channels}")

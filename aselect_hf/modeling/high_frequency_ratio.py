@@ -44,15 +44,20 @@ def high_frequency_ratio(
     if spectrum not in SPECTRA:
         raise ValueError(f"spectrum must be one of {', '.join(SPECTRA)}; got {spectrum!r}")
     frequencies = bin_frequencies(grid_size, dims).to(tokens.device)
-    high = frequencies > cutoff
-    if not cutoff >= 0 or not high.any():
+    high = frequencies > cutoff + 1e-9  # a bin at the cutoff is low, however the two fractions are rounded
+    low = ~high[1:] if remove_mean else ~high
+    if not cutoff >= 0 or not high.any() or not low.any():
+        lowest = frequencies[1:].min().item() if remove_mean and len(frequencies) > 1 else 0
         raise ValueError(
             f"cutoff={cutoff} leaves no bins on one side: with dims={dims} and grid_size={tuple(grid_size)} it must be "
-            f"at least 0 and below {frequencies.max().item():.3f} cycles per token"
+            f"at least {lowest:.3g} and below {frequencies.max().item():.3f} cycles per token"
         )
     signal = tokens.float().transpose(1, 2)
     tiny = torch.finfo(signal.dtype).tiny
     signal = signal / signal.abs().amax(-1, keepdim=True).clamp(min=tiny)
+    if remove_mean:  # what is left of a constant channel is rounding, not energy
+        signal = signal - signal.mean(-1, keepdim=True)
+        signal = signal * (signal.abs().amax(-1, keepdim=True) > 1e-6)
     if dims == 2:
         signal = signal.unflatten(-1, grid_size)
     energy = torch.fft.fftn(signal, dim=tuple(range(-dims, 0))).abs().flatten(2)
@@ -68,9 +73,9 @@ def high_frequency_ratio(
 def bin_frequencies(grid_size: tuple[int, int], dims: int = 2) -> torch.Tensor:
     """Frequency of every bin of the transform, in cycles per token, flattened; the first is the mean (0)."""
     if dims == 1:
-        return torch.fft.fftfreq(grid_size[0] * grid_size[1]).abs()
+        return torch.fft.fftfreq(grid_size[0] * grid_size[1], dtype=torch.float64).abs()
     if dims == 2:
-        vertical, horizontal = torch.fft.fftfreq(grid_size[0]), torch.fft.fftfreq(grid_size[1])
+        vertical, horizontal = (torch.fft.fftfreq(size, dtype=torch.float64) for size in grid_size)
         return torch.hypot(vertical[:, None], horizontal[None, :]).flatten()
     raise ValueError(f"dims must be 1 (token sequence) or 2 (patch grid), got {dims!r}")
 

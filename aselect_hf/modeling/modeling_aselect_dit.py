@@ -6,6 +6,7 @@ stops at the deepest feature asked for, and the network still denoises exactly l
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_aselect_dit import ASelectDiTConfig
-from .features import FEATURE_KINDS, parse_feature, tokens_to_map
+from .features import FEATURE_KINDS, FeatureName, parse_feature, tokens_to_map
 from .noise_schedule import NoiseSchedule
 
 try:
@@ -42,12 +43,12 @@ def sincos_positions(hidden_size: int, grid_size: tuple[int, int], trained_grid_
 
     def encode(positions: torch.Tensor) -> torch.Tensor:
         channels = hidden_size // 4
-        frequencies = 1.0 / MAX_PERIOD ** (torch.arange(channels, dtype=torch.float64) / channels)
+        frequencies = 1.0 / MAX_PERIOD ** (torch.arange(channels, dtype=torch.float64, device="cpu") / channels)
         angles = torch.outer(positions, frequencies)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     rows, columns = (
-        torch.arange(size, dtype=torch.float64) * (trained / size)
+        torch.arange(size, dtype=torch.float64, device="cpu") * (trained / size)
         for size, trained in zip(grid_size, trained_grid_size, strict=True)
     )
     vertical = encode(rows)[:, None].expand(-1, len(columns), -1)
@@ -57,7 +58,7 @@ def sincos_positions(hidden_size: int, grid_size: tuple[int, int], trained_grid_
 
 def seeded_noise(seed: int, shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise that is the same on every machine: drawn on the CPU from its own generator."""
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def eager_attention_forward(
@@ -78,14 +79,22 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+class ZeroLinear(nn.Linear):
+    """Starts at zero (adaLN-Zero)."""
+
+
+class ConditionLinear(nn.Linear):
+    """Starts at `initializer_range`."""
+
+
 class ASelectDiTConditionEmbedding(nn.Module):
     """Timestep and class embedding, summed: the vector every adaLN modulation reads."""
 
     def __init__(self, config: ASelectDiTConfig) -> None:
         super().__init__()
         self.freq_shift = config.timestep_freq_shift
-        self.fc1 = nn.Linear(FREQUENCY_CHANNELS, config.hidden_size)
-        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size)
+        self.fc1 = ConditionLinear(FREQUENCY_CHANNELS, config.hidden_size)
+        self.fc2 = ConditionLinear(config.hidden_size, config.hidden_size)
         self.class_embedding = nn.Embedding(config.num_condition_classes + 1, config.hidden_size)
 
     def forward(self, model_time: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
@@ -145,7 +154,7 @@ class ASelectDiTLayer(GradientCheckpointingLayer):
         self.attention = ASelectDiTAttention(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=config.mlp_norm_eps)
         self.mlp = ASelectDiTMLP(config)
-        self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+        self.modulation = ZeroLinear(config.hidden_size, 6 * config.hidden_size)
 
     def forward(
         self,
@@ -153,11 +162,12 @@ class ASelectDiTLayer(GradientCheckpointingLayer):
         conditioning: torch.Tensor,
         kinds: Sequence[str] = ("hidden",),
         **kwargs: Any,
-    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor | None, ...]:
         """Run up to the deepest of `kinds`.
 
         Returns:
-            The block's output (`None` if it stopped before) and the features asked for, by kind.
+            The block's output (`None` if it stopped before), then the other features asked for in the order of
+            `FEATURE_KINDS`: a flat tuple, since reentrant gradient checkpointing detaches tensors inside a dict.
         """
         deepest = max(kinds, key=FEATURE_KINDS.index)
         features = {}
@@ -166,7 +176,7 @@ class ASelectDiTLayer(GradientCheckpointingLayer):
                 features[kind] = feature
             if kind == deepest:
                 break
-        return features.get("hidden"), features
+        return features.pop("hidden", None), *features.values()
 
     def steps(
         self, hidden_states: torch.Tensor, conditioning: torch.Tensor, **kwargs: Any
@@ -205,8 +215,8 @@ class ASelectDiTFinalLayer(nn.Module):
         super().__init__()
         channels = config.num_channels * (2 if config.learned_sigma else 1)
         self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=1e-6)
-        self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.patch_size**2 * channels)
+        self.modulation = ZeroLinear(config.hidden_size, 2 * config.hidden_size)
+        self.proj = ZeroLinear(config.hidden_size, config.patch_size**2 * channels)
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
         shift, scale = self.modulation(nn.functional.silu(conditioning))[:, None].chunk(2, dim=-1)
@@ -231,24 +241,53 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
     }
     _input_embed_layer = "patch_embedding"
 
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, noise_seed: int | None = None, num_noise_draws: int | None = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers; a `noise_seed` or `num_noise_draws` given here replaces the stored noise."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        if noise_seed is not None or num_noise_draws is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            dit: Any = getattr(model, cls.base_model_prefix, model)
+            for config in (model.config, dit.config):
+                config.noise_seed = config.noise_seed if noise_seed is None else noise_seed
+                config.num_noise_draws = num_noise_draws or config.num_noise_draws
+            dit.evaluation_noise = dit.compute_noise((dit.config.sample_size,) * 2).to(dit.evaluation_noise)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """DiT's initialisation (adaLN-Zero: every block starts as the identity), and the derived buffers."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        # Every Linear decides for itself: transformers never calls this on custom modules that own no parameter.
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, ConditionLinear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-        elif isinstance(module, ASelectDiTConditionEmbedding):
-            init.normal_(module.fc1.weight, std=self.config.initializer_range)
-            init.normal_(module.fc2.weight, std=self.config.initializer_range)
-        elif isinstance(module, ASelectDiTLayer | ASelectDiTFinalLayer):
-            init.zeros_(module.modulation.weight)
-            init.zeros_(module.modulation.bias)
-            if isinstance(module, ASelectDiTFinalLayer):
-                init.zeros_(module.proj.weight)
-                init.zeros_(module.proj.bias)
         elif isinstance(module, ASelectDiTModel):
             init.copy_(module.position_embedding, module.compute_positions(self.config.grid_size))
             init.copy_(module.evaluation_noise, module.compute_noise((self.config.sample_size,) * 2))
+
+
+def average_draws(forward: Callable) -> Callable:
+    """Average recorded hidden states and attentions over the noise draws, as the features are."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        output = forward(self, *args, **kwargs)
+        batch = max(1, len(output.last_hidden_state))
+        for name in ("hidden_states", "attentions"):
+            if output.get(name):
+                output[name] = tuple(
+                    x.unflatten(0, (-1, batch)).mean(dim=0) if x is not None and len(x) > batch else x
+                    for x in output[name]
+                )
+        return output
+
+    return wrapper
 
 
 class ASelectDiTModel(ASelectDiTPreTrainedModel):
@@ -265,8 +304,9 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
-        self.register_buffer("position_embedding", self.compute_positions(config.grid_size))
-        self.register_buffer("evaluation_noise", self.compute_noise((config.sample_size,) * 2))
+        device = self.patch_embedding.weight.device
+        self.register_buffer("position_embedding", self.compute_positions(config.grid_size).to(device))
+        self.register_buffer("evaluation_noise", self.compute_noise((config.sample_size,) * 2).to(device))
         embedders = config.num_hidden_layers if config.per_block_conditioning else 1
         self.condition_embeddings = nn.ModuleList(ASelectDiTConditionEmbedding(config) for _ in range(embedders))
         self.layers = nn.ModuleList(ASelectDiTLayer(config) for _ in range(config.num_hidden_layers))
@@ -283,6 +323,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         return load_diffusers(source, model_class=cls, **kwargs)
 
     @can_return_tuple
+    @average_draws
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -314,7 +355,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         """
         feature = feature or str(self.config.feature)
         timestep = self.default_timestep if timestep is None else self.noise_schedule.check_timestep(timestep)
-        whole = bool(kwargs.pop("output_hidden_states", False) or kwargs.pop("output_attentions", False))
+        flags = ("output_hidden_states", "output_attentions")
+        whole = any(kwargs.get(flag, getattr(self.config, flag, False)) for flag in flags)
         latents = self.prepare_latents(pixel_values, latents)
         features = self._features_at(
             latents, [feature], timestep, noise, class_labels, min_depth=self.config.num_hidden_layers * whole, **kwargs
@@ -405,6 +447,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             `(batch, num_channels, height, width)`.
         """
         self._check_input(noisy_latents, "noisy_latents")
+        if not isinstance(timestep, torch.Tensor):
+            timestep = self.noise_schedule.check_timestep(timestep)
         timestep = torch.as_tensor(timestep, device=noisy_latents.device).expand(len(noisy_latents))
         return self._predict(noisy_latents, timestep, class_labels, **kwargs)[:, : self.config.num_channels]
 
@@ -472,6 +516,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         draws = self._stored_noise(latents) if noise is None else noise.to(latents).expand_as(latents)[None]
         noisy = self.noise_schedule.add_noise(latents[None].float(), draws.float(), timestep).flatten(0, 1)
         if class_labels is not None:
+            self._check_labels(class_labels, len(latents))
             class_labels = class_labels.repeat(len(draws))
         steps = torch.full((len(noisy),), timestep, device=noisy.device)
         features, _ = self._run_blocks(noisy, steps, class_labels, names, **kwargs)
@@ -496,13 +541,15 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         last = max(wanted)
         conditions = self._conditions(timesteps, class_labels, len(noisy_latents))
         hidden_states = self._embed(noisy_latents)
-        features: dict[tuple[int, str], torch.Tensor] = {}
+        features: dict[FeatureName, torch.Tensor] = {}
         for index, layer in enumerate(self.layers[: max(last + 1, min_depth)]):
             kinds = wanted.get(index, set())
             if index < last or index < min_depth:
                 kinds = kinds | {"hidden"}
-            hidden_states, recorded = layer(hidden_states, conditions[index % len(conditions)], kinds=kinds, **kwargs)
-            features |= {(index, kind): feature for kind, feature in recorded.items()}
+            hidden_states, *others = layer(hidden_states, conditions[index % len(conditions)], kinds=kinds, **kwargs)
+            recorded = dict(zip(sorted(kinds - {"hidden"}, key=FEATURE_KINDS.index), others, strict=True))
+            recorded["hidden"] = hidden_states
+            features |= {FeatureName(index, kind): recorded[kind] for kind in wanted.get(index, ())}
         return {name: features[parse_feature(name, len(self.layers))] for name in names}, conditions[0]
 
     def _predict(
@@ -520,16 +567,21 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
     def _conditions(
         self, timesteps: torch.Tensor, class_labels: torch.Tensor | None, batch_size: int
     ) -> list[torch.Tensor]:
-        null_class = self.config.num_condition_classes
         if class_labels is None:
-            class_labels = torch.full((batch_size,), null_class, device=timesteps.device)
-        elif class_labels.shape != (batch_size,) or not 0 <= class_labels.min() <= class_labels.max() <= null_class:
+            class_labels = torch.full((batch_size,), self.config.num_condition_classes, device=timesteps.device)
+        self._check_labels(class_labels, batch_size)
+        model_time = self.noise_schedule.model_time(timesteps)
+        return [embedding(model_time, class_labels) for embedding in self.condition_embeddings]
+
+    def _check_labels(self, class_labels: torch.Tensor, batch_size: int) -> None:
+        null_class = self.config.num_condition_classes
+        if class_labels.shape != (batch_size,) or not (
+            torch.compiler.is_compiling() or 0 <= class_labels.min() <= class_labels.max() <= null_class
+        ):
             raise ValueError(
                 f"class_labels must be {batch_size} integers in 0..{null_class} ({null_class}: no class), "
                 f"got {class_labels.tolist()}"
             )
-        model_time = self.noise_schedule.model_time(timesteps)
-        return [embedding(model_time, class_labels) for embedding in self.condition_embeddings]
 
     def _embed(self, noisy_latents: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(noisy_latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
@@ -570,9 +622,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         if diffusers is None:
             raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers")
         description = config.vae_config or {}
-        fields = {key: value for key, value in description.items() if not key.startswith("_")}
         tiny = description.get("_class_name") == "AutoencoderTiny"
-        vae: Any = (diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL)(**fields)
+        vae: Any = (diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL).from_config(description)
         if not config.vae_decoder:
             vae.decoder = None
             if not tiny:

@@ -66,6 +66,8 @@ class NoiseSchedule:
             )
         if model_time not in MODEL_TIMES:
             raise ValueError(f"model_time must be one of {', '.join(MODEL_TIMES)}; got {model_time!r}")
+        if type != "ddpm" and trained_betas is not None:
+            raise ValueError(f"trained_betas are those of a ddpm schedule; this one is of type {type!r}")
         self.type = type
         self.num_train_timesteps = num_train_timesteps
         self.beta_schedule = beta_schedule
@@ -74,7 +76,8 @@ class NoiseSchedule:
         self.trained_betas = list(trained_betas) if trained_betas is not None else None
         self.prediction_type = prediction_type
         self.model_time_kind = model_time
-        self._log_snr_table = self._ddpm_log_snr() if type == "ddpm" else None
+        with torch.device("cpu"):  # `from_pretrained` builds models on the meta device, where no value can be read
+            self._log_snr_table = self._ddpm_log_snr() if type == "ddpm" else None
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> NoiseSchedule:
@@ -150,14 +153,16 @@ class NoiseSchedule:
             ValueError: out of range, not a whole number, or a float in [0, 1] (another library's time convention).
         """
         last = self.num_train_timesteps - 1
-        if isinstance(t, bool) or (not isinstance(t, int | float) and not hasattr(t, "__index__")):
+        if isinstance(t, torch.Tensor) and t.numel() == 1:
+            t = t.item()
+        if isinstance(t, bool | torch.Tensor) or (not isinstance(t, int | float) and not hasattr(t, "__index__")):
             raise ValueError(f"{name} must be an integer in 0..{last}, got {t!r}")
         if isinstance(t, float) and 0.0 <= t <= 1.0:
             raise ValueError(
                 f"{name}={t} is a float in [0, 1]; here a timestep is a training index in 0..{last} "
                 f"(0 clean, {last} noise): did you mean {round(t * last)}?"
             )
-        if float(t) != math.floor(float(t)) or not 0 <= t <= last:
+        if not 0 <= t <= last or int(t) != t:
             raise ValueError(f"{name} must be an integer in 0..{last} (0 clean, {last} noise), got {t!r}")
         return int(t)
 
@@ -217,18 +222,14 @@ class NoiseSchedule:
 
     def _evaluate(self, function, t, check: bool = True):
         """Run `function` in float64; numbers come back as floats, tensors as float32 (float64 if they were)."""
-        values = torch.as_tensor(t)
-        on_cpu = values.device.type == "cpu"
-        if (
-            check
-            and on_cpu
-            and values.numel()
-            and not 0 <= values.min() <= values.max() <= self.num_train_timesteps - 1
-        ):
+        values = t if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
+        compiling = torch.compiler.is_compiling()  # no value can be read then: numbers come back as tensors
+        check = check and not compiling and values.device.type == "cpu"
+        if check and values.numel() and not 0 <= values.min() <= values.max() <= self.num_train_timesteps - 1:
             raise ValueError(f"timestep must lie in 0..{self.num_train_timesteps - 1}, got {t}")
         result = function(values.double())
         if not isinstance(t, torch.Tensor):
-            return result.item()
+            return result if compiling else result.item()
         return result if t.dtype == torch.float64 else result.float()
 
     @staticmethod
