@@ -115,6 +115,7 @@ def compare(
     num_images: NumImages = 64,
     fixed_timestep: Annotated[int | None, typer.Option(help="For 'fixed'; default a tenth of the schedule.")] = None,
     probe: Annotated[str, typer.Option(help="linear or knn.")] = "linear",
+    pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 2,
     num_seeds: Annotated[int, typer.Option(help="Probes per strategy.")] = 3,
     train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
@@ -141,7 +142,7 @@ def compare(
     comparison = compare_strategies(
         backbone, splits, strategies=[name.strip() for name in strategies.split(",")], feature=feature,
         timesteps=_timesteps(timesteps), num_images=num_images, seed=seed, num_seeds=num_seeds, probe=probe,
-        batch_size=batch_size, cache_dir=cache_dir,
+        pool_size=pool_size, batch_size=batch_size, cache_dir=cache_dir,
         strategy_options={"fixed": {"timestep": fixed_timestep}},
     )  # fmt: skip
     comparison.save(output_dir)

@@ -156,6 +156,7 @@ def compare_strategies(
     seed: int = 0,
     num_seeds: int = 3,
     probe: str = "linear",
+    pool_size: int = 2,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -168,6 +169,7 @@ def compare_strategies(
         strategies: names in `STRATEGIES`.
         num_images: images that label-free strategies may see.
         num_seeds: probes per strategy, each on its own 80 % of the training split.
+        pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
         strategy_options: extra options by strategy name.
     """
     if missing := [name for name in SPLITS if name not in splits]:
@@ -177,15 +179,18 @@ def compare_strategies(
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
+    chosen = {"grid": {"probe": probe, "pool_size": pool_size}} | (strategy_options or {})
     rows = []
     for strategy in strategies:
         selection = select_timestep(
             model, splits["train"], method=strategy, feature=feature, timesteps=timesteps, num_images=num_images,
-            seed=seed, validation=splits["validation"], **run, **(strategy_options or {}).get(strategy, {}),
+            seed=seed, validation=splits["validation"], **run, **chosen.get(strategy, {}),
         )  # fmt: skip
         with torch.inference_mode():
             features = {
-                name: pooled_features(model, data, [selection.timestep], selection.feature, **run).values[0]
+                name: pooled_features(
+                    model, data, [selection.timestep], selection.feature, pool_size=pool_size, **run
+                ).values[0]
                 for name, data in splits.items()
             }
         rows.append(ComparisonRow(strategy, selection, *score_probes(features, splits, probe, num_seeds)))
@@ -193,7 +198,7 @@ def compare_strategies(
     _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
     protocol = {
         "images": " + ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
-        "probe": probe,
+        "probe": f"{probe} on {rows[0].selection.feature} averaged over {pool_size} x {pool_size} cells",
         "seeds": num_seeds,
         "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
         "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",

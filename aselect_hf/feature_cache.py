@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
@@ -25,10 +26,10 @@ MARK_EVERY = 10.0  # seconds between progress marks
 
 @dataclass
 class PooledFeatures:
-    """Token-mean features.
+    """Features averaged over cells of the patch grid.
 
     Args:
-        values: one `(images, width)` float32 array a timestep, memory-mapped and read-only.
+        values: one `(images, pool_size^2 * width)` float32 array a timestep, memory-mapped and read-only.
         forward_passes, seconds, flops: what computing them took, whether now or in an earlier run.
     """
 
@@ -44,21 +45,25 @@ def pooled_features(
     timesteps: list[int],
     feature: str,
     *,
+    pool_size: int = 2,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> PooledFeatures:
-    """The token mean of `feature` for every image at every timestep, with the model's stored evaluation noise.
+    """`feature` of every image at every timestep, with the model's stored evaluation noise, spatially pooled.
 
+    `pool_size` 1 is the token mean; 2 (default) the mean of each quarter of the image, which keeps where things are.
     Kept under `cache_dir`, one file a timestep, in a folder named by a hash of weights, images, preprocessing and
     feature. An interrupted run leaves its finished images, and the next one goes on after them.
     """
-    folder = Path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature)
+    folder = Path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, pool_size)
+    if not 1 <= pool_size <= min(model.config.grid_size):
+        raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
     check_writable(folder / "lock")
     with FileLock(folder / "lock"):
         missing = [t for t in timesteps if not _record_file(folder, t).is_file()]
         if missing:
-            _compute(model, data, missing, feature, folder, batch_size, progress)
+            _compute(model, data, missing, feature, pool_size, folder, batch_size, progress)
     records = [json.loads(_record_file(folder, t).read_text()) for t in timesteps]
     passes = len(timesteps) * len(data) * model.config.num_noise_draws
     return PooledFeatures(
@@ -69,7 +74,7 @@ def pooled_features(
     )
 
 
-def cache_key(model: ASelectDiTModel, data: ImageData, feature: str) -> str:
+def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, pool_size: int) -> str:
     """Hash of everything the features depend on, but the timestep."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -79,6 +84,7 @@ def cache_key(model: ASelectDiTModel, data: ImageData, feature: str) -> str:
     choices = {
         "data": data.fingerprint,
         "feature": feature,
+        "pool_size": pool_size,
         "sizes": [config.num_attention_heads, config.patch_size, config.image_size, config.timestep_freq_shift],
         "numerics": [config.hidden_act, config.mlp_norm_eps, config.noise_seed],
         "schedule": config.noise_schedule,
@@ -93,6 +99,7 @@ def _compute(
     data: ImageData,
     timesteps: list[int],
     feature: str,
+    pool_size: int,
     folder: Path,
     batch_size: int,
     progress: bool,
@@ -106,17 +113,16 @@ def _compute(
         done, seconds = record["images"], record["seconds"]
         store = np.load(partial, mmap_mode="r+")
     else:
-        shape = (len(timesteps), len(data), model.config.hidden_size)
+        shape = (len(timesteps), len(data), pool_size**2 * model.config.hidden_size)
         store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     started = last_mark = time.perf_counter()
     rest = data.subset(range(done, len(data))) if done else data
     bar = tqdm(total=len(data), initial=done, desc=f"features of {data.name}", unit="image", disable=not progress)
     for pixel_values in rest.batches(model.config, batch_size):
         latents = model.prepare_latents(pixel_values.to(model.device))
-        features = model.extract_features(
-            latents=latents, features=[feature], timesteps=timesteps, output_format="pooled"
-        )
-        store[:, done : done + len(latents)] = features[feature].float().transpose(0, 1).cpu().numpy()
+        maps = model.extract_features(latents=latents, features=[feature], timesteps=timesteps, output_format="map")
+        pooled = adaptive_avg_pool2d(maps[feature].float().flatten(0, 1), pool_size)
+        store[:, done : done + len(latents)] = pooled.reshape(len(latents), len(timesteps), -1).transpose(0, 1).cpu()
         done += len(latents)
         bar.update(len(latents))
         if time.perf_counter() - last_mark > MARK_EVERY:

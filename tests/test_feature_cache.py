@@ -20,9 +20,20 @@ def data(normal) -> ImageData:
 
 def test_values_are_the_models_own(model, data, tmp_path):
     cached = pooled_features(model, data, [0, 300], FEATURE, batch_size=4, cache_dir=tmp_path, progress=False)
-    direct = model.extract_features(data.items, features=[FEATURE], timesteps=[0, 300], output_format="pooled")
-    for column, values in enumerate(cached.values):
-        np.testing.assert_allclose(values, direct[FEATURE][:, column].numpy(), atol=1e-6)
+    mean = pooled_features(model, data, [0, 300], FEATURE, pool_size=1, cache_dir=tmp_path, progress=False)
+    options = {"features": [FEATURE], "timesteps": [0, 300]}
+    direct = model.extract_features(data.items, **options, output_format="pooled")[FEATURE]
+    maps = model.extract_features(data.items, **options, output_format="map")[FEATURE]
+    for column in range(2):
+        np.testing.assert_allclose(mean.values[column], direct[:, column].numpy(), atol=1e-6)
+        quarters = cached.values[column].reshape(10, 24, 2, 2)
+        np.testing.assert_allclose(quarters[:, :, 1, 0], maps[:, column, :, 2:, :2].mean((-1, -2)).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("pool_size", [0, 5])
+def test_pool_size_must_fit_the_grid(model, data, tmp_path, pool_size):
+    with pytest.raises(ValueError, match=r"pool_size must be in 1\.\.4"):
+        pooled_features(model, data, [0], FEATURE, pool_size=pool_size, cache_dir=tmp_path)
 
 
 def test_second_call_runs_nothing_and_new_timesteps_only_themselves(model, data, tmp_path):
@@ -60,10 +71,14 @@ def test_interrupted_run_goes_on_after_its_finished_images(model, data, tmp_path
 
 
 def test_key_follows_weights_data_feature_and_noise(model, make_model, data, normal):
-    keys = {cache_key(model, data, FEATURE), cache_key(model, data, "blocks.1.key")}
-    keys.add(cache_key(make_model(seed=1), data, FEATURE))
-    keys.add(cache_key(make_model(noise_seed=1), data, FEATURE))
-    keys.add(cache_key(model.to(torch.bfloat16), data, FEATURE))
-    keys.add(cache_key(make_model(), ImageData(normal(10, 2, 8, 8, seed=1)), FEATURE))
-    assert len(keys) == 6
-    assert cache_key(make_model(), data, FEATURE) in keys
+    keys = {
+        cache_key(model, data, FEATURE, 2),
+        cache_key(model, data, "blocks.1.key", 2),
+        cache_key(model, data, FEATURE, 1),
+    }
+    keys.add(cache_key(make_model(seed=1), data, FEATURE, 2))
+    keys.add(cache_key(make_model(noise_seed=1), data, FEATURE, 2))
+    keys.add(cache_key(model.to(torch.bfloat16), data, FEATURE, 2))
+    keys.add(cache_key(make_model(), ImageData(normal(10, 2, 8, 8, seed=1)), FEATURE, 2))
+    assert len(keys) == 8
+    assert cache_key(make_model(), data, FEATURE, 2) in keys

@@ -18,17 +18,19 @@ from aselect_hf.selection.result import SelectionCost, TimestepSelection
 HELD_OUT = 0.2
 
 
-def select(inputs: SelectionInputs, *, probe: str = "linear") -> TimestepSelection:
+def select(inputs: SelectionInputs, *, probe: str = "linear", pool_size: int = 2) -> TimestepSelection:
     """Train and validate a probe on the pooled feature at every candidate timestep and take the best.
 
     Args:
         probe: `"linear"` or `"knn"`, see `fit_probe`.
+        pool_size: cells per side into which tokens are averaged, see `pooled_features`.
 
     Raises:
         ValueError: the images have no labels.
     """
     train, validation = split(inputs)
     options: dict[str, Any] = {
+        "pool_size": pool_size,
         "batch_size": inputs.batch_size,
         "cache_dir": inputs.cache_dir,
         "progress": inputs.progress,
@@ -61,7 +63,7 @@ def select(inputs: SelectionInputs, *, probe: str = "linear") -> TimestepSelecti
         ),
         schedule=inputs.model.noise_schedule.to_dict(),
         score_name="validation accuracy",
-        options={"probe": probe, "validation_images": len(validation)},
+        options={"probe": probe, "pool_size": pool_size, "validation_images": len(validation)},
         num_images=len(train),
         seed=inputs.seed,
     )
