@@ -272,7 +272,7 @@ def _images(
 ) -> ImageData:
     dataset = load_images(data, split)
     images = ImageData.of(dataset, image_column=image_column, label_column=label_column, name=f"{data} ({split})")
-    return images.readable(on_error).sample(max_samples, seed)
+    return images.sample(max_samples, seed).readable(on_error)
 
 
 def _timestep_list(text: str | None) -> list[int] | None:

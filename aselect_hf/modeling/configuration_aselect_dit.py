@@ -97,6 +97,14 @@ class ASelectDiTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but a config of another model type is an error, not a warning."""
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(f"this checkpoint holds a model of type {found!r}, not {cls.model_type!r}")
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ASelectDiTConfig:
         """One of the published shapes, such as `"DiT-XL/2"`, with any field overridden."""
         if name not in PRESETS:

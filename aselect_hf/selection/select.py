@@ -92,7 +92,7 @@ def select_timestep(
             raise ValueError("timesteps must not be empty")
     if method == "grid":
         num_images = None
-    data = ImageData.of(images, num_images).readable(on_error).sample(num_images, seed)
+    data = ImageData.of(images, num_images).sample(num_images, seed).readable(on_error)
     held_out = ImageData.of(validation).readable(on_error) if validation is not None else None
     name = str(parse_feature(feature or str(model.config.feature), model.config.num_hidden_layers))
     training = model.training

@@ -756,3 +756,9 @@ def test_a_saved_processor_loads_through_auto(make_config: Any, tmp_path: Path, 
     image = picture("RGB")
     expected = processor(image, return_tensors="pt").pixel_values
     assert torch.equal(loaded(image, return_tensors="pt").pixel_values, expected)
+
+
+def test_a_checkpoint_of_another_model_type_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "hidden_size": 16}')
+    with pytest.raises(ValueError, match="model of type 'vit', not 'aselect_dit'"):
+        ASelectDiTModel.from_pretrained(tmp_path)

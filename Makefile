@@ -1,0 +1,36 @@
+# Two commands on a fresh machine do everything: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow conformance clean
+
+demo: $(VENV)/installed
+	$(BIN)/aselect compare sample sample --output-dir runs/demo
+	@echo "The picture: runs/demo/compare.png"
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy aselect_hf
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
+
+conformance: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@
