@@ -115,7 +115,7 @@ def compare(
     num_images: NumImages = 64,
     fixed_timestep: Annotated[int | None, typer.Option(help="For 'fixed'; default a tenth of the schedule.")] = None,
     probe: Annotated[str, typer.Option(help="linear or knn.")] = "linear",
-    pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 2,
+    pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
     num_seeds: Annotated[int, typer.Option(help="Probes per strategy.")] = 3,
     train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",

@@ -156,7 +156,7 @@ def compare_strategies(
     seed: int = 0,
     num_seeds: int = 3,
     probe: str = "linear",
-    pool_size: int = 2,
+    pool_size: int = 1,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -180,20 +180,20 @@ def compare_strategies(
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {"grid": {"probe": probe, "pool_size": pool_size}} | (strategy_options or {})
-    rows = []
+    rows: list[ComparisonRow] = []
+    scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:
         selection = select_timestep(
             model, splits["train"], method=strategy, feature=feature, timesteps=timesteps, num_images=num_images,
             seed=seed, validation=splits["validation"], **run, **chosen.get(strategy, {}),
         )  # fmt: skip
-        with torch.inference_mode():
-            features = {
-                name: pooled_features(
-                    model, data, [selection.timestep], selection.feature, pool_size=pool_size, **run
-                ).values[0]
-                for name, data in splits.items()
-            }
-        rows.append(ComparisonRow(strategy, selection, *score_probes(features, splits, probe, num_seeds)))
+        if selection.timestep not in scored:
+            features = {}
+            for name, data in splits.items():
+                arguments = (model, data, [selection.timestep], selection.feature)
+                features[name] = pooled_features(*arguments, pool_size=pool_size, **run).values[0]
+            scored[selection.timestep] = score_probes(features, splits, probe, num_seeds)
+        rows.append(ComparisonRow(strategy, selection, *scored[selection.timestep]))
     pixels = {name: raw_pixels(data, model.config) for name, data in splits.items()}
     _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
     protocol = {

@@ -374,8 +374,8 @@ def _from_diffusers(diffusers_class: Any, path: Path, allow_pickle: bool) -> Any
             raise ValueError(f"its weights are missing {', '.join(sorted(report['missing_keys']))}")
         return model
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        pickles = [] if allow_pickle else sorted(path.glob("*.bin"))
-        hint = f"; {pickles[0].name} is a pickle: pass allow_pickle=True to read it" if pickles else ""
+        without = not allow_pickle and not any(path.glob("*.safetensors"))
+        hint = "; it has no safetensors: pass allow_pickle=True to read pickles (.bin)" if without else ""
         raise ValueError(
             f"{path} cannot be read as a {diffusers_class.__name__}: {_first_line(error)}{hint}"
         ) from error

@@ -45,14 +45,15 @@ def pooled_features(
     timesteps: list[int],
     feature: str,
     *,
-    pool_size: int = 2,
+    pool_size: int = 1,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> PooledFeatures:
     """`feature` of every image at every timestep, with the model's stored evaluation noise, spatially pooled.
 
-    `pool_size` 1 is the token mean; 2 (default) the mean of each quarter of the image, which keeps where things are.
+    `pool_size` 1 is the token mean, the field's usual protocol; 2 is the mean of each quarter of the image and so on,
+    which keeps where things are, at 4 times the width.
     Kept under `cache_dir`, one file a timestep, in a folder named by a hash of weights, images, preprocessing and
     feature. An interrupted run leaves its finished images, and the next one goes on after them.
     """

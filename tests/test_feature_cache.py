@@ -19,8 +19,10 @@ def data(normal) -> ImageData:
 
 
 def test_values_are_the_models_own(model, data, tmp_path):
-    cached = pooled_features(model, data, [0, 300], FEATURE, batch_size=4, cache_dir=tmp_path, progress=False)
-    mean = pooled_features(model, data, [0, 300], FEATURE, pool_size=1, cache_dir=tmp_path, progress=False)
+    cached = pooled_features(
+        model, data, [0, 300], FEATURE, pool_size=2, batch_size=4, cache_dir=tmp_path, progress=False
+    )
+    mean = pooled_features(model, data, [0, 300], FEATURE, cache_dir=tmp_path, progress=False)
     options = {"features": [FEATURE], "timesteps": [0, 300]}
     direct = model.extract_features(data.items, **options, output_format="pooled")[FEATURE]
     maps = model.extract_features(data.items, **options, output_format="map")[FEATURE]
@@ -71,11 +73,7 @@ def test_interrupted_run_goes_on_after_its_finished_images(model, data, tmp_path
 
 
 def test_key_follows_weights_data_feature_and_noise(model, make_model, data, normal):
-    keys = {
-        cache_key(model, data, FEATURE, 2),
-        cache_key(model, data, "blocks.1.key", 2),
-        cache_key(model, data, FEATURE, 1),
-    }
+    keys = {cache_key(model, data, name, size) for name in (FEATURE, "blocks.1.key") for size in (1, 2)}
     keys.add(cache_key(make_model(seed=1), data, FEATURE, 2))
     keys.add(cache_key(make_model(noise_seed=1), data, FEATURE, 2))
     keys.add(cache_key(model.to(torch.bfloat16), data, FEATURE, 2))

@@ -18,7 +18,7 @@ from aselect_hf.selection.result import SelectionCost, TimestepSelection
 HELD_OUT = 0.2
 
 
-def select(inputs: SelectionInputs, *, probe: str = "linear", pool_size: int = 2) -> TimestepSelection:
+def select(inputs: SelectionInputs, *, probe: str = "linear", pool_size: int = 1) -> TimestepSelection:
     """Train and validate a probe on the pooled feature at every candidate timestep and take the best.
 
     Args:

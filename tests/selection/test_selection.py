@@ -130,7 +130,13 @@ class TestHFR:
 
     @pytest.mark.parametrize(
         "options",
-        [{"dims": 1}, {"spectrum": "amplitude"}, {"remove_mean": True}, {"standardize": True}, {"cutoff": 0.3}],
+        [
+            {"dims": 1},
+            {"spectrum": "amplitude"},
+            {"remove_mean": True, "cutoff": 0.3},
+            {"standardize": True},
+            {"cutoff": 0.3},
+        ],
         ids=str,
     )
     def test_variants_change_the_curve_and_are_recorded(self, run, options):

@@ -1,0 +1,96 @@
+"""The model and images that ship with the package are worth their megabytes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from aselect_hf import select_timestep
+from aselect_hf.compare import compare_strategies, raw_pixels
+from aselect_hf.conversion import load_model
+from aselect_hf.data import SAMPLE_MODEL, ImageData
+from aselect_hf.feature_cache import pooled_features
+from aselect_hf.probe import fit_probe
+
+MAX_MEGABYTES = 12
+
+
+@pytest.fixture(scope="module")
+def sample_model():
+    return load_model("sample").eval()
+
+
+def test_it_is_small_and_has_a_card():
+    assert (SAMPLE_MODEL / "model.safetensors").stat().st_size < MAX_MEGABYTES * 2**20
+    card = (SAMPLE_MODEL / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "license: mit" in card
+
+
+def test_auto_model_loads_it(sample_model):
+    loaded = AutoModel.from_pretrained(SAMPLE_MODEL)
+    assert type(loaded) is type(sample_model)
+    assert loaded.config.timestep is not None
+
+
+def test_it_denoises(sample_model, normal):
+    """Its prediction of the noise beats the best constant (0) at every noise level but the cleanest."""
+    images = torch.cat(list(ImageData.of("sample", split="test").subset(range(32)).batches(sample_model.config, 32)))
+    noise = normal(*images.shape)
+    errors = []
+    for t in (100, 300, 600, 900):
+        noisy = sample_model.noise_schedule.add_noise(images, noise, t)
+        with torch.no_grad():
+            errors.append((sample_model.denoise(noisy, t) - noise).square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 0.2
+    assert errors[-1] < 0.02
+
+
+def test_the_shipped_timestep_is_the_one_hfr_chooses(sample_model):
+    saved = sample_model.config.selection
+    train = ImageData.of("sample")
+    selection = select_timestep(
+        sample_model, train, method=saved["method"], timesteps=saved["timesteps"], seed=saved["seed"], progress=False
+    )
+    assert selection.timestep == sample_model.config.timestep
+    np.testing.assert_allclose(selection.scores, saved["scores"], atol=1e-4)
+
+
+def test_its_features_beat_raw_pixels(sample_model, tmp_path):
+    """A tenth of the training images; the whole comparison is in the README and in the slow suite."""
+    splits = {
+        "train": ImageData.of("sample").subset(range(800)),
+        "validation": ImageData.of("sample", split="validation"),
+    }
+    labels = {name: data.labels for name, data in splits.items()}
+    pixels = {name: raw_pixels(data, sample_model.config) for name, data in splits.items()}
+    step, feature = sample_model.config.timestep, sample_model.config.feature
+    with torch.inference_mode():
+        features = {
+            name: pooled_features(
+                sample_model, data, [step], feature, pool_size=3, cache_dir=tmp_path, progress=False
+            ).values[0]
+            for name, data in splits.items()
+        }
+    accuracy = {
+        name: fit_probe(x["train"], labels["train"], x["validation"], labels["validation"]).validation_accuracy
+        for name, x in {"pixels": pixels, "features": features}.items()
+    }
+    assert accuracy["features"] > accuracy["pixels"] + 0.01
+
+
+@pytest.mark.slow
+def test_the_comparison_of_the_readme(sample_model, tmp_path):
+    splits = {name: ImageData.of("sample", split=name) for name in ("train", "validation", "test")}
+    comparison = compare_strategies(sample_model, splits, timesteps=12, pool_size=3, cache_dir=tmp_path)
+    comparison.save(tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    hfr, grid = comparison.row("hfr"), comparison.row("grid")
+    assert [row["strategy"] for row in rows] == ["hfr", "grid", "fixed"]
+    assert hfr.test_accuracy_mean > np.mean(comparison.raw_pixel_accuracies)
+    assert grid.selection.cost.flops > 20 * hfr.selection.cost.flops
