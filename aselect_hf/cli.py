@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +18,7 @@ from aselect_hf.compare import compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.data import ImageData, load_images
+from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_directory, atomic_file, check_writable
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
@@ -232,24 +231,8 @@ def convert(
 def main() -> None:
     """Entry point: a user's mistake ends in one line on stderr and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with _one_line_errors():
+    with one_line_errors("aselect"):
         app()
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("ASELECT_TRACEBACK"):
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        message = lines[-1].removeprefix("ValueError: ").removeprefix("TypeError: ") if lines else repr(error)
-        print(f"aselect: error: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("aselect: interrupted; finished features are kept, run the same command to go on", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:

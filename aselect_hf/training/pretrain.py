@@ -13,9 +13,11 @@ class-conditional (`num_condition_classes > 0`).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ from accelerate.utils import set_seed
 from torch import nn
 from transformers import HfArgumentParser
 
+from aselect_hf.conversion import save_model
 from aselect_hf.data import ImageData, load_images
+from aselect_hf.errors import one_line_errors
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
@@ -126,10 +130,12 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, training_args
     trainer = Trainer(objective, data, collate, training_args, data_args.dataloader_num_workers)
     record = trainer.train()
     if trainer.accelerator.is_main_process:
-        model.save_pretrained(output_dir)
-        make_image_processor(model.config).save_pretrained(output_dir)
         arguments = asdict(model_args) | asdict(data_args) | asdict(training_args)
-        (output_dir / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
+        with TemporaryDirectory(dir=output_dir, prefix=".final-") as temporary:
+            save_model(model, temporary)
+            (Path(temporary) / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
+            for file in Path(temporary).iterdir():
+                os.replace(file, output_dir / file.name)
         trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
     return model
 
@@ -137,7 +143,8 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, training_args
 def main() -> None:
     dataclasses: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = HfArgumentParser(dataclasses, description=__doc__)
-    pretrain(*parser.parse_args_into_dataclasses())
+    with one_line_errors("pretrain"):
+        pretrain(*parser.parse_args_into_dataclasses())
 
 
 if __name__ == "__main__":
