@@ -44,7 +44,10 @@ class ASelectDiTFeatureReader(ASelectDiTPreTrainedModel):
     """A model that reads features of the DiT in `self.dit`; see `features`.
 
     What the features do not depend on gets no gradient: distributed training refuses trainable parameters without
-    one. A subclass calls `freeze_unused` when its `dit` is built.
+    one. A subclass calls `freeze_unused` when its `dit` is built. LoRA through peft, of a model whose deepest feature
+    is in block 13, with the head trained in full:
+    `LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=list(range(13)), layers_pattern="layers",
+    modules_to_save=["classifier"])` (`decode_head` for segmentation).
     """
 
     dit: ASelectDiTModel

@@ -51,6 +51,13 @@ def build(request: pytest.FixtureRequest, make_config: Any, randomize: Any) -> A
     return lambda **config: randomize(model_class(make_config(**({"num_labels": LABELS} | options | config))))
 
 
+@pytest.fixture(params=[name for name, (model_class, _) in HEADS.items() if "Segmentation" in model_class.__name__])
+def build_segmenter(request: pytest.FixtureRequest, make_config: Any, randomize: Any) -> Any:
+    """`build` for the segmentation heads."""
+    model_class, options = HEADS[request.param]
+    return lambda **config: randomize(model_class(make_config(**({"num_labels": LABELS} | options | config))))
+
+
 @pytest.fixture
 def images(normal: Any) -> torch.Tensor:
     return normal(3, 2, 8, 8)
@@ -202,32 +209,26 @@ def test_linear_segmentation_keeps_tokens_apart(make_config: Any, randomize: Any
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "labels", "loss"),
+    ("given", "labels", "loss", "problem_type"),
     [
-        ("single_label_classification", torch.tensor([0, 2, 1]), F.cross_entropy),
-        ("multi_label_classification", torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0]]), None),
-        ("regression", torch.tensor([[0.5, 1, 2], [1, 0, -1], [3, 0, 0]]), F.mse_loss),
+        ("single_label_classification", torch.tensor([0, 2, 1]), F.cross_entropy, "single_label_classification"),
+        (None, torch.tensor([0, 2, 1]), F.cross_entropy, "single_label_classification"),
+        (None, torch.eye(3), F.binary_cross_entropy_with_logits, "multi_label_classification"),
+        ("regression", torch.eye(3), F.mse_loss, "regression"),
     ],
 )
-@pytest.mark.parametrize("given", [True, False])
 def test_problem_types(
-    make_config: Any, images: torch.Tensor, problem_type: str, labels: torch.Tensor, loss: Any, given: bool
+    make_config: Any, images: torch.Tensor, given: str | None, labels: torch.Tensor, loss: Any, problem_type: str
 ) -> None:
-    if not given and problem_type == "regression":
-        pytest.skip("three float labels are taken for a multi-label problem, as everywhere in transformers")
-    config = make_config(num_labels=3, problem_type=problem_type if given else None)
-    model = ASelectDiTForImageClassification(config).eval()
+    model = ASelectDiTForImageClassification(make_config(num_labels=3, problem_type=given)).eval()
     output = model(images, labels=labels)
-    expected = (loss or F.binary_cross_entropy_with_logits)(output.logits, labels)
-    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.loss, loss(output.logits, labels))
     assert model.config.problem_type == problem_type
 
 
 @pytest.mark.parametrize("ignored", [255, -1, 3])
-def test_ignored_pixels_change_nothing(build: Any, images: torch.Tensor, ignored: int) -> None:
-    model = build(semantic_loss_ignore_index=ignored)
-    if isinstance(model, ASelectDiTForImageClassification):
-        pytest.skip("classification has no ignored pixels")
+def test_ignored_pixels_change_nothing(build_segmenter: Any, images: torch.Tensor, ignored: int) -> None:
+    model = build_segmenter(semantic_loss_ignore_index=ignored)
     labels = torch.randint(3, (3, 8, 8), generator=torch.Generator().manual_seed(0))
     labels[:, 3:] = ignored
     logits = F.interpolate(model(images).logits, size=(8, 8), mode="bilinear")
@@ -235,10 +236,8 @@ def test_ignored_pixels_change_nothing(build: Any, images: torch.Tensor, ignored
     torch.testing.assert_close(model(images, labels=labels).loss, expected)
 
 
-def test_labels_may_have_any_resolution(build: Any, images: torch.Tensor) -> None:
-    model = build()
-    if isinstance(model, ASelectDiTForImageClassification):
-        pytest.skip("classification has no maps")
+def test_labels_may_have_any_resolution(build_segmenter: Any, images: torch.Tensor) -> None:
+    model = build_segmenter()
     labels = torch.randint(LABELS, (3, 21, 13), generator=torch.Generator().manual_seed(0))
     logits = F.interpolate(model(images).logits, size=(21, 13), mode="bilinear")
     torch.testing.assert_close(model(images, labels=labels).loss, F.cross_entropy(logits, labels))
@@ -303,6 +302,24 @@ def test_lora_on_the_attention_projections(build: Any, images: torch.Tensor, tmp
     loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     torch.testing.assert_close(loaded(images).logits, lora(images).logits)
     torch.testing.assert_close(lora.merge_and_unload()(images).logits, loaded(images).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_lora_of_the_blocks_that_are_read_leaves_nothing_without_a_gradient(
+    make_config: Any, randomize: Any, images: torch.Tensor
+) -> None:
+    peft = pytest.importorskip("peft")
+    model = randomize(ASelectDiTForImageClassification(make_config(num_labels=LABELS, feature="blocks.2.key")))
+    config = peft.LoraConfig(
+        target_modules=["q_proj", "v_proj"],
+        layers_to_transform=[0, 1],
+        layers_pattern="layers",
+        modules_to_save=["classifier"],
+    )
+    lora = peft.get_peft_model(model, config).train()
+    lora(images, labels=labels_for(model)).loss.backward()
+    trainable = {name for name, parameter in lora.named_parameters() if parameter.requires_grad}
+    assert sum("lora_" in name for name in trainable) == 2 * 2 * 2
+    assert {name for name, parameter in lora.named_parameters() if parameter.grad is not None} == trainable
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
