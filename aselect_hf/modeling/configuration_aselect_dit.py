@@ -231,8 +231,9 @@ class ASelectDiTConfig(BackboneConfigMixin, PreTrainedConfig):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
         for name in ("head_features", "head_timesteps"):
-            if getattr(self, name) == []:
-                raise ValueError(f"{name} must not be empty; leave it None for the model's own")
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, list) or not value):
+                raise ValueError(f"{name} must be a non-empty list, or None for the model's own; got {value!r}")
         for feature in self.head_features or ():
             parse_feature(feature, self.num_hidden_layers)
         schedule = NoiseSchedule.from_dict(self.noise_schedule or {})

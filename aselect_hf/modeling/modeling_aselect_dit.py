@@ -286,7 +286,7 @@ def average_draws(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-        output = forward(self, *args, **kwargs)
+        output = forward(self, *args, **kwargs, return_dict=True)
         batch = max(1, len(output.last_hidden_state))
         for name in ("hidden_states", "attentions"):
             if output.get(name):

@@ -53,8 +53,11 @@ class ASelectDiTHeadModel(ASelectDiTFeatureReader):
 
     def read_features(self, latents: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
         """`(batch, tokens, *head_shape)`, and the DiT's output at the first timestep."""
+        if fixed := {"feature", "timestep"} & kwargs.keys():
+            raise ValueError(f"{min(fixed)} of a head is fixed: set config.head_features and config.head_timesteps")
         runs = [
-            self.dit(latents=latents, feature=self.features, timestep=timestep, **kwargs) for timestep in self.timesteps
+            self.dit(latents=latents, feature=self.features, timestep=timestep, return_dict=True, **kwargs)
+            for timestep in self.timesteps
         ]
         tokens = [run.last_hidden_state.unflatten(-1, (len(self.features), -1)) for run in runs]
         return torch.cat(tokens, dim=-1), runs[0]

@@ -57,6 +57,7 @@ def test_the_stem_is_the_input_of_the_first_block(
     output = backbone(images)
     hidden_states = backbone(images, output_hidden_states=True).hidden_states
     assert output.hidden_states is None
+    assert isinstance(backbone(images, return_dict=False), tuple)
     assert len(output.feature_maps) == len(out_features)
     for stage, feature_map in zip(out_features, output.feature_maps, strict=True):
         expected = hidden_states[backbone.stage_names.index(stage)]

@@ -83,6 +83,9 @@ def test_logits_and_loss(build: Any, images: torch.Tensor) -> None:
         output = model(images, labels=labels)
         assert torch.equal(model(latents=images).logits, output.logits)
         assert torch.equal(model(images, labels=labels, return_dict=False)[1], output.logits)
+        model.config.return_dict = False
+        assert torch.equal(model(images)[0], output.logits)
+        model.config.return_dict = True
         torch.testing.assert_close(model(images[1:2]).logits, output.logits[1:2], rtol=1e-4, atol=1e-4)
     logits = output.logits
     if labels.ndim == 3:
@@ -395,8 +398,9 @@ def test_from_diffusers(build: Any, images: torch.Tensor, tmp_path: Path) -> Non
         ({"head_norm": "rms"}, "head_norm must be one of"),
         ({"segmentation_head": "fpn"}, "segmentation_head must be one of linear, upernet"),
         ({"stage_kind": "input"}, "stage_kind must be one of"),
-        ({"head_features": []}, "head_features must not be empty"),
-        ({"head_timesteps": []}, "head_timesteps must not be empty"),
+        ({"head_features": []}, "head_features must be a non-empty list"),
+        ({"head_features": "blocks.0.query"}, "head_features must be a non-empty list"),
+        ({"head_timesteps": []}, "head_timesteps must be a non-empty list"),
         ({"head_features": ["blocks.3.query"]}, "no block 3"),
         ({"head_features": ["blocks.0.input"]}, "blocks.0.input"),
         ({"head_timesteps": [10, 1000]}, "1000"),
@@ -420,6 +424,9 @@ def test_wrong_inputs_are_refused(make_config: Any, images: torch.Tensor) -> Non
     for call in ({}, {"pixel_values": images, "latents": images}):
         with pytest.raises(ValueError, match="exactly one of pixel_values and latents"):
             model(**call)
+    for name, value in (("timestep", 3), ("feature", "blocks.0.key")):
+        with pytest.raises(ValueError, match=f"{name} of a head is fixed"):
+            model(images, **{name: value})
 
 
 def test_the_base_model_concatenates_several_features(model: Any, images: torch.Tensor) -> None:
