@@ -1,22 +1,40 @@
 """Diffusion Transformers as vision backbones, at the timestep their own features choose."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from aselect_hf.conversion import convert_checkpoint
+from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.modeling_aselect_dit_heads import (
+    ASelectDiTForImageClassification,
+    ASelectDiTForSemanticSegmentation,
+)
 from aselect_hf.selection import TimestepSelection, select_timestep
 
 __version__ = "0.1.0"
 
 AutoConfig.register(ASelectDiTConfig.model_type, ASelectDiTConfig, exist_ok=True)
 AutoModel.register(ASelectDiTConfig, ASelectDiTModel, exist_ok=True)
+AutoBackbone.register(ASelectDiTConfig, ASelectDiTBackbone, exist_ok=True)
+AutoModelForImageClassification.register(ASelectDiTConfig, ASelectDiTForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(ASelectDiTConfig, ASelectDiTForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(ASelectDiTConfig, image_processor_classes={"pil": ASelectDiTImageProcessor}, exist_ok=True)
 
 __all__ = [
+    "ASelectDiTBackbone",
     "ASelectDiTConfig",
+    "ASelectDiTForImageClassification",
+    "ASelectDiTForSemanticSegmentation",
     "ASelectDiTModel",
     "TimestepSelection",
     "convert_checkpoint",

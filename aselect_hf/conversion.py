@@ -33,7 +33,8 @@ from transformers import PreTrainedModel
 from aselect_hf.files import atomic_directory
 from aselect_hf.modeling.configuration_aselect_dit import SHAPES, ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, ASelectDiTPreTrainedModel
+from aselect_hf.modeling.modeling_aselect_dit_heads import ASelectDiTForSemanticSegmentation
 
 logger = logging.getLogger(__name__)
 
@@ -210,11 +211,12 @@ def load_diffusers(
     return _build(fields, _from_diffusers_keys(state, fields), autoencoder, vae_decoder, model_class)
 
 
-def save_model(model: ASelectDiTModel, folder: str | Path) -> None:
-    """Write weights, config and the image processor that matches them."""
+def save_model(model: ASelectDiTPreTrainedModel, folder: str | Path) -> None:
+    """Write weights, config, code and the image processor that matches the model: what every pipeline needs."""
     model.save_pretrained(folder)
     if model.config.vae_config is not None or model.config.num_channels in (1, 3):
-        make_image_processor(model.config).save_pretrained(folder)
+        segmentation = isinstance(model, ASelectDiTForSemanticSegmentation)
+        make_image_processor(model.config, segmentation=segmentation).save_pretrained(folder)
 
 
 def save_diffusers(model: ASelectDiTModel, folder: Path) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 
-from .features import default_feature, parse_feature
+from .features import FEATURE_KINDS, default_feature, parse_feature
 from .noise_schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    # Saving a config copies the files it imports, however indirectly: these lines are what makes a saved folder whole.
+    from .backbone_aselect_dit import ASelectDiTBackbone  # noqa: F401
+    from .image_processing_aselect_dit import ASelectDiTImageProcessor  # noqa: F401
+    from .modeling_aselect_dit import ASelectDiTModel  # noqa: F401
+    from .modeling_aselect_dit_heads import ASelectDiTForImageClassification  # noqa: F401
 
 SHAPES = {
     "DiT-S": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
@@ -22,10 +31,28 @@ PRESETS = {f"{name}/{patch}": shape | {"patch_size": patch} for name, shape in S
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "sample_size", "num_channels")
 MAX_SIZE = 2**16
+CHOICES = {
+    "head_norm": ("layer_norm", "batch_norm"),
+    "pooling": ("mean", "attentive"),
+    "segmentation_head": ("linear", "upernet"),
+    "stage_kind": FEATURE_KINDS,
+}
+UPERNET_LEVELS = 4
+GROUP_CHANNELS = 16
+"""Channels that the UPerNet head normalises together."""
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_aselect_dit.ASelectDiTConfig",
+    "AutoModel": "modeling_aselect_dit.ASelectDiTModel",
+    "AutoBackbone": "backbone_aselect_dit.ASelectDiTBackbone",
+    "AutoModelForImageClassification": "modeling_aselect_dit_heads.ASelectDiTForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_aselect_dit_heads.ASelectDiTForSemanticSegmentation",
+}
+"""Where transformers finds each class in a saved folder. The image processor's own file names its class."""
 
 
 @strict
-class ASelectDiTConfig(PreTrainedConfig):
+class ASelectDiTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Args:
         hidden_size, num_hidden_layers, num_attention_heads, mlp_ratio: shape of the transformer.
@@ -46,6 +73,17 @@ class ASelectDiTConfig(PreTrainedConfig):
         noise_seed, num_noise_draws: seed and number of the stored evaluation noises; features average over them.
         selection: how `timestep` was chosen (method, options, curve), written by `TimestepSelection.apply`.
         base_model, base_model_license: where the weights came from, for the model card.
+        head_features: features a head reads, concatenated along the width; default `[feature]`. The UPerNet head
+            takes one, for all levels of its pyramid, or four, the finest level's first.
+        head_timesteps: timesteps a head reads, one run each, concatenated along the width; default `[timestep]`.
+        head_norm: `"layer_norm"` or `"batch_norm"` before the head's last linear layer.
+        pooling: of tokens for classification: `"mean"`, or `"attentive"` (cross-attention from a learned query).
+        segmentation_head: `"linear"` (per token) or `"upernet"`, with `segmentation_head_channels` (a multiple of 16).
+        semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
+        stage_kind: kind of the features a backbone returns: stage `i` is `blocks.<i - 1>.<stage_kind>`. Which stages,
+            `out_features` or `out_indices` say, as for every transformers backbone; `stem` is the embedded input.
+        reshape_hidden_states: whether a backbone returns maps `(batch, width, height, width)`, or else tokens
+            `(batch, 1 + tokens, width)`, their mean first, as DPT reads them.
 
     Raises:
         ValueError: fields contradict each other; the message names them.
@@ -80,6 +118,17 @@ class ASelectDiTConfig(PreTrainedConfig):
     selection: dict | None = None
     base_model: str | None = None
     base_model_license: str | None = None
+    head_features: list[str] | None = None
+    head_timesteps: list[int] | None = None
+    head_norm: str = "layer_norm"
+    pooling: str = "mean"
+    segmentation_head: str = "linear"
+    segmentation_head_channels: int = 256
+    semantic_loss_ignore_index: int = 255
+    stage_kind: str = "hidden"
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in SIZES:
@@ -94,7 +143,16 @@ class ASelectDiTConfig(PreTrainedConfig):
             self.image_size = self.sample_size * self.vae_downsampling
         self.check_shape()
         self.check_choice()
+        self.check_head()
+        kwargs.pop("stage_names", None)
+        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]
+        self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with the code of every class: `trust_remote_code=True` loads without this package."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -175,5 +233,28 @@ class ASelectDiTConfig(PreTrainedConfig):
         if self.timestep is not None:
             NoiseSchedule.from_dict(self.noise_schedule or {}).check_timestep(self.timestep)
 
+    def check_head(self) -> None:
+        """Refuse a head that is unknown, or reads what this network does not have."""
+        for name, accepted in CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}")
+        for name in ("head_features", "head_timesteps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, list) or not value):
+                raise ValueError(f"{name} must be a non-empty list, or None for the model's own; got {value!r}")
+        for feature in self.head_features or ():
+            parse_feature(feature, self.num_hidden_layers)
+        schedule = NoiseSchedule.from_dict(self.noise_schedule or {})
+        for timestep in self.head_timesteps or ():
+            schedule.check_timestep(timestep)
+        count = len(self.head_features or [self.feature])
+        if self.segmentation_head == "upernet" and count not in (1, UPERNET_LEVELS):
+            raise ValueError(f"head_features of an upernet head must be one or {UPERNET_LEVELS} names, got {count}")
+        channels = self.segmentation_head_channels
+        if not GROUP_CHANNELS <= channels <= MAX_SIZE or channels % GROUP_CHANNELS:
+            raise ValueError(f"segmentation_head_channels must be a multiple of {GROUP_CHANNELS}, got {channels}")
+
+
+ASelectDiTConfig.register_for_auto_class()
 
 __all__ = ["PRESETS", "ASelectDiTConfig"]

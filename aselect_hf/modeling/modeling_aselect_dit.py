@@ -256,6 +256,15 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
             dit.evaluation_noise = dit.compute_noise((dit.config.sample_size,) * 2).to(dit.evaluation_noise)
         return loaded
 
+    @classmethod
+    def from_diffusers(cls, source: str, **kwargs: Any) -> Any:
+        """Convert a diffusers DiT: a pipeline folder, a transformer folder or a Hub id; see `convert_checkpoint`."""
+        try:
+            from aselect_hf.conversion import load_diffusers
+        except ImportError as error:
+            raise ImportError("from_diffusers needs the whole package: pip install aselect-hf") from error
+        return load_diffusers(source, model_class=cls, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """DiT's initialisation (adaLN-Zero: every block starts as the identity), and the derived buffers."""
@@ -277,7 +286,7 @@ def average_draws(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-        output = forward(self, *args, **kwargs)
+        output = forward(self, *args, **kwargs, return_dict=True)
         batch = max(1, len(output.last_hidden_state))
         for name in ("hidden_states", "attentions"):
             if output.get(name):
@@ -313,15 +322,6 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         self.final_layer = ASelectDiTFinalLayer(config)
         self.post_init()
 
-    @classmethod
-    def from_diffusers(cls, source: str, **kwargs: Any) -> ASelectDiTModel:
-        """Convert a diffusers DiT: a pipeline folder, a transformer folder or a Hub id; see `convert_checkpoint`."""
-        try:
-            from aselect_hf.conversion import load_diffusers
-        except ImportError as error:
-            raise ImportError("from_diffusers needs the whole package: pip install aselect-hf") from error
-        return load_diffusers(source, model_class=cls, **kwargs)
-
     @can_return_tuple
     @average_draws
     @merge_with_config_defaults
@@ -331,7 +331,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         timestep: int | None = None,
-        feature: str | None = None,
+        feature: str | Sequence[str] | None = None,
         noise: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
         **kwargs: Any,
@@ -342,7 +342,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             pixel_values: `(batch, channels, height, width)` in [-1, 1]; or
             latents: `(batch, num_channels, height, width)` scaled latents, in place of pixels.
             timestep: on the axis of `NoiseSchedule`; default `config.timestep`.
-            feature: `blocks.<i>.<kind>`; default `config.feature`.
+            feature: `blocks.<i>.<kind>`; default `config.feature`. Several are concatenated along the width.
             noise: standard normal, broadcastable to the latents; default the stored evaluation noise, averaged over.
             class_labels: `(batch,)`; default the null class.
 
@@ -353,15 +353,17 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         Raises:
             ValueError: wrong channels or size, NaN, unknown feature, timestep out of range.
         """
-        feature = feature or str(self.config.feature)
+        names = [feature or str(self.config.feature)] if feature is None or isinstance(feature, str) else list(feature)
+        if not names:
+            raise ValueError("feature must be a name or a non-empty list of names")
         timestep = self.default_timestep if timestep is None else self.noise_schedule.check_timestep(timestep)
         flags = ("output_hidden_states", "output_attentions")
         whole = any(kwargs.get(flag, getattr(self.config, flag, False)) for flag in flags)
         latents = self.prepare_latents(pixel_values, latents)
         features = self._features_at(
-            latents, [feature], timestep, noise, class_labels, min_depth=self.config.num_hidden_layers * whole, **kwargs
+            latents, names, timestep, noise, class_labels, min_depth=self.config.num_hidden_layers * whole, **kwargs
         )
-        tokens = features[feature]
+        tokens = torch.cat([features[name] for name in names], dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
 
     @torch.no_grad()
@@ -399,7 +401,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         if not steps:
             raise ValueError("timesteps must not be empty")
         latents = self.prepare_latents(pixel_values, latents)
-        grid_size = self._grid_size(latents)
+        grid_size = self.grid_size(latents)
         runs = []
         for step in steps:
             run = self._features_at(latents, names, step, noise, class_labels)
@@ -559,7 +561,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         name = "blocks.-1.hidden"
         features, conditioning = self._run_blocks(noisy_latents, timesteps, class_labels, [name], **kwargs)
         patches = self.final_layer(features[name], conditioning)
-        height, width = self._grid_size(noisy_latents)
+        height, width = self.grid_size(noisy_latents)
         side = self.config.patch_size
         patches = patches.unflatten(-1, (side, side, -1)).unflatten(1, (height, width))
         return torch.einsum("bhwpqc->bchpwq", patches).flatten(4, 5).flatten(2, 3)
@@ -585,7 +587,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
 
     def _embed(self, noisy_latents: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(noisy_latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        return patches + self._positions(self._grid_size(noisy_latents)).to(patches.dtype)
+        return patches + self._positions(self.grid_size(noisy_latents)).to(patches.dtype)
 
     def _positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
         if grid_size == self.config.grid_size:
@@ -604,7 +606,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             noise = self.compute_noise(size).to(latents.device)
         return noise[:, None]
 
-    def _grid_size(self, latents: torch.Tensor) -> tuple[int, int]:
+    def grid_size(self, latents: torch.Tensor) -> tuple[int, int]:
+        """Height and width of the patch grid of what the DiT sees."""
         return latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size
 
     def _check_input(self, images: torch.Tensor, name: str, channels: int | None = None, downsampling: int = 1) -> None:

@@ -7,16 +7,20 @@ Every skip and override below says why.
 from __future__ import annotations
 
 import unittest
-from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
-from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+from tests.test_image_processing_common import (
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
 from transformers import initialization
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto import modeling_auto as auto
 from transformers.testing_utils import require_torch, require_vision, torch_device
 
@@ -50,9 +54,10 @@ class ASelectDiTModelTester:
     seq_length = (image_size // patch_size) ** 2
     is_training = True
 
-    def __init__(self, parent: unittest.TestCase, feature: str | None) -> None:
+    def __init__(self, parent: unittest.TestCase, feature: str | None, **head: Any) -> None:
         self.parent = parent
         self.feature = feature
+        self.head = head
 
     def get_config(self) -> ASelectDiTConfig:
         return ASelectDiTConfig(
@@ -67,11 +72,20 @@ class ASelectDiTModelTester:
             vae_config=None,
             timestep=50,
             feature=self.feature,
+            **self.head,
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[ASelectDiTConfig, dict[str, torch.Tensor]]:
         shape = [self.batch_size, self.num_channels, self.image_size, self.image_size]
         return self.get_config(), {"pixel_values": floats_tensor(shape).to(torch_device)}
+
+
+zeros_ = initialization.zeros_
+
+
+def nearly_zeros_(tensor: torch.Tensor) -> torch.Tensor:
+    """Small random numbers for parameters; the running statistics of BatchNorm stay zero."""
+    return initialization.normal_(tensor, std=0.2) if isinstance(tensor, torch.nn.Parameter) else zeros_(tensor)
 
 
 @require_torch
@@ -80,16 +94,22 @@ class ASelectDiTModelTest(ModelTesterMixin, unittest.TestCase):
 
     all_model_classes = tuple(CLASSES.values())
     feature = "blocks.-1.hidden"
+    head: dict[str, Any] = {}  # noqa: RUF012
     test_resize_embeddings = False  # there is no vocabulary to resize
     test_can_init_all_missing_weights_before_2023 = True  # else skipped: it reads a model's year off a copyright line
 
     def setUp(self) -> None:
         # adaLN-Zero starts every block as the identity, which would hide from the tests what blocks do.
-        zeros = mock.patch.object(initialization, "zeros_", partial(initialization.normal_, std=0.2))
+        zeros = mock.patch.object(initialization, "zeros_", nearly_zeros_)
         zeros.start()
         self.addCleanup(zeros.stop)
-        self.model_tester = ASelectDiTModelTester(self, self.feature)
+        self.model_tester = ASelectDiTModelTester(self, self.feature, **self.head)
         self.config_tester = ConfigTester(self, config_class=ASelectDiTConfig, has_text_modality=False, hidden_size=32)
+
+    def test_can_load_ignoring_mismatched_shapes(self) -> None:
+        """Without the patch of `setUp`: this one checks that the biases of new heads are near zero."""
+        self.doCleanups()
+        super().test_can_load_ignoring_mismatched_shapes()
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
@@ -118,6 +138,22 @@ class ASelectDiTEarlyExitModelTest(ASelectDiTModelTest):
     feature = "blocks.0.attention"
 
 
+@require_torch
+class ASelectDiTLargeHeadsModelTest(ASelectDiTModelTest):
+    """Heads with every option, on several features and timesteps."""
+
+    all_model_classes = tuple(model_class for name, model_class in CLASSES.items() if "For" in name)
+    feature = None
+    head: dict[str, Any] = {  # noqa: RUF012
+        "head_features": ["blocks.0.query", "blocks.0.hidden", "blocks.1.key", "blocks.1.mlp_norm"],
+        "head_timesteps": [20, 100],
+        "head_norm": "batch_norm",
+        "pooling": "attentive",
+        "segmentation_head": "upernet",
+        "segmentation_head_channels": 16,
+    }
+
+
 if "ASelectDiTBackbone" in CLASSES:
 
     @require_torch
@@ -130,7 +166,7 @@ if "ASelectDiTBackbone" in CLASSES:
 
 
 class ASelectDiTImageProcessingTester(ImageProcessingTester):
-    """Colour images for the processor of one-channel models."""
+    """Colour images and logits for the processor of one-channel models."""
 
     def __init__(self, parent: unittest.TestCase, **kwargs: Any) -> None:
         kwargs.setdefault("size", {"shortest_edge": 20})
@@ -141,6 +177,10 @@ class ASelectDiTImageProcessingTester(ImageProcessingTester):
         """The mixin's own looks the names of classes inside transformers up by the name of the test folder."""
         return {"pil": ASelectDiTImageProcessor}
 
+    def prepare_post_process_semantic_segmentation_inputs(self) -> tuple[dict[str, Any], dict[str, int]]:
+        logits = torch.randn(self.batch_size, 4, 6, 5)
+        return {"outputs": SemanticSegmenterOutput(logits=logits)}, {"num_labels": 4, "height": 6, "width": 5}
+
     def expected_output_image_shape(self, images: list[Any]) -> tuple[int, ...]:
         """Colour becomes luminance: one channel out of three; other numbers of channels stay."""
         channels, *size = super().expected_output_image_shape(images)
@@ -149,7 +189,9 @@ class ASelectDiTImageProcessingTester(ImageProcessingTester):
 
 @require_torch
 @require_vision
-class ASelectDiTImageProcessingTest(ImageProcessingTestMixin, unittest.TestCase):
+class ASelectDiTImageProcessingTest(
+    ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase
+):
     image_processor_tester_class = ASelectDiTImageProcessingTester
     test_cast_dtype = True
 
