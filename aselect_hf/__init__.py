@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from aselect_hf.conversion import convert_checkpoint
+from aselect_hf.hub import push_to_hub
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
@@ -22,5 +23,6 @@ __all__ = [
     "convert_checkpoint",
     "high_frequency_ratio",
     "make_image_processor",
+    "push_to_hub",
     "select_timestep",
 ]
