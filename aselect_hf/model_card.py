@@ -125,7 +125,6 @@ class CardContent:
             loader=FileSystemLoader(TEMPLATES),
             trim_blocks=True,
             lstrip_blocks=True,
-            keep_trailing_newline=True,
             undefined=StrictUndefined,
             keep_trailing_newline=True,
         )

@@ -1,6 +1,6 @@
 """Pushing to the loopback Hub, and using what was pushed from a clean cache in a process without the package.
 
-Everything that imports the package runs in the client processes: the process of the tests is offline for good.
+All pushing and loading runs in client processes: the process of the tests is offline for good.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import CommitInfo, ModelCard
 
-from .conftest import ClientProcess, RemoteApi
+from .conftest import ClientProcess
 from .server import HubServer
 
 SHAPE: dict[str, Any] = {
@@ -27,7 +27,7 @@ CODE = {
 
 
 def save_model(folder: Path, seed: int) -> None:
-    """A tiny model for colour images, its selection, comparison-free results and the code that it needs elsewhere."""
+    """A tiny model for colour images, its selection, and the code that it needs elsewhere."""
     import torch
 
     from aselect_hf import ASelectDiTConfig, ASelectDiTModel, select_timestep
@@ -111,7 +111,8 @@ def call_handler(repo_id: str, folder: Path) -> tuple[Any, ...]:
 
     path = snapshot_download(repo_id, local_dir=folder)
     spec = importlib.util.spec_from_file_location("handler", Path(path) / "handler.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     handler = module.EndpointHandler(path)
@@ -258,17 +259,15 @@ def test_own_namespace_and_visibility(ada, bob, pushed) -> None:
 # -- what goes wrong --
 
 
-def test_refused_tokens(hub, ada, client, stranger, saved, pushed) -> None:
+def test_refused_tokens(hub, ada, saved, pushed, tmp_path) -> None:
     from aselect_hf.hub import PushError
 
     with pytest.raises(PushError, match=r"push to ada/nobody failed \(401\).*the token is not valid"):
         pushed("ada/nobody", token="hf_wrong")
-    with pytest.raises(PushError, match=r"push to ada/nobody failed.*(no token|not valid)"):
-        anonymous = ClientProcess(hub.client_environment(saved().parent / "anonymous"))
-        try:
-            anonymous.run(push, saved(), "ada/nobody")
-        finally:
-            anonymous.stop()
+    nobody = ClientProcess(hub.client_environment(tmp_path))
+    with pytest.raises(PushError, match=r"push to ada/nobody failed: no token; log in"):
+        nobody.run(push, saved(), "ada/nobody")
+    nobody.stop()
     with pytest.raises(PushError, match=r"\(403\).*may not write there"):
         pushed("ada/nobody", token="hf_bob")
     assert not ada.repo_exists("ada/nobody")
@@ -282,18 +281,18 @@ def test_refused_tokens(hub, ada, client, stranger, saved, pushed) -> None:
         ("PUT /lfs-upload/", 500, "Error while uploading"),
         ("/commit/", 500, r"\(500\)"),
         ("/commit/", 412, "somebody else has committed meanwhile: push again"),
-        ("/preupload/", 0, "failed"),
-        ("/api/validate-yaml", 400, "failed"),
+        ("/preupload/", 403, "may not write there"),
+        ("/api/validate-yaml", 400, "Invalid metadata in README"),
     ],
 )
-def test_no_half_repository(hub, pushed, request, path, status, message) -> None:
+def test_no_half_repository(hub, pushed, path, status, message) -> None:
     from aselect_hf.hub import PushError
 
     repo_id = f"ada/half-{path.strip('/').split('/')[-1].split()[-1]}-{status}"
     first = pushed(repo_id)
     before = hub.files(repo_id)
     hub.fail_next(100, path, status)
-    with pytest.raises(PushError, match=message):
+    with pytest.raises((PushError, ValueError), match=message):
         pushed(repo_id, seed=1, tag="v1")
     hub.faults.clear()
     assert hub.files(repo_id) == before
@@ -348,8 +347,9 @@ def load_without_trust(repo_id: str, cache: Path) -> str:
 
 
 def load_with_package(repo_id: str, cache: Path) -> str:
-    import aselect_hf  # noqa: F401
     from transformers import AutoModel
+
+    import aselect_hf  # noqa: F401
 
     return type(AutoModel.from_pretrained(repo_id, cache_dir=cache)).__module__
 
@@ -358,7 +358,7 @@ def test_code_of_a_repository_runs_only_when_trusted(hub, ada, client, stranger,
     pushed("ada/untrusted")
     trap = f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n"
     for name in ("modeling_aselect_dit.py", "configuration_aselect_dit.py"):
-        code = hub.files("ada/untrusted")[name].replace(b"\nimport ", f"\n{trap}import ".encode(), 1)
+        code = hub.files("ada/untrusted")[name].replace(b"\nfrom typing", f"\n{trap}from typing".encode(), 1)
         assert trap.encode() in code
         ada.upload_file(path_or_fileobj=code, path_in_repo=name, repo_id="ada/untrusted")
     assert "trust_remote_code" in stranger.run(load_without_trust, "ada/untrusted", tmp_path / "stranger")
