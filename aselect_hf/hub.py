@@ -31,7 +31,7 @@ from aselect_hf.hub_files import Results, Upload, prepare_folder, prepare_upload
 from aselect_hf.selection import TimestepSelection
 
 REPLACED = (
-    "*.safetensors", "*.safetensors.index.json", "selection.json", "selection.png", "training.json",
+    "model*.safetensors", "model.safetensors.index.json", "selection.json", "selection.png", "training.json",
     ".eval_results/aselect-*.yaml",
 )  # fmt: skip
 """Files that describe the model before: a push that does not bring them anew removes them from the repository."""
@@ -142,9 +142,7 @@ class _Target:
             present = self.api.list_repo_files(self.repo_id, revision=parent)
             card = self._merge_card(upload.card, parent, local_card)
             files = upload.files | {"README.md": str(card).encode()}
-            stale = [
-                path for path in present if path not in files and any(fnmatch(path, pattern) for pattern in REPLACED)
-            ]
+            stale = [path for path in present if path not in files and _is_replaced(path)]
             commit = self.api.create_commit(
                 self.repo_id,
                 [
@@ -213,3 +211,8 @@ class _Target:
             raise PushError(f"{what} ({status}): {reason}{hint}") from error
         except (HTTPError, ConnectionError, RuntimeError) as error:  # RuntimeError: a large file that did not get there
             raise PushError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _is_replaced(path: str) -> bool:
+    """Whether a file of the repository describes the model before; those in other folders are somebody's own."""
+    return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in REPLACED)

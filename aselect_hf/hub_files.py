@@ -23,7 +23,9 @@ from aselect_hf.selection import TimestepSelection
 
 Results = Comparison | Sequence[EvaluationResult]
 
-MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "*.py")
+MODEL_FILES = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py",
+)  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -82,7 +84,7 @@ def prepare_upload(
         license=license,
     )
     if content.has_processor:
-        files["handler.py"] = TEMPLATES / "handler.py"
+        files.setdefault("handler.py", TEMPLATES / "handler.py")
     if content.training:
         files["training.json"] = json.dumps(content.training, indent=1).encode()
     if selection is not None:
@@ -132,7 +134,7 @@ def count_parameters(folder: Path) -> int:
         ValueError: there are no weights, or they are damaged.
     """
     count = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(path, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)

@@ -5,6 +5,7 @@ The text is `templates/model_card.md`; its generated parts lie between markers, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.results import EvaluationResult, is_hub_id, results_of
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.versions import installed_versions
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 TASKS = {
@@ -45,6 +48,7 @@ HANDLER_OUTPUTS = {
 TAGS = ["diffusion-transformer", "timestep-selection", "aselect_dit"]
 IMAGES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
 WIDGET = [{"src": f"{IMAGES}/{name}.jpg", "example_title": name.capitalize()} for name in ("tiger", "teapot", "palace")]
+MAX_CLASSES = 20
 LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_checkpoint", "cache_dir", "hub_token")
 
 
@@ -93,6 +97,8 @@ class CardContent:
                 f"t = {config.timestep} of {config.feature}: call selection.apply(model) first"
             )
         if self.comparison is not None:
+            if self.dataset is None:
+                logger.warning("the comparison is shown in the card; name its dataset to put it into the metadata too")
             self.results = [*self.results, *results_of(self.comparison, config, self.dataset)]
 
     @property
@@ -114,6 +120,15 @@ class CardContent:
     def timestep(self) -> int:
         """The chosen timestep, or the one that the model falls back to."""
         return self.config.timestep if self.config.timestep is not None else self.schedule.num_train_timesteps // 10
+
+    @property
+    def inputs_of_head(self) -> tuple[list[str], list[int]]:
+        """Features and timesteps that the model reads: those of its head, or the chosen ones."""
+        names, timesteps = [str(self.config.feature)], [self.timestep]
+        if self.task != "image-feature-extraction":
+            names = getattr(self.config, "head_features", None) or names
+            timesteps = getattr(self.config, "head_timesteps", None) or timesteps
+        return names, timesteps
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -178,16 +193,23 @@ class CardContent:
         origin = ""
         if config.base_model:
             origin = f", with weights from [{config.base_model}](https://huggingface.co/{config.base_model})"
-        block = parse_feature(str(config.feature), config.num_hidden_layers).block
+        names, timesteps = self.inputs_of_head
+        block = max(parse_feature(name, config.num_hidden_layers).block for name in names)
+        at = f"timestep t = {timesteps[0]}, one forward pass"
+        if len(timesteps) > 1:
+            at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
+        read = ", ".join(f"`{name}`" for name in names) + (" are the features" if len(names) > 1 else " is the feature")
         return (
-            f"{purpose} a Diffusion Transformer{origin}. An image is mixed with a fixed draw of noise to timestep "
-            f"t = {self.timestep}, one forward pass runs up to block {block}, and "
-            f"`{config.feature}` is the feature."
+            f"{purpose} a Diffusion Transformer{origin}. An image is mixed with a fixed draw of noise to {at} runs up to "
+            f"block {block}, and {read}."
         )
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         config, schedule, t = self.config, self.schedule, self.timestep
         chosen = f"chosen by `{self.selection.method}`" if self.selection else "not selected: a tenth of the schedule"
+        names = list((config.id2label or {}).values())
+        if self.task != "image-feature-extraction" and len(names) <= MAX_CLASSES:
+            yield "classes", ", ".join(map(str, names))
         yield "timestep", f"t = {t} of 0..{schedule.num_train_timesteps - 1} ({chosen})"
         noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
         yield "noise there", noise

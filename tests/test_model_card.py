@@ -130,6 +130,15 @@ def test_card_of_any_model_says_nothing_empty(content, architecture, fields, pre
     assert "## Training" not in text
 
 
+def test_a_head_names_its_classes_and_everything_it_reads(make_config):
+    config = make_config(num_channels=3, num_labels=2, id2label={0: "cat", 1: "dog"})
+    config.head_features, config.head_timesteps = ["blocks.0.key", "blocks.2.hidden"], [20, 60]
+    text = CardContent(config, "ada/dit", "ASelectDiTForImageClassification", 1).card().text
+    assert "to timesteps t = 20, 60, one forward pass each runs up to block 2" in text
+    assert "`blocks.0.key`, `blocks.2.hidden` are the features" in text
+    assert "| classes | cat, dog |" in text
+
+
 def test_code_in_the_card_is_python(card, content):
     for text in (card.text, content(num_channels=2).card().text):
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -276,7 +285,7 @@ def test_a_lost_marker_is_named(card):
 
 
 def test_files(folder, selected):
-    for name in ("optimizer.npz", "notes.txt"):
+    for name in ("adapter_model.safetensors", "optimizer.npz", "notes.txt"):
         (folder / name).write_bytes(b"private")
     (folder / "checkpoint-10").mkdir()
     selected[1].save(folder / "selection.json")
@@ -286,7 +295,7 @@ def test_files(folder, selected):
         "config.json", "handler.py", "model.safetensors", "preprocessor_config.json", "selection.json", "selection.png",
         "training.json",
     }  # fmt: skip
-    assert not {"optimizer.npz", "notes.txt", "checkpoint-10"} & set(upload.files)
+    assert not {"adapter_model.safetensors", "optimizer.npz", "notes.txt", "checkpoint-10"} & set(upload.files)
     assert json.loads(upload.files["selection.json"])["model"] == "ada/dit"
     assert "output_dir" not in upload.files["training.json"].decode()
 

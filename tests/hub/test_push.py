@@ -32,8 +32,9 @@ def save_model(folder: Path, seed: int) -> None:
 
     from aselect_hf import ASelectDiTConfig, ASelectDiTModel, select_timestep
     from aselect_hf.conversion import save_model
+    from aselect_hf.modeling import configuration_aselect_dit
 
-    if not hasattr(ASelectDiTConfig(**SHAPE), "auto_map"):  # then only registered classes carry their code along
+    if not hasattr(configuration_aselect_dit, "AUTO_MAP"):  # then only registered classes carry their code along
         ASelectDiTConfig.register_for_auto_class()
         ASelectDiTModel.register_for_auto_class()
     torch.manual_seed(seed)
@@ -208,7 +209,9 @@ def test_second_push_keeps_what_people_wrote(hub, ada, pushed) -> None:
     edited = text.replace("<!-- aselect:use:begin -->", "## Thanks\n\nTo everyone.\n\n<!-- aselect:use:begin -->")
     edited = edited.replace("library_name:", "language: en\nlibrary_name:") + "\nMy last words.\n"
     ada.upload_file(path_or_fileobj=edited.encode(), path_in_repo="README.md", repo_id="ada/edited")
-    ada.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="ada/edited")
+    mine = ("notes.txt", "adapter_model.safetensors", "onnx/model.safetensors", ".eval_results/mine.yaml")
+    for path in mine:
+        ada.upload_file(path_or_fileobj=b"mine", path_in_repo=path, repo_id="ada/edited")
     pushed("ada/edited", seed=1, with_selection=False)
     files = hub.files("ada/edited")
     renewed = files["README.md"].decode()
@@ -218,7 +221,7 @@ def test_second_push_keeps_what_people_wrote(hub, ada, pushed) -> None:
     assert "## Training" not in renewed
     assert "training.json" not in files, "it describes the model before"
     assert "selection.json" not in files
-    assert files["notes.txt"] == b"mine"
+    assert all(files[path] == b"mine" for path in mine)
 
 
 def test_branch_and_tag(hub, ada, pushed) -> None:
