@@ -200,8 +200,8 @@ class CardContent:
             at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
         read = ", ".join(f"`{name}`" for name in names) + (" are the features" if len(names) > 1 else " is the feature")
         return (
-            f"{purpose} a Diffusion Transformer{origin}. An image is mixed with a fixed draw of noise to {at} runs up to "
-            f"block {block}, and {read}."
+            f"{purpose} a Diffusion Transformer{origin}. An image is mixed with a fixed draw of noise to {at} runs "
+            f"up to block {block}, and {read}."
         )
 
     def _facts(self) -> Iterator[tuple[str, str]]:
