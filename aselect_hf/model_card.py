@@ -229,7 +229,8 @@ class CardContent:
             f"{self.num_parameters / 1e6:,.1f} M parameters in all",
         )
         if self.license:
-            yield "licence", self.license + (" (the base model's)" if config.base_model_license else "")
+            inherited = self.license == (config.base_model_license or "").lower()
+            yield "licence", self.license + (" (the base model's)" if inherited else "")
 
     def _convention(self) -> str:
         schedule = self.schedule
