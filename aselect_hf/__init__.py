@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from aselect_hf.conversion import convert_checkpoint
+from aselect_hf.hub import push_to_hub
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
@@ -40,5 +41,6 @@ __all__ = [
     "convert_checkpoint",
     "high_frequency_ratio",
     "make_image_processor",
+    "push_to_hub",
     "select_timestep",
 ]

@@ -20,6 +20,8 @@ from aselect_hf.conversion import save_model as write_model
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_directory, atomic_file, check_writable
+from aselect_hf.hub import push_folder
+from aselect_hf.hub_files import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep
@@ -226,6 +228,33 @@ def convert(
         allow_pickle=allow_pickle, **{name: value for name, value in config.items() if value is not None},
     )  # fmt: skip
     print(f"wrote {output_dir}: {model.num_parameters() / 1e6:.1f} M parameters as {to}")
+
+
+@app.command(epilog="Example: `aselect push runs/model me/my-dit --private --tag v1.0`")
+def push(
+    folder: Annotated[Path, typer.Argument(help="Saved model; its selection, compare and training .json go along.")],
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: user/name.")],
+    private: Annotated[bool | None, typer.Option(help="Visibility of a new repository.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Tag for the commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; created where missing.")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hub id of the data set of compare.json.")] = None,
+    license: Annotated[str | None, typer.Option(help="Default the base model's; never a freer one.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print files and card, send nothing.")] = False,
+) -> None:
+    """Push a saved model to the Hub with its card, selection, results and endpoint handler, in one commit."""
+    if dry_run:
+        upload = prepare_folder(folder, repo_id, dataset=dataset, license=license)
+        for path, size in upload.sizes().items():
+            print(f"{size:>14,}  {path}")
+        print(f"\n{upload.card}")
+        return
+    commit = push_folder(
+        folder, repo_id, dataset=dataset, license=license, private=private, revision=revision, tag=tag,
+        create_pr=create_pr, commit_message=commit_message,
+    )  # fmt: skip
+    print(f"pushed {commit.pr_url or commit.commit_url}")
 
 
 def main() -> None:

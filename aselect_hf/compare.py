@@ -144,6 +144,24 @@ class Comparison:
             row.selection.save(folder / f"selection-{row.strategy}.json")
         return folder
 
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Read the `compare.json` that `save` wrote.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            names = [entry.name for entry in dataclasses.fields(ComparisonRow)]
+            rows = []
+            for row in content["rows"]:
+                selection = TimestepSelection.from_dict(row["selection"])
+                rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
+            return cls(rows, content["raw_pixel_accuracies"], content["protocol"])
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a saved comparison ({error})") from error
+
 
 def compare_strategies(
     model: ASelectDiTModel,

@@ -168,8 +168,8 @@ def load_model(source: str | Path, **config: Any) -> ASelectDiTModel:
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: convert it first, with ASelectDiTModel.from_diffusers")
     try:
-        model, report = ASelectDiTModel.from_pretrained(path, output_loading_info=True, **config)
-    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
+        model, report = ASelectDiTModel.from_pretrained(path, output_loading_info=True, use_safetensors=True, **config)
+    except (SafetensorError, OSError, RuntimeError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {source} cannot be read: {_first_line(error)}") from error
     if missing := set(report["missing_keys"]) - DERIVED_KEYS:
         raise ValueError(f"checkpoint {source} does not fit its config: missing {sorted(missing)}")

@@ -164,7 +164,7 @@ def test_another_model_type_is_named(aselect, pictures, tmp_path):
     assert "model of type 'vit'" in stderr
 
 
-@pytest.mark.parametrize("command", ["select", "compare", "features", "convert"])
+@pytest.mark.parametrize("command", ["select", "compare", "features", "convert", "push"])
 def test_help_has_an_example(command):
     result = subprocess.run(
         [sys.executable, "-m", "aselect_hf.cli", command, "--help"],

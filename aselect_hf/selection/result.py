@@ -15,6 +15,11 @@ from aselect_hf.files import atomic_file
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 
 FORMAT = 1
+APPLIED = (
+    "method", "score_name", "options", "num_images", "seed", "timesteps", "scores", "standard_errors", "raw_scores",
+    "control_scores",
+)  # fmt: skip
+"""Fields that `apply` writes into a config."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -101,11 +106,31 @@ class TimestepSelection:
             ValueError: not such a file.
         """
         try:
-            content = json.loads(Path(path).read_text())
-            fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
-            return cls(**fields | {"cost": SelectionCost(**fields["cost"])})
+            return cls.from_dict(json.loads(Path(path).read_text()))
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a saved timestep selection ({error})") from error
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> TimestepSelection:
+        """Rebuild from the fields that `save` writes; others are ignored."""
+        fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
+        return cls(**fields | {"cost": SelectionCost(**fields["cost"])})
+
+    @classmethod
+    def from_config(cls, config: Any) -> TimestepSelection | None:
+        """What `apply` wrote into a model's config, without its cost; `None` where no selection was applied."""
+        if config.selection is None or config.timestep is None:
+            return None
+        try:
+            return cls(
+                feature=config.feature,
+                timestep=config.timestep,
+                schedule=config.noise_schedule,
+                cost=SelectionCost(0, 0.0, 0.0),
+                **{name: config.selection[name] for name in APPLIED},
+            )
+        except KeyError as error:
+            raise ValueError(f"config.selection has no field {error}: apply a selection again") from error
 
     def plot(self, path: str | Path) -> Path:
         """Draw the curve with its error band, raw score and control where there are, and the chosen timestep."""
@@ -125,11 +150,7 @@ class TimestepSelection:
         if config.noise_schedule != self.schedule:
             raise ValueError("this selection was made for another noise schedule than the model's")
         config.timestep, config.feature = self.timestep, self.feature
-        config.selection = {
-            name: getattr(self, name)
-            for name in ("method", "score_name", "options", "num_images", "seed", "timesteps", "scores",
-                         "standard_errors", "raw_scores", "control_scores")
-        }  # fmt: skip
+        config.selection = {name: getattr(self, name) for name in APPLIED}
         config.check_choice()
         return model
 

@@ -1,0 +1,69 @@
+"""Renewing a model card that people have edited: only the parts between markers are generated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+REGION = re.compile(r"<!-- aselect:(?P<name>[a-z]+):begin -->.*?<!-- aselect:(?P=name):end -->[ \t]*\n{0,2}", re.DOTALL)
+MARKER = re.compile(r"<!-- aselect:[a-z]+:(begin|end) -->")
+GENERATED_METADATA = ("pipeline_tag", "base_model", "base_model_relation", "metrics", "model-index", "library_name")
+
+
+def merge_cards(new: ModelCard, old: ModelCard) -> ModelCard:
+    """Renew the generated parts of `old` from `new`; what people wrote around them, and their metadata, is kept.
+
+    Generated parts that `new` lacks are removed, those that `old` lacks are inserted in the order of the template. A
+    card without any marker is kept whole, below the generated text.
+
+    Raises:
+        ValueError: a marker in `old` has lost its partner.
+    """
+    segments = list(_segments(old.text))
+    for name, text in segments:
+        if name is None and (lone := MARKER.search(text)):
+            raise ValueError(f"README.md on the Hub: {lone[0]} has lost its partner; restore it, or remove this one")
+    generated = {name: text for name, text in _segments(new.text) if name}
+    segments = [(name, text) for name, text in segments if name is None or name in generated]
+    position = 0
+    for name, text in generated.items():
+        places = [index for index, segment in enumerate(segments) if segment[0] == name]
+        if places:
+            position = places[0]
+            segments[position] = (name, text)
+        else:
+            segments.insert(position, (name, text))
+        position += 1
+    body = "".join(text for _, text in segments)
+    metadata = _merge_metadata(new.data.to_dict(), old.data.to_dict())
+    return ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{body.strip()}\n")
+
+
+def _segments(text: str) -> Iterator[tuple[str | None, str]]:
+    """A card's text as `(name, generated part)` and `(None, somebody's own words)`, in order."""
+    text, end = text.replace("\r\n", "\n").lstrip("\n") + "\n\n", 0
+    for match in REGION.finditer(text):
+        if match.start() > end:
+            yield None, text[end : match.start()]
+        yield match["name"], match[0].rstrip("\n") + "\n\n"
+        end = match.end()
+    if text[end:].strip():
+        yield None, text[end:]
+
+
+def _merge_metadata(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    merged = {name: value for name, value in old.items() if name not in GENERATED_METADATA} | new
+    for name in ("tags", "datasets"):
+        both: list[str] = [*_as_list(new.get(name)), *_as_list(old.get(name))]
+        if both:
+            merged[name] = list(dict.fromkeys(both))
+    if "widget" in old:
+        merged["widget"] = old["widget"]
+    return merged
+
+
+def _as_list(value: Sequence[str] | str | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])

@@ -1,0 +1,156 @@
+"""What a repository on the Hub will hold, prepared completely before anything is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+
+from aselect_hf.compare import Comparison
+from aselect_hf.conversion import detect_format
+from aselect_hf.model_card import TEMPLATES, CardContent, publishable_training
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.results import EvaluationResult, eval_result_files
+from aselect_hf.selection import TimestepSelection
+
+Results = Comparison | Sequence[EvaluationResult]
+
+MODEL_FILES = (
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py",
+)  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass
+class Upload:
+    """Files by their path in the repository, as a path here or as content; the card apart, since it may be merged."""
+
+    files: dict[str, Path | bytes]
+    card: ModelCard
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by path in the repository, the card included."""
+        contents = self.files | {"README.md": str(self.card).encode()}
+        return {
+            path: content.stat().st_size if isinstance(content, Path) else len(content)
+            for path, content in sorted(contents.items())
+        }
+
+
+def prepare_upload(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    selection: TimestepSelection | None = None,
+    results: Results | None = None,
+    dataset: str | None = None,
+    training: dict[str, Any] | None = None,
+    license: str | None = None,
+) -> Upload:
+    """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
+
+    Raises:
+        ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
+    """
+    folder = Path(folder)
+    if detect_format(folder) != "aselect":
+        raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
+    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise ValueError(f"{folder} holds pickles, which are never pushed: remove {', '.join(pickles)}")
+    files: dict[str, Path | bytes] = {
+        path.name: path.absolute()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)
+    }
+    config = read_config(folder)
+    content = CardContent(
+        config,
+        repo_id,
+        architecture=(config.architectures or ["ASelectDiTModel"])[0],
+        num_parameters=count_parameters(folder),
+        selection=selection,
+        results=[] if results is None or isinstance(results, Comparison) else list(results),
+        comparison=results if isinstance(results, Comparison) else None,
+        dataset=dataset,
+        training=publishable_training(training) if training else None,
+        license=license,
+    )
+    if content.has_processor:
+        files.setdefault("handler.py", TEMPLATES / "handler.py")
+    if content.training:
+        files["training.json"] = json.dumps(content.training, indent=1).encode()
+    if selection is not None:
+        files["selection.json"] = written(replace(selection, model=repo_id).save, "selection.json")
+    if content.selection is not None and content.selection.scores:
+        files["selection.png"] = written(content.selection.plot, "selection.png")
+    files |= {path: text.encode() for path, text in eval_result_files(content.results).items()}
+    return Upload(files, content.card())
+
+
+def prepare_folder(folder: str | Path, repo_id: str, *, dataset: str | None, license: str | None) -> Upload:
+    """`prepare_upload` with the `selection.json`, `compare.json` and `training.json` that lie in the folder."""
+    folder = Path(folder)
+    selection, comparison, record = (folder / f"{name}.json" for name in ("selection", "compare", "training"))
+    try:
+        training = json.loads(record.read_text()) if record.is_file() else None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{record} is not a training record ({error})") from error
+    return prepare_upload(
+        folder,
+        repo_id,
+        selection=TimestepSelection.load(selection) if selection.is_file() else None,
+        results=Comparison.load(comparison) if comparison.is_file() else None,
+        dataset=dataset,
+        training=training,
+        license=license,
+    )
+
+
+def read_config(folder: Path) -> ASelectDiTConfig:
+    """The config of a saved model, none of its code being run.
+
+    Raises:
+        ValueError: a field has the wrong type or an impossible value.
+    """
+    try:
+        return ASelectDiTConfig.from_pretrained(folder)
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines())
+        raise ValueError(f"{folder / 'config.json'} does not describe a model of this package: {reason}") from error
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters in the weight files, without the two buffers that the checkpoint also stores.
+
+    Raises:
+        ValueError: there are no weights, or they are damaged.
+    """
+    count = 0
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    if not name.endswith(("position_embedding", "evaluation_noise")):
+                        size = 1
+                        for side in tensors.get_slice(name).get_shape():
+                            size *= side
+                        count += size
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"weights {path} cannot be read: {error}") from error
+    if not count:
+        raise ValueError(f"{folder} holds no weights: model.safetensors is missing")
+    return count
+
+
+def written(save: Any, name: str) -> bytes:
+    """What `save(path)` writes."""
+    with TemporaryDirectory() as folder:
+        return Path(save(Path(folder) / name)).read_bytes()

@@ -1,0 +1,379 @@
+"""The card of a pushed model: metadata and text from its config, selection, results and training record.
+
+The text is `templates/model_card.md`; its generated parts lie between markers, see `card_merge.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from aselect_hf.compare import Comparison
+from aselect_hf.licenses import inherited_license
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.features import parse_feature
+from aselect_hf.modeling.noise_schedule import NoiseSchedule
+from aselect_hf.results import EvaluationResult, is_hub_id, results_of
+from aselect_hf.selection import TimestepSelection
+from aselect_hf.versions import installed_versions
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).parent / "templates"
+TASKS = {
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "image-segmentation",
+}
+AUTO_CLASSES = {
+    "image-classification": "AutoModelForImageClassification",
+    "image-segmentation": "AutoModelForSemanticSegmentation",
+    "image-feature-extraction": "AutoModel",
+}
+OUTPUTS = {
+    "image-classification": ("model(**inputs).logits.softmax(-1)", "probability of each class"),
+    "image-segmentation": ("model(**inputs).logits", "(1, classes, height, width)"),
+    "image-feature-extraction": ("model(**inputs).last_hidden_state", "({shape}): the chosen feature"),
+}
+HANDLER_OUTPUTS = {
+    "image-classification": " and answers with labels and scores",
+    "image-segmentation": " and answers with one mask a class",
+    "image-feature-extraction": " and answers with its feature vector",
+}
+TAGS = ["diffusion-transformer", "timestep-selection", "aselect_dit"]
+IMAGES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
+WIDGET = [{"src": f"{IMAGES}/{name}.jpg", "example_title": name.capitalize()} for name in ("tiger", "teapot", "palace")]
+MAX_CLASSES = 20
+LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_checkpoint", "cache_dir", "hub_token")
+
+
+@dataclass
+class CardContent:
+    """Everything a card tells.
+
+    Args:
+        config: of the model.
+        repo_id: where it will be pushed.
+        architecture: class name of the model, which decides its task.
+        num_parameters: of the whole model, its VAE included.
+        selection: how the timestep was chosen; default what `config.selection` remembers.
+        results: figures of this checkpoint.
+        comparison: of strategies; its row of this checkpoint's timestep joins `results` where `dataset` is given.
+        dataset: Hub id of the data set of the comparison.
+        training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
+        license: claimed by the author; default that of the base model.
+
+    Raises:
+        ValueError: a licence freer than the base model's, a selection that is not the config's, a base model that is
+            not a Hub id.
+    """
+
+    config: ASelectDiTConfig
+    repo_id: str
+    architecture: str
+    num_parameters: int
+    selection: TimestepSelection | None = None
+    results: list[EvaluationResult] = field(default_factory=list)
+    comparison: Comparison | None = None
+    dataset: str | None = None
+    training: dict[str, Any] | None = None
+    license: str | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if config.base_model and not is_hub_id(config.base_model):
+            raise ValueError(f"config.base_model must be the id of a model on the Hub, got {config.base_model!r}")
+        self.license = inherited_license(config.base_model_license, self.license)
+        if self.selection is None:
+            self.selection = TimestepSelection.from_config(config)
+        elif (self.selection.timestep, self.selection.feature) != (config.timestep, config.feature):
+            raise ValueError(
+                f"selection chose t = {self.selection.timestep} of {self.selection.feature}, but the config has "
+                f"t = {config.timestep} of {config.feature}: call selection.apply(model) first"
+            )
+        if self.comparison is not None:
+            if self.dataset is None:
+                logger.warning("the comparison is shown in the card; name its dataset to put it into the metadata too")
+            self.results = [*self.results, *results_of(self.comparison, config, self.dataset)]
+
+    @property
+    def name(self) -> str:
+        return self.repo_id.rpartition("/")[2]
+
+    @property
+    def task(self) -> str:
+        """The pipeline that runs this model."""
+        return next(
+            (task for suffix, task in TASKS.items() if self.architecture.endswith(suffix)), "image-feature-extraction"
+        )
+
+    @property
+    def has_processor(self) -> bool:
+        return self.config.vae_config is not None or self.config.num_channels in (1, 3)
+
+    @property
+    def timestep(self) -> int:
+        """The chosen timestep, or the one that the model falls back to."""
+        return self.config.timestep if self.config.timestep is not None else self.schedule.num_train_timesteps // 10
+
+    @property
+    def inputs_of_head(self) -> tuple[list[str], list[int]]:
+        """Features and timesteps that the model reads: those of its head, or the chosen ones."""
+        names, timesteps = [str(self.config.feature)], [self.timestep]
+        if self.task != "image-feature-extraction":
+            names = getattr(self.config, "head_features", None) or names
+            timesteps = getattr(self.config, "head_timesteps", None) or timesteps
+        return names, timesteps
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.from_dict(self.config.noise_schedule or {})
+
+    def card(self) -> ModelCard:
+        """Render the card: metadata in YAML, then the text."""
+        environment = Environment(
+            loader=FileSystemLoader(TEMPLATES),
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+        )
+        text = environment.get_template("model_card.md").render(
+            name=self.name,
+            introduction=self._introduction(),
+            facts=list(self._facts()),
+            convention=self._convention(),
+            python_example=self._python_example(),
+            pipeline_example=self._pipeline_example(),
+            selection=self._selection(),
+            results=self.results,
+            protocols=self._protocols(),
+            comparison=self.comparison.markdown().strip() if self.comparison else "",
+            training=self._training(),
+            has_processor=self.has_processor,
+            handler_output=HANDLER_OUTPUTS[self.task],
+            limits=list(self._limits()),
+            versions=", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+        )
+        return ModelCard(f"---\n{self._metadata().to_yaml()}\n---\n\n{text}")
+
+    def _metadata(self) -> ModelCardData:
+        published = [result for result in self.results if result.on_hub]
+        arguments = (self.training or {}).get("arguments", {})
+        candidates = [arguments.get("dataset_name"), self.dataset, *(result.dataset for result in self.results)]
+        optional: dict[str, Any] = {
+            "license": self.license,
+            "base_model": self.config.base_model,
+            "base_model_relation": "finetune" if self.config.base_model else None,
+            "datasets": sorted({name for name in candidates if name and is_hub_id(name)}),
+            "metrics": sorted({result.metric for result in published}),
+            "eval_results": [result.to_eval_result() for result in published],
+            "widget": WIDGET if self.has_processor else None,
+        }
+        return ModelCardData(
+            library_name="transformers",
+            pipeline_tag=self.task,
+            tags=list(TAGS),
+            model_name=self.name if published else None,
+            **{name: value for name, value in optional.items() if value},
+        )
+
+    def _introduction(self) -> str:
+        config = self.config
+        purpose = {
+            "image-classification": f"An image classifier of {config.num_labels} classes on",
+            "image-segmentation": f"A semantic segmenter of {config.num_labels} classes on",
+            "image-feature-extraction": "A vision backbone:",
+        }[self.task]
+        origin = ""
+        if config.base_model:
+            origin = f", with weights from [{config.base_model}](https://huggingface.co/{config.base_model})"
+        names, timesteps = self.inputs_of_head
+        block = max(parse_feature(name, config.num_hidden_layers).block for name in names)
+        at = f"timestep t = {timesteps[0]}, one forward pass"
+        if len(timesteps) > 1:
+            at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
+        read = ", ".join(f"`{name}`" for name in names) + (" are the features" if len(names) > 1 else " is the feature")
+        return (
+            f"{purpose} a Diffusion Transformer{origin}. An image is mixed with a fixed draw of noise to {at} runs "
+            f"up to block {block}, and {read}."
+        )
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        config, schedule, t = self.config, self.schedule, self.timestep
+        chosen = f"chosen by `{self.selection.method}`" if self.selection else "not selected: a tenth of the schedule"
+        names = list((config.id2label or {}).values())
+        if self.task != "image-feature-extraction" and len(names) <= MAX_CLASSES:
+            yield "classes", ", ".join(map(str, names))
+        yield "timestep", f"t = {t} of 0..{schedule.num_train_timesteps - 1} ({chosen})"
+        noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
+        yield "noise there", noise
+        yield "feature", f"`{config.feature}`, {config.num_patches} tokens of width {config.hidden_size}"
+        averaged = f", averaged over {config.num_noise_draws} draws" if config.num_noise_draws > 1 else ""
+        yield "noise draw", f"seed {config.noise_seed}{averaged}, stored in the checkpoint"
+        side = config.image_size
+        if config.vae_config is None:
+            yield "input", f"{side} x {side} pixels, {config.num_channels} channel(s), in [-1, 1]"
+        else:
+            vae = config.vae_config.get("_class_name", "AutoencoderKL")
+            size = f"{config.num_channels} x {config.sample_size} x {config.sample_size}"
+            yield "input", f"{side} x {side} pixels in [-1, 1], encoded to {size} latents by the `{vae}` inside"
+        yield (
+            "network",
+            f"{config.num_hidden_layers} blocks, {config.num_attention_heads} heads, patch {config.patch_size}, "
+            f"{self.num_parameters / 1e6:,.1f} M parameters in all",
+        )
+        if self.license:
+            inherited = self.license == (config.base_model_license or "").lower()
+            yield "licence", self.license + (" (the base model's)" if inherited else "")
+
+    def _convention(self) -> str:
+        schedule = self.schedule
+        axis = (
+            "`t` is the training index of this network's own noise process: 0 is clean, "
+            f"{schedule.num_train_timesteps - 1} is noise. `x_t = alpha * clean + sigma * noise`, "
+        )
+        if schedule.type == "flow_matching":
+            return axis + f"with `sigma = t / {schedule.num_train_timesteps}` and `alpha = 1 - sigma` (flow matching)."
+        return axis + "with `alpha² + sigma² = 1` (DDPM)."
+
+    def _python_example(self) -> str:
+        auto, (call, comment) = AUTO_CLASSES[self.task], OUTPUTS[self.task]
+        comment = comment.format(shape=f"1, {self.config.num_patches}, {self.config.hidden_size}")
+        if not self.has_processor:
+            side = self.config.sample_size
+            return "\n".join(
+                [
+                    "import torch",
+                    f"from transformers import {auto}",
+                    "",
+                    f'model = {auto}.from_pretrained("{self.repo_id}", trust_remote_code=True).eval()',
+                    f'inputs = {{"latents": torch.zeros(1, {self.config.num_channels}, {side}, {side})}}  # yours',
+                    "with torch.inference_mode():",
+                    f"    output = {call}  # {comment}",
+                ]
+            )
+        return "\n".join(
+            [
+                "import torch",
+                "from PIL import Image",
+                f"from transformers import AutoImageProcessor, {auto}",
+                "",
+                f'name = "{self.repo_id}"',
+                "processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)",
+                f"model = {auto}.from_pretrained(name, trust_remote_code=True).eval()",
+                'inputs = processor(images=Image.open("image.jpg"), return_tensors="pt")',
+                "with torch.inference_mode():",
+                f"    output = {call}  # {comment}",
+            ]
+        )
+
+    def _pipeline_example(self) -> str:
+        if not self.has_processor:
+            return ""
+        pool = ", pool=True" if self.task == "image-feature-extraction" else ""
+        return (
+            "from transformers import pipeline\n\n"
+            f'name = "{self.repo_id}"\n'
+            f'pipe = pipeline("{self.task}", model=name, trust_remote_code=True{pool})\n'
+            'output = pipe("image.jpg")'
+        )
+
+    def _selection(self) -> dict[str, Any] | None:
+        selection = self.selection
+        if selection is None:
+            return None
+        options = ", ".join(f"`{name}={value}`" for name, value in selection.options.items() if value is not None)
+        facts = [("method", f"`{selection.method}`" + (f" with {options}" if options else ""))]
+        if selection.timesteps:
+            first, last = selection.timesteps[0], selection.timesteps[-1]
+            facts.append(("candidates", f"{len(selection.timesteps)} timesteps, {first} to {last}"))
+        if selection.num_images:
+            facts.append(("images", f"{selection.num_images:,}, noise seed {selection.seed}"))
+        if selection.scores:
+            best = selection.timesteps.index(selection.timestep)
+            score = f"{selection.scores[best]:.4f} ± {1.96 * selection.standard_errors[best]:.4f} (95 %)"
+            facts.append((f"{selection.score_name} at t = {selection.timestep}", score))
+        cost = selection.cost
+        if cost.forward_passes:
+            seconds = f"{cost.seconds:,.1f} s, {cost.flops / 1e9:,.0f} GFLOP"
+            facts.append(("cost", f"{cost.forward_passes:,} forward passes, {seconds}"))
+        return {
+            "method": selection.method,
+            "explanation": _explain(selection),
+            "has_picture": bool(selection.scores),
+            "caption": f"{selection.score_name} over the noise axis, the chosen timestep as a line",
+            "facts": facts,
+        }
+
+    def _protocols(self) -> list[tuple[str, str]]:
+        """Each protocol with the figures measured by it."""
+        labels: dict[str, list[str]] = {}
+        for result in self.results:
+            labels.setdefault(result.protocol.rstrip("."), []).append(f"{result.label} ({result.dataset})")
+        return [(protocol, ", ".join(names)) for protocol, names in labels.items()]
+
+    def _training(self) -> dict[str, Any] | None:
+        if not self.training:
+            return None
+        record = self.training
+        parts = []
+        if record.get("steps"):
+            parts.append(f"{record['steps']:,} optimizer steps")
+        if record.get("seconds"):
+            parts.append(f"{record['seconds']:,.0f} seconds")
+        if record.get("history"):
+            parts.append(f"final loss {record['history'][-1]['loss']:.4f}")
+        arguments = [(name, value) for name, value in record.get("arguments", {}).items() if value not in (None, "")]
+        return {"summary": ", ".join(parts) + "." if parts else "", "arguments": arguments}
+
+    def _limits(self) -> Iterator[str]:
+        config = self.config
+        if self.selection is None:
+            yield "No timestep was selected for this checkpoint: choose one on your images with `aselect select`."
+        elif self.selection.method == "fixed":
+            yield "The timestep was given, not chosen by a criterion; another one may suit your images better."
+        else:
+            yield (
+                f"The timestep was chosen on {self.selection.num_images:,} images of one data set; on very different "
+                "images choose again with `aselect select`."
+            )
+        yield (
+            f"Made for {config.image_size} x {config.image_size} pixels; at other sizes the position embedding is "
+            "interpolated, and the noise is another draw of the same seed."
+        )
+        if config.vae_config is not None:
+            yield "Encoding needs `diffusers`, and with the VAE is a large part of the cost: cache the latents."
+        yield "A generative model saw its training images in full: whatever biases they have are in the features."
+
+
+def _explain(selection: TimestepSelection) -> str:
+    if selection.method == "hfr":
+        text = (
+            "The High-Frequency Ratio (HFR) is the share of a feature's spectrum, over the patch grid, above a cutoff "
+            "frequency. The timestep with the highest score was taken; no labels were used."
+        )
+        if selection.options.get("noise_correction"):
+            text += (
+                " Injected noise is broadband and raises the ratio by itself, so the HFR of pure noise of the same "
+                "sigma is subtracted from that of the images."
+            )
+        return text
+    if selection.method == "grid":
+        return "A probe was trained at every candidate; the timestep of the highest validation accuracy was taken."
+    return "The timestep was given."
+
+
+def publishable_training(record: dict[str, Any]) -> dict[str, Any]:
+    """A training record without what concerns only the machine that ran it: local paths, secrets."""
+    arguments = {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in record.get("arguments", {}).items()
+        if name not in LOCAL_ARGUMENTS
+    }
+    return record | {"arguments": arguments}

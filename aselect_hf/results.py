@@ -1,0 +1,135 @@
+"""Measured figures with their protocol, in both of the Hub's formats: `model-index` and `.eval_results/*.yaml`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id, yaml_dump
+
+from aselect_hf.compare import Comparison
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One figure of one model.
+
+    Args:
+        dataset: Hub id of the data set, or any name for one that is not on the Hub (shown, but not in the metadata).
+        metric: name as in `evaluate`: `"accuracy"`, `"mean_iou"`, ...
+        value: as the metric gives it; accuracies in [0, 1].
+        protocol: how it was measured: what was trained, chosen and reported on which images, the spread, in words.
+        task: `"image-classification"`, `"image-segmentation"`, ...
+        split: of the data set.
+        deviation: standard deviation over seeds, in the units of `value`.
+        label: name of the figure for readers; default the metric's.
+
+    Raises:
+        ValueError: no protocol, or `value` is not a number.
+    """
+
+    dataset: str
+    metric: str
+    value: float
+    protocol: str
+    task: str = "image-classification"
+    split: str = "test"
+    deviation: float | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.protocol.strip():
+            raise ValueError(f"protocol of the {self.metric} on {self.dataset} is empty: say how it was measured")
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise ValueError(f"value of the {self.metric} on {self.dataset} must be a number, got {self.value!r}")
+        object.__setattr__(self, "label", self.label or self.metric.replace("_", " "))
+
+    @property
+    def on_hub(self) -> bool:
+        return is_hub_id(self.dataset)
+
+    @property
+    def value_text(self) -> str:
+        return f"{self.value:.4f}" + (f" ± {self.deviation:.4f}" if self.deviation is not None else "")
+
+    @property
+    def dataset_link(self) -> str:
+        return f"[{self.dataset}](https://huggingface.co/datasets/{self.dataset})" if self.on_hub else self.dataset
+
+    def to_eval_result(self) -> EvalResult:
+        """For the card's `model-index`."""
+        return EvalResult(
+            task_type=self.task,
+            dataset_type=self.dataset,
+            dataset_name=self.dataset,
+            dataset_split=self.split,
+            metric_type=self.metric,
+            metric_name=self.label,
+            metric_value=round(self.value, 6),
+        )
+
+    def to_entry(self) -> EvalResultEntry:
+        """For `.eval_results/*.yaml`."""
+        return EvalResultEntry(
+            dataset_id=self.dataset,
+            task_id=self.task,
+            value=round(self.value, 6),
+            notes=f"{self.label}, split {self.split}: {self.protocol}",
+        )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a repository on the Hub: well formed, and not a folder here."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name != "sample" and not Path(name).exists()
+
+
+def results_of(comparison: Comparison, config: ASelectDiTConfig, dataset: str | None) -> list[EvaluationResult]:
+    """The figure of a comparison that is this checkpoint's: the row of its own timestep and feature, if there is one.
+
+    Args:
+        dataset: what the comparison ran on, as in `EvaluationResult`; nothing is returned without it.
+    """
+    own = [
+        row
+        for row in comparison.rows
+        if (row.selection.timestep, row.selection.feature) == (config.timestep, config.feature)
+    ]
+    if not own or dataset is None:
+        return []
+    row, protocol = own[0], comparison.protocol
+    described = [
+        f"{name} {protocol[name]}" for name in ("images", "probe", "seeds", "spread", "dtype") if name in protocol
+    ]
+    return [
+        EvaluationResult(
+            dataset=dataset,
+            metric="accuracy",
+            value=row.test_accuracy_mean,
+            deviation=row.test_accuracy_deviation,
+            label="accuracy of a probe on the frozen feature",
+            protocol="; ".join(described),
+        )
+    ]
+
+
+def eval_result_files(results: Sequence[EvaluationResult]) -> dict[str, str]:
+    """`.eval_results/*.yaml` by path, one file for each data set that is on the Hub."""
+    by_dataset: dict[str, list[EvalResultEntry]] = {}
+    for result in results:
+        if result.on_hub:
+            by_dataset.setdefault(result.dataset, []).append(result.to_entry())
+    return {
+        f".eval_results/aselect-{re.sub('[^A-Za-z0-9_.-]', '-', dataset)}.yaml": yaml_dump(
+            eval_result_entries_to_yaml(entries), sort_keys=False
+        )
+        for dataset, entries in by_dataset.items()
+    }

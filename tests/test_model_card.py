@@ -1,0 +1,368 @@
+"""Cards of pushed models: metadata, text, hand edits, licences, and what refuses to be pushed at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from aselect_hf import select_timestep
+from aselect_hf.card_merge import merge_cards
+from aselect_hf.compare import Comparison, ComparisonRow
+from aselect_hf.conversion import save_model
+from aselect_hf.hub_files import prepare_folder, prepare_upload
+from aselect_hf.licenses import inherited_license
+from aselect_hf.model_card import CardContent, publishable_training
+from aselect_hf.results import EvaluationResult, eval_result_files, is_hub_id
+
+TRAINING = {
+    "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},
+    "steps": 1200,
+    "seconds": 33.4,
+    "history": [{"step": 1200, "loss": 0.5}],
+}
+RESULT = EvaluationResult("ada/flowers", "mean_iou", 0.5, "linear head on 10 images, chosen on 5 others", split="val")
+SECTIONS = ("How to use it", "Why this timestep", "Results", "Training", "Hosting", "Limits", "Versions")
+PATTERN = r"""---
+.*library_name: transformers.*
+---
+
+<!-- aselect:summary:begin -->.*
+# dit
+
+A vision backbone: a Diffusion Transformer.* timestep t = \d+, .*`blocks\.1\.query` is the feature\.
+.*\| timestep \| t = \d+ of 0\.\.999 \(chosen by `hfr`\) \|
+\| noise there \| sigma = 0\.\d+, alpha = \d\.\d+, log-SNR = -?\d+\.\d+ \|
+\| feature \| `blocks\.1\.query`, 16 tokens of width 24 \|
+\| noise draw \| seed 0, stored in the checkpoint \|
+.*`alpha² \+ sigma² = 1` \(DDPM\).*
+## How to use it
+.*trust_remote_code=True.*pipeline\("image-feature-extraction".*
+## Why this timestep
+.*!\[HFR minus HFR of pure noise.*\]\(selection\.png\).*
+\| images \| 4, noise seed 0 \|.*
+## Results
+.*\| mean iou \| 0\.5000 \| \[ada/flowers\]\(https://huggingface\.co/datasets/ada/flowers\) \| val \|
+.*Protocol: linear head on 10 images, chosen on 5 others\..*
+## Training
+.*1,200 optimizer steps, 33 seconds, final loss 0\.5000\..*\| `learning_rate` \| 0\.001 \|.*
+## Hosting
+.*do not run custom code.*`handler\.py`.*
+## Limits
+.*
+## Versions
+.*transformers \d.*
+<!-- aselect:versions:end -->
+"""
+
+
+@pytest.fixture
+def selected(make_model, normal):
+    """A model with three channels, and the selection that was applied to it."""
+    model = make_model(num_channels=3)
+    selection = select_timestep(model, normal(4, 3, 8, 8).clamp(-1, 1), timesteps=[0, 100, 800], progress=False)
+    return selection.apply(model), selection
+
+
+@pytest.fixture
+def folder(selected, tmp_path) -> Path:
+    save_model(selected[0], tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def card(folder, selected) -> ModelCard:
+    return prepare_upload(folder, "ada/dit", selection=selected[1], results=[RESULT], training=TRAINING).card
+
+
+@pytest.fixture
+def content(make_config):
+    def build(architecture="ASelectDiTModel", **fields) -> CardContent:
+        known = {name: fields.pop(name) for name in list(fields) if name in ("results", "license", "training")}
+        return CardContent(make_config(**fields), "ada/dit", architecture, 1_000_000, **known)
+
+    return build
+
+
+@pytest.fixture
+def comparison(selected) -> Comparison:
+    selection = selected[1]
+    rows = [
+        ComparisonRow("hfr", selection, 0.8, [0.7, 0.8]),
+        ComparisonRow("fixed", replace(selection, timestep=5), 0, [0]),
+    ]
+    return Comparison(rows, [0.5], {"images": "6 train", "probe": "linear", "seeds": 2})
+
+
+# -- text --
+
+
+def test_whole_card(card):
+    assert re.fullmatch(PATTERN, str(card), re.DOTALL)
+    assert [line[3:] for line in card.text.splitlines() if line.startswith("## ")] == list(SECTIONS)
+    assert "/home" not in str(card)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "present"),
+    [
+        ("ASelectDiTModel", {"timestep": None, "num_channels": 3}, "not selected: a tenth of the schedule"),
+        ("ASelectDiTModel", {"noise_schedule": {"type": "flow_matching"}}, "`sigma = t / 1000`"),
+        ("ASelectDiTModel", {"num_channels": 2}, "torch.zeros(1, 2, 8, 8)"),
+        ("ASelectDiTModel", {"num_noise_draws": 3}, "averaged over 3 draws"),
+        ("ASelectDiTModel", {"base_model": "ada/base"}, "with weights from [ada/base]"),
+        ("ASelectDiTForImageClassification", {"num_channels": 3}, "AutoModelForImageClassification"),
+        ("ASelectDiTForSemanticSegmentation", {"num_channels": 3}, 'pipeline("image-segmentation"'),
+    ],
+)
+def test_card_of_any_model_says_nothing_empty(content, architecture, fields, present):
+    text = content(architecture, **fields).card().text
+    assert present in text
+    assert not re.search(r"\bNone\b|\bnan\b|\{\{|\{%", text)
+    assert not re.search(r"## [^\n]+\n\s*(##|<!-- aselect:\w+:end)", text), "an empty section"
+    assert "Results" not in text
+    assert "## Training" not in text
+
+
+def test_a_head_names_its_classes_and_everything_it_reads(make_config):
+    config = make_config(num_channels=3, num_labels=2, id2label={0: "cat", 1: "dog"})
+    config.head_features, config.head_timesteps = ["blocks.0.key", "blocks.2.hidden"], [20, 60]
+    text = CardContent(config, "ada/dit", "ASelectDiTForImageClassification", 1).card().text
+    assert "to timesteps t = 20, 60, one forward pass each runs up to block 2" in text
+    assert "`blocks.0.key`, `blocks.2.hidden` are the features" in text
+    assert "| classes | cat, dog |" in text
+
+
+def test_code_in_the_card_is_python(card, content):
+    for text in (card.text, content(num_channels=2).card().text):
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert blocks
+        for block in blocks:
+            compile(block, "card", "exec")
+
+
+# -- metadata --
+
+
+def test_metadata(card):
+    data = ModelCard(str(card)).data.to_dict()
+    assert data["pipeline_tag"] == "image-feature-extraction"
+    assert data["datasets"] == ["ada/flowers"]
+    assert data["metrics"] == ["mean_iou"]
+    assert all(entry["src"].startswith("https://") and entry["example_title"] for entry in data["widget"])
+    assert "license" not in data
+    name, [result] = model_index_to_eval_results(data["model-index"])
+    assert (name, result.dataset_split, result.metric_type, result.metric_value) == ("dit", "val", "mean_iou", 0.5)
+
+
+def test_licence_and_base_model(content):
+    data = content(base_model="facebook/DiT-XL-2-256", base_model_license="cc-by-nc-4.0").card().data.to_dict()
+    assert data["license"] == "cc-by-nc-4.0"
+    assert (data["base_model"], data["base_model_relation"]) == ("facebook/DiT-XL-2-256", "finetune")
+    with pytest.raises(ValueError, match="license 'mit' is refused: the base model's 'cc-by-nc"):
+        content(base_model_license="cc-by-nc-4.0", license="mit")
+    with pytest.raises(ValueError, match=r"config\.base_model must be the id"):
+        content(base_model="/home/ada/dit")
+
+
+@pytest.mark.parametrize(
+    ("base", "claimed", "expected"),
+    [
+        (None, "mit", "mit"),
+        ("mit", None, "mit"),
+        ("mit", "apache-2.0", "apache-2.0"),
+        ("MIT", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
+        ("openrail", "openrail", "openrail"),
+        ("cc-by-nc-4.0", "cc-by-4.0", None),
+        ("cc-by-nc-4.0", "apache-2.0", None),
+        ("apache-2.0", "cc0-1.0", None),
+        ("gpl-3.0", "mit", None),
+        ("cc-by-sa-4.0", "cc-by-nc-sa-4.0", None),
+        ("openrail", "mit", None),
+        ("mit", "something", None),
+    ],
+)
+def test_licences_never_get_freer(base, claimed, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="leave it out to inherit that"):
+            inherited_license(base, claimed)
+    else:
+        assert inherited_license(base, claimed) == expected
+
+
+# -- results --
+
+
+def test_both_formats_of_results(folder, comparison, selected):
+    upload = prepare_upload(folder, "ada/dit", selection=selected[1], results=comparison, dataset="ada/flowers")
+    assert "Selection strategies side by side" in upload.card.text
+    assert "accuracy of a probe on the frozen feature | 0.7500 ± 0.0707" in upload.card.text
+    [result] = upload.card.data.eval_results
+    [entry] = parse_eval_result_entries(yaml.safe_load(upload.files[".eval_results/aselect-ada-flowers.yaml"]))
+    assert result.metric_value == entry.value == 0.75
+    assert (entry.dataset_id, entry.task_id) == (result.dataset_type, result.task_type)
+    assert "6 train" in entry.notes
+
+
+def test_comparison_at_another_timestep_is_no_result_of_this_model(folder, comparison):
+    comparison.rows = comparison.rows[1:]
+    upload = prepare_upload(folder, "ada/dit", results=comparison, dataset="ada/flowers")
+    assert "Selection strategies side by side" in upload.card.text
+    assert upload.card.data.eval_results is None
+
+
+def test_comparison_is_read_back(comparison, tmp_path):
+    comparison.save(tmp_path)
+    assert Comparison.load(tmp_path / "compare.json") == comparison
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a saved comparison"):
+        Comparison.load(tmp_path / "compare.json")
+
+
+def test_every_figure_needs_a_protocol():
+    with pytest.raises(ValueError, match="protocol of the mean_iou on ada/flowers is empty"):
+        replace(RESULT, protocol=" ")
+    with pytest.raises(ValueError, match="must be a number"):
+        replace(RESULT, value="0.5")
+
+
+@pytest.mark.parametrize("dataset", ["../../x", "my own pictures", "/data/x", "a/b/c", "sample"])
+def test_unpublished_data_sets_stay_out_of_files_and_metadata(content, dataset):
+    result = replace(RESULT, dataset=dataset)
+    assert not is_hub_id(dataset)
+    assert eval_result_files([result]) == {}
+    card = content(results=[result]).card()
+    assert dataset in card.text
+    assert card.data.eval_results is None
+    assert card.data.datasets is None
+
+
+# -- hand edits --
+
+
+def test_words_around_generated_parts_survive(card, content):
+    parts = re.split(r"(?<=:end -->)", card.text)
+    edited = ModelCard(
+        "---\nlanguage: en\nlicense: mit\ntags: [mine]\n---\nBefore all.\n"
+        + "".join(f"{part}\nWords {index}.\n" for index, part in enumerate(parts))
+    )
+    new = content(num_channels=3).card()
+    merged = merge_cards(new, edited)
+    for words in ["Before all.", *(f"Words {index}." for index in range(len(parts)))]:
+        assert merged.text.count(words) == 1
+    assert "## Results" not in merged.text
+    assert "`blocks.1.query`" in merged.text
+    assert str(merge_cards(new, merged)) == str(merged)
+    data = merged.data.to_dict()
+    assert (data["language"], data["license"]) == ("en", "mit")
+    assert set(data["tags"]) > {"mine", "aselect_dit"}
+    assert "model-index" not in data
+    restored = merge_cards(card, merged)
+    assert [line[3:] for line in restored.text.splitlines() if line.startswith("## ")] == list(SECTIONS)
+    assert str(merge_cards(card, card)) == str(card)
+
+
+def test_a_foreign_card_is_kept_below(card):
+    merged = merge_cards(card, ModelCard("# My model\r\n\r\nWritten by hand.\r\n"))
+    assert merged.text.strip().endswith("# My model\n\nWritten by hand.")
+    assert merged.text.index("## Versions") < merged.text.index("# My model")
+
+
+def test_a_lost_marker_is_named(card):
+    broken = ModelCard(str(card).replace("<!-- aselect:results:end -->", ""))
+    with pytest.raises(ValueError, match="<!-- aselect:results:begin --> has lost its partner"):
+        merge_cards(card, broken)
+
+
+# -- what goes along --
+
+
+def test_files(folder, selected):
+    for name in ("adapter_model.safetensors", "optimizer.npz", "notes.txt"):
+        (folder / name).write_bytes(b"private")
+    (folder / "checkpoint-10").mkdir()
+    selected[1].save(folder / "selection.json")
+    (folder / "training.json").write_text(json.dumps(TRAINING))
+    upload = prepare_folder(folder, "ada/dit", dataset=None, license=None)
+    assert set(upload.files) >= {
+        "config.json", "handler.py", "model.safetensors", "preprocessor_config.json", "selection.json", "selection.png",
+        "training.json",
+    }  # fmt: skip
+    assert not {"adapter_model.safetensors", "optimizer.npz", "notes.txt", "checkpoint-10"} & set(upload.files)
+    assert json.loads(upload.files["selection.json"])["model"] == "ada/dit"
+    assert "output_dir" not in upload.files["training.json"].decode()
+
+
+def test_an_applied_selection_is_remembered_by_the_config(folder):
+    upload = prepare_folder(folder, "ada/dit", dataset=None, license=None)
+    assert upload.files["selection.png"].startswith(b"\x89PNG")
+    assert "selection.json" not in upload.files
+    assert "forward passes" not in upload.card.text, "the config does not know the cost"
+
+
+def test_a_selection_must_be_applied(folder, selected):
+    with pytest.raises(ValueError, match=r"call selection\.apply\(model\) first"):
+        prepare_upload(folder, "ada/dit", selection=replace(selected[1], timestep=7))
+
+
+def test_no_handler_without_images(make_model, tmp_path):
+    save_model(make_model(num_channels=2), tmp_path)
+    upload = prepare_upload(tmp_path, "ada/dit")
+    assert "handler.py" not in upload.files
+    assert "handler" not in upload.card.text
+
+
+def test_secrets_and_paths_leave_training_records():
+    arguments = {"hub_token": "hf_x", "train_dir": "/a/b", "model_name_or_path": "/home/ada/dit", "seed": 1}
+    cleaned = publishable_training({"arguments": arguments, "steps": 1})
+    assert cleaned == {"arguments": {"model_name_or_path": "dit", "seed": 1}, "steps": 1}
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "ema.pt", "state.pkl"])
+def test_pickles_are_never_pushed(folder, name):
+    (folder / name).write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=f"pickles, which are never pushed: remove {name}"):
+        prepare_upload(folder, "ada/dit")
+
+
+def test_missing_and_damaged_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"weights .*model\.safetensors cannot be read"):
+        prepare_upload(folder, "ada/dit")
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"holds no weights"):
+        prepare_upload(folder, "ada/dit")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": "24"}, "hidden_size"),
+        ({"hidden_size": 10**12}, "hidden_size must be an integer in 1..65536"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be"),
+        ({"feature": "../../etc/passwd"}, "feature '../../etc/passwd'"),
+        ({"feature": ["blocks.1.query"]}, "feature"),
+        ({"timestep": 10**9}, "timestep must be an integer in 0..999"),
+        ({"noise_schedule": {"type": "ddpm", "path": "/etc"}}, "noise_schedule has unknown fields"),
+        ({"noise_schedule": "linear"}, "noise_schedule"),
+        ({"vae_config": {"_class_name": "os.system"}}, "vae_config must be of an AutoencoderKL"),
+        ({"selection": {"method": "hfr"}}, "config.selection has no field"),
+        ({"base_model": "../../x"}, "config.base_model must be the id"),
+    ],
+)
+def test_a_malicious_config_is_named(folder, fields, message):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare_upload(folder, "ada/dit")
