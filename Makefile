@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 .PHONY: demo test test-slow conformance clean
 
 demo: $(VENV)/installed
-	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 12 --batch-size 256 --output-dir runs/demo
+	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
 	@echo "The picture: runs/demo/compare.png"
 
 test: $(VENV)/installed-test

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from aselect_hf.files import atomic_file
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_comparison
-from aselect_hf.probe import fit_probe
+from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection import TimestepSelection, select_timestep
 from aselect_hf.versions import installed_versions
 
@@ -233,15 +234,15 @@ def score_probes(
     """Validation accuracy of a probe on the whole training split, and test accuracies of one probe a seed."""
     labels = {name: np.asarray(data.labels) for name, data in splits.items()}
     validation = (features["validation"], labels["validation"])
-    whole = fit_probe(features["train"], labels["train"], *validation, kind=probe)
-    tests = []
-    for seed in range(num_seeds):
-        part, _ = train_test_split(
-            np.arange(len(labels["train"])), train_size=TRAIN_SHARE, stratify=labels["train"], random_state=seed
-        )
-        fitted = fit_probe(features["train"][part], labels["train"][part], *validation, kind=probe)
-        tests.append(fitted.accuracy(features["test"], labels["test"]))
-    return whole.validation_accuracy, tests
+    rows = np.arange(len(labels["train"]))
+    parts = [rows] + [
+        train_test_split(rows, train_size=TRAIN_SHARE, stratify=labels["train"], random_state=seed)[0]
+        for seed in range(num_seeds)
+    ]
+    whole, *fitted = fit_in_parallel(
+        partial(fit_probe, features["train"][part], labels["train"][part], *validation, kind=probe) for part in parts
+    )
+    return whole.validation_accuracy, [each.accuracy(features["test"], labels["test"]) for each in fitted]
 
 
 def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:

@@ -54,7 +54,7 @@ def plot_selection(selection: TimestepSelection, path: Path) -> None:
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Probe accuracy and HFR over the noise axis in one picture, each strategy's choice as a line."""
-    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
     left = figure.subplots()
     selections = {row.strategy: row.selection for row in comparison.rows}
     if grid := selections.get("grid"):
@@ -68,14 +68,13 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         _band(right, hfr.timesteps, hfr.scores, hfr.standard_errors, hfr.score_name, "score")
         right.plot(hfr.timesteps, hfr.raw_scores or [], ":", color=COLORS["raw"], label="HFR, uncorrected")
         right.set_ylabel("HFR")
-        right.legend(frameon=False, loc="upper right")
     for row, style in zip(comparison.rows, ("-", "--", "-.", ":"), strict=False):
         timestep, accuracy = row.selection.timestep, 100 * row.test_accuracy_mean
         label = f"{row.strategy}: t = {timestep}, test {accuracy:.1f} %"
         left.axvline(timestep, color=COLORS["chosen"], ls=style, lw=1.2, label=label)
     left.set_xlabel("timestep t (0 clean, larger is noisier)")
     left.grid(alpha=0.25)
-    left.legend(frameon=False, loc="lower left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _sigma_axis(left, comparison.rows[0].selection)
     figure.savefig(path, dpi=130)
 

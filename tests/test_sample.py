@@ -87,7 +87,7 @@ def test_its_features_beat_raw_pixels(sample_model, tmp_path):
 @pytest.mark.slow
 def test_the_comparison_of_the_readme(sample_model, tmp_path):
     splits = {name: ImageData.of("sample", split=name) for name in ("train", "validation", "test")}
-    comparison = compare_strategies(sample_model, splits, timesteps=12, pool_size=3, cache_dir=tmp_path)
+    comparison = compare_strategies(sample_model, splits, timesteps=10, pool_size=3, cache_dir=tmp_path)
     comparison.save(tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     hfr, grid = comparison.row("hfr"), comparison.row("grid")

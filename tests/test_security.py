@@ -57,7 +57,7 @@ def test_a_malicious_config_is_named(folder, fields, message):
 def test_a_pickle_never_runs(folder, tmp_path, name):
     (folder / "model.safetensors").unlink()
     torch.save({"patch_embedding.weight": Trap(tmp_path / "sprung")}, folder / name)
-    with pytest.raises(Exception, match=r"Weights only load failed|cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         load_model(folder)
     assert not (tmp_path / "sprung").exists()
 

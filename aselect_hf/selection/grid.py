@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
-from aselect_hf.probe import fit_probe
+from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
@@ -39,14 +40,12 @@ def select(inputs: SelectionInputs, *, probe: str = "linear", pool_size: int = 1
     validation_features = pooled_features(inputs.model, validation, inputs.timesteps, inputs.feature, **options)
     labels, validation_labels = np.asarray(train.labels), np.asarray(validation.labels)
     started = time.perf_counter()
-    scores = [
-        fit_probe(x, labels, x_validation, validation_labels, kind=probe).validation_accuracy
-        for x, x_validation in zip(
-            tqdm(train_features.values, desc="probes", unit="timestep", disable=not inputs.progress),
-            validation_features.values,
-            strict=True,
-        )
-    ]
+    fits = fit_in_parallel(
+        partial(fit_probe, x, labels, x_validation, validation_labels, kind=probe)
+        for x, x_validation in zip(train_features.values, validation_features.values, strict=True)
+    )
+    bar = tqdm(fits, total=len(inputs.timesteps), desc="probes", unit="timestep", disable=not inputs.progress)
+    scores = [fitted.validation_accuracy for fitted in bar]
     seconds = time.perf_counter() - started + train_features.seconds + validation_features.seconds
     best = int(np.argmax(scores))
     return TimestepSelection(

@@ -32,11 +32,7 @@ def save_model(folder: Path, seed: int) -> None:
 
     from aselect_hf import ASelectDiTConfig, ASelectDiTModel, select_timestep
     from aselect_hf.conversion import save_model
-    from aselect_hf.modeling import configuration_aselect_dit
 
-    if not hasattr(configuration_aselect_dit, "AUTO_MAP"):  # then only registered classes carry their code along
-        ASelectDiTConfig.register_for_auto_class()
-        ASelectDiTModel.register_for_auto_class()
     torch.manual_seed(seed)
     model = ASelectDiTModel(ASelectDiTConfig(**SHAPE, base_model="ada/base", base_model_license="cc-by-nc-4.0"))
     for parameter in model.parameters():
