@@ -164,8 +164,9 @@ class CardContent:
 
     def _metadata(self) -> ModelCardData:
         published = [result for result in self.results if result.on_hub]
-        arguments = (self.training or {}).get("arguments", {})
-        candidates = [arguments.get("dataset_name"), self.dataset, *(result.dataset for result in self.results)]
+        trained_on = (self.training or {}).get("arguments", {}).get("dataset_name") or ""
+        trained_on = trained_on if "/" in trained_on else ""  # a bare name may be a folder's, whose path was removed
+        candidates = [trained_on, self.dataset, *(result.dataset for result in self.results)]
         optional: dict[str, Any] = {
             "license": self.license,
             "base_model": self.config.base_model,

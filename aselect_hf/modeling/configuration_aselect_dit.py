@@ -31,6 +31,7 @@ PRESETS = {f"{name}/{patch}": shape | {"patch_size": patch} for name, shape in S
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "sample_size", "num_channels")
 MAX_SIZE = 2**16
+MAX_NOISE = 2**28
 CHOICES = {
     "head_norm": ("layer_norm", "batch_norm"),
     "pooling": ("mean", "attentive"),
@@ -202,10 +203,16 @@ class ASelectDiTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown to transformers.activations")
-        if self.num_condition_classes < 0 or self.num_noise_draws < 1:
+        for name, least, most in (("num_condition_classes", 0, 2**24), ("num_noise_draws", 1, 1024)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be in {least}..{most}, got {getattr(self, name)}")
+        if not 0 <= self.noise_seed < 2**63:
+            raise ValueError(f"noise_seed must be in 0..2**63 - 1, got {self.noise_seed}")
+        noise = self.num_noise_draws * self.num_channels * self.sample_size**2
+        if noise > MAX_NOISE:
             raise ValueError(
-                "num_condition_classes must be at least 0 and num_noise_draws at least 1, "
-                f"got {self.num_condition_classes} and {self.num_noise_draws}"
+                f"num_noise_draws={self.num_noise_draws}, num_channels={self.num_channels} and "
+                f"sample_size={self.sample_size} make {noise} stored noise values, more than {MAX_NOISE}"
             )
         if self.image_size != self.sample_size * self.vae_downsampling:
             raise ValueError(

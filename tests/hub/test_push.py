@@ -96,6 +96,49 @@ def features(source: str, cache: Path | None, forget_package: bool = True, **opt
     return type(model).__module__, tokens.tolist(), pipe(picture())
 
 
+def save_head(folder: Path, task: str) -> None:
+    """A classifier or a segmenter with named labels, ready for its pipeline."""
+    import torch
+
+    import aselect_hf
+    from aselect_hf.conversion import save_model
+
+    torch.manual_seed(0)
+    labels = {0: "sky", 1: "sea", 2: "sand"}
+    config = aselect_hf.ASelectDiTConfig(**SHAPE, id2label=labels, label2id={v: k for k, v in labels.items()})
+    name = {"image-classification": "ASelectDiTForImageClassification"}.get(task, "ASelectDiTForSemanticSegmentation")
+    model = getattr(aselect_hf, name)(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(model.eval(), folder)
+
+
+def push_head(folder: Path, repo_id: str, task: str) -> CommitInfo:
+    import transformers
+
+    from aselect_hf import push_to_hub
+
+    auto = {"image-classification": "AutoModelForImageClassification"}.get(task, "AutoModelForSemanticSegmentation")
+    return push_to_hub(getattr(transformers, auto).from_pretrained(folder), repo_id)
+
+
+def run_pipeline(task: str, source: str, forget_package: bool) -> list[tuple[str, Any]]:
+    """What `pipeline(task, model=source)` says of a picture, twice: labels with scores, or with masks."""
+    import sys
+
+    if forget_package:
+        sys.modules["aselect_hf"] = None  # type: ignore[assignment]
+    import numpy as np
+    from transformers import pipeline
+
+    pipe = pipeline(task, model=source, trust_remote_code=forget_package)
+    first, second = (
+        [(x["label"], np.asarray(x.get("mask", x["score"])).tolist()) for x in pipe(picture())] for _ in "12"
+    )
+    assert first == second
+    return first
+
+
 def call_handler(repo_id: str, folder: Path) -> tuple[Any, ...]:
     """What an endpoint does: download the repository, import its `handler.py`, and call it for each request."""
     import base64
@@ -197,6 +240,19 @@ def test_a_clean_cache_gives_the_same_numbers(client, stranger, saved, pushed, t
     assert newest[1:] == local[1][1:]
     assert pinned[1:] == local[0][1:]
     assert pinned[1] != newest[1]
+
+
+@pytest.mark.parametrize("task", ["image-classification", "image-segmentation"])
+def test_heads_and_their_pipelines_give_the_same_numbers(client, stranger, tmp_path, task) -> None:
+    """Before the push, with the package; after it, from the Hub, in a process that cannot import the package."""
+    client.run(save_head, tmp_path / task, task)
+    client.run(push_head, tmp_path / task, f"ada/{task}", task)
+    before = client.run(run_pipeline, task, str(tmp_path / task), False)
+    after = stranger.run(run_pipeline, task, f"ada/{task}", True)
+    assert [label for label, _ in after] == [label for label, _ in before]
+    assert {label for label, _ in before} <= {"sky", "sea", "sand"}
+    for (_, ours), (_, theirs) in zip(before, after, strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-6) if isinstance(ours, float) else theirs == ours
 
 
 def test_second_push_keeps_what_people_wrote(hub, ada, pushed) -> None:
