@@ -62,11 +62,8 @@ def test_the_shipped_timestep_is_the_one_hfr_chooses(sample_model):
 
 
 def test_its_features_beat_raw_pixels(sample_model, tmp_path):
-    """A tenth of the training images; the whole comparison is in the README and in the slow suite."""
-    splits = {
-        "train": ImageData.of("sample").subset(range(800)),
-        "validation": ImageData.of("sample", split="validation"),
-    }
+    """On validation images; the whole comparison is in the README and in the slow suite."""
+    splits = {name: ImageData.of("sample", split=name) for name in ("train", "validation")}
     labels = {name: data.labels for name, data in splits.items()}
     pixels = {name: raw_pixels(data, sample_model.config) for name, data in splits.items()}
     step, feature = sample_model.config.timestep, sample_model.config.feature
