@@ -21,7 +21,7 @@ from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_directory, atomic_file, check_writable
 from aselect_hf.hub import push_folder
-from aselect_hf.hub_files import prepare_folder
+from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep

@@ -13,13 +13,13 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from aselect_hf import select_timestep
-from aselect_hf.card_merge import merge_cards
 from aselect_hf.compare import Comparison, ComparisonRow
 from aselect_hf.conversion import save_model
-from aselect_hf.hub_files import prepare_folder, prepare_upload
-from aselect_hf.licenses import inherited_license
-from aselect_hf.model_card import CardContent, publishable_training
-from aselect_hf.results import EvaluationResult, eval_result_files, is_hub_id
+from aselect_hf.hub.card_merge import merge_cards
+from aselect_hf.hub.licenses import inherited_license
+from aselect_hf.hub.model_card import CardContent, publishable_training
+from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
+from aselect_hf.hub.upload import prepare_folder, prepare_upload
 
 TRAINING = {
     "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},

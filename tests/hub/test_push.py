@@ -46,7 +46,7 @@ def save_model(folder: Path, seed: int) -> None:
 def push(folder: Path, repo_id: str, **options: Any) -> CommitInfo:
     """`push_to_hub` of a saved model with its selection."""
     from aselect_hf import ASelectDiTModel, TimestepSelection, push_to_hub
-    from aselect_hf.results import EvaluationResult
+    from aselect_hf.hub.results import EvaluationResult
 
     options["results"] = [EvaluationResult(**result) for result in options.get("results", [])]
     selection = TimestepSelection.load(folder / "selection.json") if options.pop("with_selection", True) else None

@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aselect_hf.compare import Comparison
-from aselect_hf.licenses import inherited_license
+from aselect_hf.hub.licenses import inherited_license
+from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.results import EvaluationResult, is_hub_id, results_of
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.versions import installed_versions
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import detect_format
-from aselect_hf.model_card import TEMPLATES, CardContent, publishable_training
+from aselect_hf.hub.model_card import TEMPLATES, CardContent, publishable_training
+from aselect_hf.hub.results import EvaluationResult, eval_result_files
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.results import EvaluationResult, eval_result_files
 from aselect_hf.selection import TimestepSelection
 
 Results = Comparison | Sequence[EvaluationResult]

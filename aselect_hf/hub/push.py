@@ -25,9 +25,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from aselect_hf.card_merge import merge_cards
 from aselect_hf.conversion import save_model
-from aselect_hf.hub_files import Results, Upload, prepare_folder, prepare_upload
+from aselect_hf.hub.card_merge import merge_cards
+from aselect_hf.hub.upload import Results, Upload, prepare_folder, prepare_upload
 from aselect_hf.selection import TimestepSelection
 
 REPLACED = (
@@ -65,7 +65,7 @@ def push_to_hub(
         model: any model of this package.
         repo_id: `"user/name"`, or `"name"` in your own namespace.
         selection: how the timestep was chosen, after `selection.apply(model)`; default what the config remembers.
-        results: a `Comparison`, or a list of `aselect_hf.results.EvaluationResult`.
+        results: a `Comparison`, or a list of `aselect_hf.hub.EvaluationResult`.
         dataset: Hub id of the data set of the comparison: its figure then enters the metadata.
         training: record of a training run, as the training scripts write to `training.json`.
         license: Hub identifier; default that of the base model, and never a freer one.
