@@ -30,6 +30,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from aselect_hf.data import SAMPLE_MODEL
 from aselect_hf.files import atomic_directory
 from aselect_hf.modeling.configuration_aselect_dit import SHAPES, ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
@@ -274,8 +275,6 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
 
 def locate(source: str | Path, allow_pickle: bool = False) -> Path:
     """A local path for a path or Hub id (downloaded: configs and weights only); `"sample"` is the shipped model."""
-    from aselect_hf.data import SAMPLE_MODEL
-
     if str(source) == "sample":
         return SAMPLE_MODEL
     path = Path(source)

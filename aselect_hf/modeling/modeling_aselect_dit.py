@@ -384,8 +384,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             pixel_values, latents, noise, class_labels: as in `forward`.
             features: names; default `[config.feature]`.
             timesteps: default `[config.timestep]`.
-            output_format: `"tokens"` `(batch, timesteps, tokens, width)`, `"map"`
-                `(batch, timesteps, width, height, width)` or `"pooled"` (token mean) `(batch, timesteps, width)`.
+            output_format: `"tokens"` `(batch, timesteps, tokens, width)`, `"map"` `(batch, timesteps, channels, height,
+                width)` of the patch grid, or `"pooled"` (token mean) `(batch, timesteps, width)`.
 
         Returns:
             Features by the names they were asked for, timesteps in the order asked.
