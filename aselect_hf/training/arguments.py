@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+LR_SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
 
 
 def _field(default, help: str):
@@ -35,7 +55,9 @@ class DataArguments:
 
 
 @dataclass
-class TrainingArguments:
+class PretrainingArguments:
+    """What every training run needs. A value out of range is a `ValueError` that names its argument."""
+
     output_dir: str = _field("", "Folder for checkpoints and the final model.")
     per_device_train_batch_size: int = _field(64, "Images per device and forward pass.")
     gradient_accumulation_steps: int = _field(1, "Forward passes per optimizer step.")
@@ -43,15 +65,137 @@ class TrainingArguments:
     weight_decay: float = _field(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = _field(1.0, "Gradient clipping.")
     num_train_epochs: int = _field(10, "Passes over the training data.")
-    max_train_steps: int | None = _field(None, "Optimizer steps; overrides num_train_epochs.")
-    lr_scheduler_type: str = _field("cosine", "A scheduler name of transformers.get_scheduler.")
+    max_train_steps: int | None = _field(None, "Optimizer steps; overrides num_train_epochs. A stream needs it.")
+    lr_scheduler_type: str = _field("cosine", f"One of {', '.join(LR_SCHEDULERS)}.")
     num_warmup_steps: int = _field(0, "Steps of linear warm-up.")
     mixed_precision: str = _field("no", "no, fp16 or bf16.")
     ema_decay: float = _field(0.0, "Decay of the weight average that is saved; 0 saves the weights themselves.")
     condition_dropout: float = _field(0.1, "Share of class labels replaced by the null class in training.")
     seed: int = _field(0, "Seed of initialisation, order, flips, timesteps and noise.")
+    num_processes: int | None = _field(None, "Refuse to run with another number of processes.")
     logging_steps: int = _field(50, "Steps between log lines.")
-    checkpointing_steps: int | None = _field(None, "Steps between checkpoints; default: only the final model.")
+    checkpointing_steps: str | None = _field(
+        None, "Steps between checkpoints, or 'epoch'; default: only the final model."
+    )
     checkpoints_total_limit: int = _field(2, "Checkpoints to keep.")
-    resume_from_checkpoint: str | None = _field(None, "A checkpoint folder, or 'latest'.")
-    report_to: str | None = _field(None, "Tracker: tensorboard, wandb, trackio, ...")
+    resume_from_checkpoint: str | None = _field(
+        None, "A checkpoint folder, or 'latest': the newest whole one in output_dir, else from the beginning."
+    )
+    report_to: str | None = _field(None, "Trackers, by comma: tensorboard, trackio, wandb, ...; or 'all' installed.")
+    with_tracking: bool = _field(False, "Report to all installed trackers where report_to names none.")
+    push_to_hub: bool = _field(False, "Push the final model to the Hub.")
+    hub_model_id: str | None = _field(None, "Repository on the Hub: user/name.")
+    hub_private_repo: bool = _field(False, "Make a new repository private.")
+    hub_token: str | None = field(
+        default=None, repr=False, metadata={"help": "Token for the Hub; default: the one you logged in with."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.checkpointing_steps, int):
+            self.checkpointing_steps = str(self.checkpointing_steps)
+        if self.with_tracking and not self.report_to:
+            self.report_to = "all"
+        for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "num_train_epochs",
+            "max_train_steps",
+            "num_processes",
+            "logging_steps",
+            "checkpoints_total_limit",
+        ):
+            self._check(name, lambda value: value >= 1, "at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            self._check(name, lambda value: 0 < value < math.inf, "greater than 0")
+        for name in ("weight_decay", "num_warmup_steps", "seed"):
+            self._check(name, lambda value: 0 <= value < math.inf, "at least 0")
+        self._check("ema_decay", lambda value: 0 <= value < 1, "in [0, 1)")
+        self._check("condition_dropout", lambda value: 0 <= value <= 1, "in [0, 1]")
+        self._check("lr_scheduler_type", LR_SCHEDULERS.__contains__, f"one of {', '.join(LR_SCHEDULERS)}")
+        self._check("mixed_precision", ("no", "fp16", "bf16").__contains__, "no, fp16 or bf16")
+        self._check(
+            "checkpointing_steps",
+            lambda value: value == "epoch" or (value.isdecimal() and int(value) >= 1),
+            "a number of steps or 'epoch'",
+        )
+
+    def _check(self, name: str, accepted: Callable[[Any], bool], expected: str) -> None:
+        """An optional value that is not given is fine."""
+        value = getattr(self, name)
+        if value is not None and not accepted(value):
+            raise ValueError(f"{name} must be {expected}; got {value!r}")
+
+    def public(self) -> dict[str, Any]:
+        """All values but the token, for records and trackers."""
+        values = asdict(self)
+        del values["hub_token"]
+        return values
+
+
+@dataclass
+class TrainingArguments(PretrainingArguments):
+    """Pretraining's arguments, and those of training for a task."""
+
+    per_device_eval_batch_size: int = _field(64, "Images per device in evaluation.")
+    eval_steps: int | None = _field(None, "Steps between evaluations; default: at the end of every epoch.")
+    denoising_loss_weight: float | None = _field(
+        None, "Weight of the denoising loss beside the task's; default 0 with a frozen backbone, else 1."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("per_device_eval_batch_size", "eval_steps"):
+            self._check(name, lambda value: value >= 1, "at least 1")
+        self._check("denoising_loss_weight", lambda value: 0 <= value < math.inf, "at least 0")
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the arguments, the example above them as it was written."""
+
+
+def parse_arguments(
+    dataclasses: Sequence[Any], description: str | None, argv: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Instances of argument dataclasses from the command line.
+
+    A first argument that ends in .yaml, .yml or .json is a file of `name: value` lines; flags after it override it.
+
+    Args:
+        dataclasses: such as `(ModelArguments, DataArguments, TrainingArguments)`.
+        description: what `--help` says first: the script's docstring with its example.
+        argv: default the command line's.
+
+    Raises:
+        ValueError: the file cannot be read or names an unknown argument, or a value is out of range.
+    """
+    parser = HfArgumentParser(
+        list(dataclasses), description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = _flags_of_file(Path(argv[0]), dataclasses) + argv[1:]
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
+    """The file as flags, so that argparse reads its values just as it reads the command line's."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"config file {path} cannot be read ({str(error).splitlines()[0]})") from error
+    types = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
+    if not isinstance(values, dict):
+        raise ValueError(f"config file {path} must hold 'name: value' lines")
+    for name in values:
+        if name not in types:
+            close = get_close_matches(str(name), types, 1)
+            raise ValueError(
+                f"config file {path}: unknown argument {name!r}" + f"; did you mean {close[0]}?" * len(close)
+            )
+    flags = []
+    for name, value in values.items():
+        if isinstance(value, bool) and types[name] is not bool:
+            value = "yes" if value else "no"  # YAML reads `mixed_precision: no` as false
+        if value is not None:
+            flags.append(f"--{name}={value}")
+    return flags

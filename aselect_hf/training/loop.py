@@ -1,198 +1,355 @@
-"""The one training loop: accelerate, weight averaging, atomic checkpoints, exact resume, progress."""
+"""The one training loop: accelerate, weight averaging, evaluation, whole checkpoints, exact resume, orderly stop.
+
+All randomness of a step comes from the seed and the step: the order of the data, the `SampleDraws` of the objective,
+and torch's own generator (dropout), which is seeded anew before each forward pass. So a run that was killed and
+resumed, or evaluated more or less often, ends in the very same weights.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
-import shutil
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, LoggerType, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from aselect_hf.training.arguments import TrainingArguments
-
-logger = logging.getLogger(__name__)
+from aselect_hf.training.arguments import PretrainingArguments, TrainingArguments
+from aselect_hf.training.batches import Batch, Collate, effective_batch, make_batches
+from aselect_hf.training.checkpoints import Checkpoints
+from aselect_hf.training.draws import SampleDraws, mix_seed, positions_of
+from aselect_hf.training.signals import StopSignals
 
 PROGRESS_FILE = "progress.json"
 
 
 class Trainer:
-    """Trains an objective: a module whose forward maps a batch and a generator to a loss.
-
-    The generator is seeded by (seed, step, process), so every random draw of a step is the same after a resume.
+    """Trains an objective: a module that maps a batch and its `SampleDraws` to scalars.
 
     Args:
-        objective: the module to train; its parameters with `requires_grad` are optimized.
-        dataset: the training set; `collate` turns a list of its items into a batch (a dict of tensors).
-        args: see `TrainingArguments`.
+        objective: `objective(batch, draws) -> {"loss": ..., ...}`. `"loss"` is backpropagated; all are averaged over
+            processes and steps, logged and recorded under their names. A method `set_progress`, where it has one, is
+            called before every forward pass with the share of training done, 0 to 1.
+        dataset: the training set: random access, or a stream (`datasets.IterableDataset` or torch's), see `batches`.
+        collate: turns a list of its items into a batch, a dict of tensors. It should draw nothing at random.
+        args: see `PretrainingArguments`.
+        num_workers: processes that load data.
+        parameter_groups: groups for AdamW; default one of all parameters with `requires_grad`.
+        evaluate: `evaluate(step) -> {name: number}`, called on all processes every `args.eval_steps` steps, by default
+            at the end of every epoch, and at the end of training: without gradients, with the averaged weights in place
+            and the objective in evaluation mode.
+
+    Raises:
+        ValueError: a tracker is not installed, the number of processes is not `args.num_processes`, a stream has no
+            `max_train_steps`, or nothing is to be trained.
+
+    Attributes:
+        accelerator: of the run; call its `end_training` when the script is done.
+        objective: the prepared module.
+        max_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of an epoch; of a stream, `max_steps`.
+        output_dir: folder of the checkpoints.
+        parameters: what is optimized, clipped and averaged.
+        ema: the weight average, or None.
     """
 
     def __init__(
         self,
         objective: nn.Module,
         dataset: Any,
-        collate: Callable[[list[Any]], dict[str, torch.Tensor]],
-        args: TrainingArguments,
+        collate: Collate,
+        args: PretrainingArguments,
+        *,
         num_workers: int = 0,
+        parameter_groups: list[dict[str, Any]] | None = None,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
     ) -> None:
-        self.args = args
+        self.args, self.evaluate = args, evaluate
         self.output_dir = Path(args.output_dir)
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            log_with=args.report_to,
+            # Epochs are whole numbers of steps: no short step at their end, and none from an evaluation's loader.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            log_with=check_trackers(args.report_to),
             project_dir=args.output_dir,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         )
-        set_seed(args.seed)
-        loader = DataLoader(
-            dataset,
-            batch_size=args.per_device_train_batch_size,
-            shuffle=True,
-            drop_last=len(dataset) >= args.per_device_train_batch_size * self.accelerator.num_processes,
-            collate_fn=collate,
-            num_workers=num_workers,
-        )
-        parameters = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=args.weight_decay)
-        self.objective, self.optimizer, self.loader = self.accelerator.prepare(objective, optimizer, loader)
-        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        if args.num_processes not in (None, self.accelerator.num_processes):
+            raise ValueError(
+                f"num_processes={args.num_processes}, but this run has {self.accelerator.num_processes}: start it with "
+                f"accelerate launch --num_processes {args.num_processes} (on CPU also --multi_gpu, with "
+                "ACCELERATE_USE_CPU=true)"
+            )
+        groups = parameter_groups or [{"params": [p for p in objective.parameters() if p.requires_grad]}]
+        groups = [group | {"params": list(group["params"])} for group in groups]
+        self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
+        if not self.parameters:
+            raise ValueError("nothing to train: no parameter has requires_grad")
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
+        self.batches = make_batches(dataset, collate, args, self.accelerator, num_workers)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.max_steps = args.max_train_steps or self.steps_per_epoch * args.num_train_epochs
-        scheduler = get_scheduler(
+        # Stepped by hand, once an optimizer step: accelerate's would count processes, and tie a checkpoint to them.
+        self.scheduler = get_scheduler(
             args.lr_scheduler_type,
-            optimizer=self.optimizer,
-            num_warmup_steps=args.num_warmup_steps * self.accelerator.num_processes,
-            num_training_steps=self.max_steps * self.accelerator.num_processes,
+            optimizer=optimizer,
+            num_warmup_steps=args.num_warmup_steps,
+            num_training_steps=self.max_steps,
         )
-        self.scheduler = self.accelerator.prepare(scheduler)
-        self.ema = EMAModel(parameters, decay=args.ema_decay) if args.ema_decay else None
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
-            self.accelerator.register_for_checkpointing(self.ema)
-        self.parameters = parameters
-        self.num_samples = len(dataset)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.ema = EMAModel(self.parameters, decay=args.ema_decay) if args.ema_decay else None
+        self.accelerator.register_for_checkpointing(*filter(None, (self.scheduler, self.ema)))
+        self.accelerator.register_save_state_pre_hook(_save_unwrapped)
+        self.accelerator.register_load_state_pre_hook(_load_unwrapped)
+        self.checkpoints = Checkpoints(self.output_dir, args.checkpoints_total_limit, self.accelerator)
+        self.checkpoint_every = self._steps(args.checkpointing_steps)
+        self.evaluate_every = self.steps_per_epoch
+        if isinstance(args, TrainingArguments) and args.eval_steps:
+            self.evaluate_every = args.eval_steps
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
 
     def describe(self) -> str:
         """What will run, for the first lines of the log."""
-        trainable = sum(p.numel() for p in self.parameters)
-        batch = (
-            self.args.per_device_train_batch_size
-            * self.accelerator.num_processes
-            * self.args.gradient_accumulation_steps
-        )
+        args, accelerator = self.args, self.accelerator
+        trainable = sum(parameter.numel() for parameter in self.parameters)
         return (
-            f"{self.num_samples} training images, {trainable:,} trainable parameters\n"
-            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device}, "
-            f"mixed precision {self.accelerator.mixed_precision}\n"
-            f"effective batch {batch}, {self.max_steps} steps of {self.steps_per_epoch} an epoch"
+            f"{self.batches.description}, {trainable:,} trainable parameters\n"
+            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+            f"mixed precision {accelerator.mixed_precision}\n"
+            f"effective batch {effective_batch(args, accelerator)} = {args.per_device_train_batch_size} images x "
+            f"{accelerator.num_processes} process(es) x {args.gradient_accumulation_steps} accumulation step(s)\n"
+            f"{self.max_steps} steps of {self.steps_per_epoch} an epoch"
         )
 
     def train(self) -> dict[str, Any]:
-        """Run to `max_steps` and leave the averaged weights in the objective. Returns the training record."""
-        accelerator, args = self.accelerator, self.args
+        """Run to `max_steps` and leave the averaged weights in the objective.
+
+        On SIGTERM or SIGUSR1 the run saves a checkpoint after its current step, says how to go on, and returns early.
+
+        Returns:
+            `steps`, `seconds` (those before a resume included), `history` (a dict per log line and evaluation, each
+            with its `step`), `interrupted`.
+
+        Raises:
+            ValueError: the checkpoint to resume from is damaged or of another run; the loss is not finite.
+            OSError: a checkpoint could not be saved.
+        """
+        accelerator = self.accelerator
         accelerator.print(self.describe())
-        if args.report_to:
-            accelerator.init_trackers("aselect", config=vars(args))
-        step, seconds, history = self._resume()
-        started, losses = time.perf_counter() - seconds, []
-        bar = tqdm(total=self.max_steps, initial=step, desc="train", disable=not accelerator.is_local_main_process)
+        self._resume()
+        if accelerator.log_with:
+            scalars = (bool, int, float, str)
+            config = {k: v if isinstance(v, scalars) else str(v) for k, v in self.args.public().items()}
+            accelerator.init_trackers("aselect", config=config)
+        started = time.perf_counter() - self.seconds
+        interrupted = False
         self.objective.train()
-        while step < self.max_steps:
-            epoch, done = divmod(step, self.steps_per_epoch)
-            self.loader.set_epoch(epoch)
-            batches = accelerator.skip_first_batches(self.loader, done * args.gradient_accumulation_steps)
-            for index, batch in enumerate(batches, start=done * args.gradient_accumulation_steps):
-                with accelerator.accumulate(self.objective):
-                    loss = self.objective(batch, self._generator(epoch, index))
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
-                    self.optimizer.step()
-                    self.scheduler.step()
-                    self.optimizer.zero_grad()
-                losses.append(loss.detach())
+        bar = tqdm(total=self.max_steps, initial=self.step, desc="train", disable=not accelerator.is_local_main_process)
+        with StopSignals() as signals, bar:
+            batches = self.batches.from_step(self.step)
+            while self.step < self.max_steps and not interrupted:
+                epoch, micro_step, batch = next(batches)
+                self._micro_step(epoch, micro_step, batch)
                 if not accelerator.sync_gradients:
                     continue
-                step += 1
+                self.step += 1
+                self.seconds = time.perf_counter() - started
                 bar.update()
-                if self.ema is not None:
-                    self.ema.step(self.parameters)
-                if step % args.logging_steps == 0 or step == self.max_steps:
-                    mean_loss = accelerator.gather(torch.stack(losses)).mean().item()
-                    losses.clear()
-                    if not math.isfinite(mean_loss):
-                        raise RuntimeError(f"the loss is {mean_loss} at step {step}: lower learning_rate")
-                    history.append({"step": step, "loss": mean_loss, "learning_rate": self.scheduler.get_last_lr()[0]})
-                    accelerator.log(history[-1], step=step)
-                    bar.set_postfix(loss=f"{mean_loss:.4f}")
-                if args.checkpointing_steps and step % args.checkpointing_steps == 0:
-                    self._save_checkpoint(step, time.perf_counter() - started, history)
-                if step >= self.max_steps:
-                    break
-        bar.close()
-        accelerator.wait_for_everyone()
-        if self.ema is not None:
-            self.ema.copy_to(self.parameters)
-        accelerator.end_training()
-        return {"steps": step, "seconds": round(time.perf_counter() - started, 1), "history": history}
-
-    def _generator(self, epoch: int, index: int) -> torch.Generator:
-        key = (self.args.seed, epoch, index, self.accelerator.process_index)
-        seed = 0
-        for part in key:
-            seed = (seed * 1_000_003 + part) % 2**63
-        return torch.Generator().manual_seed(seed)
-
-    def _save_checkpoint(self, step: int, seconds: float, history: list[dict[str, float]]) -> None:
-        """Write `checkpoint-<step>` under a temporary name, rename it, then drop the oldest."""
-        target = self.output_dir / f"checkpoint-{step}"
-        temporary = self.output_dir / f".checkpoint-{step}.partial"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        if self.accelerator.is_main_process:
-            record = {"step": step, "seconds": seconds, "history": history}
-            (temporary / PROGRESS_FILE).write_text(json.dumps(record))
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-            for old in self._checkpoints()[: -self.args.checkpoints_total_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def _checkpoints(self) -> list[Path]:
-        found = self.output_dir.glob("checkpoint-*")
-        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-    def _resume(self) -> tuple[int, float, list[dict[str, float]]]:
-        """Steps done, seconds spent and the log so far."""
-        wanted = self.args.resume_from_checkpoint
-        if not wanted:
-            return 0, 0.0, []
-        if wanted == "latest":
-            checkpoints = self._checkpoints()
-            if not checkpoints:
-                logger.warning("no checkpoint in %s: starting from the beginning", self.output_dir)
-                return 0, 0.0, []
-            path = checkpoints[-1]
-        else:
-            path = Path(wanted)
-        if not (path / PROGRESS_FILE).is_file():
-            raise ValueError(
-                f"resume_from_checkpoint={wanted!r} is not a checkpoint: {path / PROGRESS_FILE} is missing"
+                if self.step % self.args.logging_steps == 0 or self.step == self.max_steps:
+                    bar.set_postfix(loss=f"{self._log()['loss']:.4f}")
+                if self.evaluate and (self.step % self.evaluate_every == 0 or self.step == self.max_steps):
+                    self._evaluate()
+                interrupted = self._asked_to_stop(signals) and self.step < self.max_steps
+                if interrupted or (self.checkpoint_every and self.step % self.checkpoint_every == 0):
+                    self._save_checkpoint()
+        if interrupted:
+            accelerator.print(
+                f"stopped by a signal after step {self.step} of {self.max_steps}, checkpoint saved: run the same "
+                "command with --resume_from_checkpoint latest to go on"
             )
-        self.accelerator.load_state(str(path))
-        record = json.loads((path / PROGRESS_FILE).read_text())
-        return record["step"], record["seconds"], record["history"]
+        elif self.ema is not None:
+            self.ema.copy_to(self.parameters)
+        accelerator.wait_for_everyone()
+        record: dict[str, Any] = {"steps": self.step, "seconds": round(self.seconds, 1), "history": self.history}
+        return record | {"interrupted": interrupted}
+
+    def _micro_step(self, epoch: int, micro_step: int, batch: Batch) -> None:
+        accelerator, args = self.accelerator, self.args
+        process = accelerator.process_index
+        positions = positions_of(micro_step, process, accelerator.num_processes, args.per_device_train_batch_size)
+        draws = SampleDraws(args.seed, epoch, positions)
+        unwrapped = accelerator.unwrap_model(self.objective)
+        if hasattr(unwrapped, "set_progress"):
+            unwrapped.set_progress(self.step / self.max_steps)
+        set_seed(mix_seed(args.seed, epoch, micro_step, process))
+        with accelerator.accumulate(self.objective):
+            metrics = self.objective(batch, draws)
+            accelerator.backward(metrics["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+            self.optimizer.step()
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                self.scheduler.step()
+            self.optimizer.zero_grad()
+        if accelerator.sync_gradients and self.ema is not None:
+            self.ema.step(self.parameters)
+        self._count += 1
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+
+    def _log(self) -> dict[str, float]:
+        """Averages since the last call, over steps and processes, into history and trackers."""
+        means = {name: value / self._count for name, value in self._reduced_sums().items()}
+        self._sums, self._count = {}, 0
+        self._record(means | {"learning_rate": self.scheduler.get_last_lr()[0]})
+        return means
+
+    def _reduced_sums(self) -> dict[str, float]:
+        if not self._sums:
+            return {}
+        values = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="mean").tolist()
+        sums = dict(zip(self._sums, values, strict=True))
+        if not math.isfinite(sums["loss"]):
+            raise ValueError(f"the loss is {sums['loss']} at step {self.step}: lower learning_rate")
+        return sums
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        self.history.append({"step": self.step} | metrics)
+        self.accelerator.log(metrics, step=self.step)
+
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None
+        modes = [(module, module.training) for module in self.objective.modules()]
+        self.objective.eval()
+        with _kept_random_state(), self._averaged_weights(), torch.no_grad():
+            metrics = {name: float(value) for name, value in self.evaluate(self.step).items()}
+        for module, mode in modes:
+            module.training = mode
+        self._record({"epoch": self.step / self.steps_per_epoch} | metrics)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        yield
+        self.ema.restore(self.parameters)
+
+    def _asked_to_stop(self, signals: StopSignals) -> bool:
+        """Whether any process got a signal: all of them learn of it in the same step."""
+        if self.accelerator.num_processes == 1:
+            return signals.received is not None
+        if signals.received:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def _save_checkpoint(self) -> None:
+        sums = self._reduced_sums()
+        progress = {"step": self.step, "seconds": self.seconds, "history": self.history, "setup": self.batches.setup}
+        progress |= {"sums": sums, "count": self._count}
+
+        def fill(folder: Path) -> None:
+            self.accelerator.save_state(str(folder))
+            if self.batches.state is not None:
+                (folder / self._stream_file).write_text(json.dumps(self.batches.state))
+            if self.accelerator.is_main_process:
+                (folder / PROGRESS_FILE).write_text(json.dumps(progress, indent=1))
+
+        self.checkpoints.save(self.step, fill)
+
+    def _resume(self) -> None:
+        """Take over the state of the checkpoint asked for, if any."""
+        self.checkpoints.remove_leftovers()
+        path = self.checkpoints.find(self.args.resume_from_checkpoint)
+        if path is not None:
+            progress = json.loads((path / PROGRESS_FILE).read_text())
+            changed = [
+                f"{name} was {progress['setup'].get(name)}, is {value}"
+                for name, value in self.batches.setup.items()
+                if progress["setup"].get(name) != value
+            ]
+            if changed:
+                raise ValueError(f"{path} is of another run: {', '.join(changed)}")
+            try:
+                self.accelerator.load_state(str(path))
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise ValueError(f"{path} does not fit this model: {str(error).strip().splitlines()[0]}") from error
+            self.step, self.seconds, self.history = progress["step"], progress["seconds"], progress["history"]
+            device = self.accelerator.device
+            self._sums = {name: torch.tensor(value, device=device) for name, value in progress["sums"].items()}
+            self._count = progress["count"]
+            if self.batches.state is not None:
+                self.batches.state = json.loads((path / self._stream_file).read_text())
+            self.accelerator.print(f"going on from {path}, step {self.step} of {self.max_steps}")
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
+
+    @property
+    def _stream_file(self) -> str:
+        return f"stream_{self.accelerator.process_index}.json"
+
+    def _steps(self, every: str | None) -> int | None:
+        return self.steps_per_epoch if every == "epoch" else int(every) if every else None
+
+
+def check_trackers(report_to: str | None) -> list[LoggerType] | None:
+    """The trackers named in `report_to`, by comma; `"all"` for those installed.
+
+    Raises:
+        ValueError: one is unknown or its package is not installed.
+    """
+    if not report_to:
+        return None
+    installed = get_available_trackers()
+    if report_to == "all":
+        if not installed:
+            raise ValueError("report_to=all, but no tracker is installed: for example pip install tensorboard")
+        return installed
+    known = [name for name in LoggerType.list() if name != "all"]
+    names = [name.strip() for name in report_to.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"report_to must be all, or of {', '.join(known)}; got {name!r}")
+        if name not in installed:
+            raise ValueError(f"report_to={name!r}: the package {name} is not installed")
+    return [LoggerType(name) for name in names]
+
+
+def _save_unwrapped(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], _: str) -> None:
+    """Save under the objective's own names, so that any number of processes can resume."""
+    for index, state in enumerate(weights):
+        if isinstance(models[index], DistributedDataParallel):
+            weights[index] = type(state)((name.removeprefix("module."), value) for name, value in state.items())
+
+
+def _load_unwrapped(models: list[nn.Module], _: str) -> None:
+    models[:] = [model.module if isinstance(model, DistributedDataParallel) else model for model in models]
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

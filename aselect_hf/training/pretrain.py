@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import nn
-from transformers import HfArgumentParser
 
 from aselect_hf.conversion import save_model
 from aselect_hf.data import ImageData, load_images
@@ -31,7 +30,8 @@ from aselect_hf.errors import one_line_errors
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from aselect_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
 
 
@@ -44,24 +44,24 @@ class DenoisingObjective(nn.Module):
         self.condition_dropout = condition_dropout
         self.random_flip = random_flip
 
-    def forward(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+    def forward(self, batch: dict[str, torch.Tensor], draws: SampleDraws) -> dict[str, torch.Tensor]:
         schedule, config = self.model.noise_schedule, self.model.config
-        pixel_values, count = batch["pixel_values"], len(batch["pixel_values"])
+        pixel_values = batch["pixel_values"]
         if self.random_flip:
-            flipped = (torch.rand(count, generator=generator) < 0.5).to(pixel_values.device)
+            flipped = (draws.uniform() < 0.5).to(pixel_values.device)
             pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
         with torch.no_grad():
             latents = self.model.prepare_latents(pixel_values)
         first = 1 if schedule.type == "flow_matching" else 0
-        timesteps = torch.randint(first, schedule.num_train_timesteps, (count,), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        dropped = torch.rand(count, generator=generator) < self.condition_dropout
-        timesteps, noise, dropped = (x.to(latents.device) for x in (timesteps, noise, dropped))
+        timesteps = draws.integers(first, schedule.num_train_timesteps).to(latents.device)
+        noise = draws.normal(*latents.shape[1:]).to(latents.device)
         labels = None
         if config.num_condition_classes:
+            dropped = (draws.uniform() < self.condition_dropout).to(latents.device)
             labels = torch.where(dropped, config.num_condition_classes, batch["labels"])
         prediction = self.model.denoise(schedule.add_noise(latents, noise, timesteps), timesteps, labels)
-        return nn.functional.mse_loss(prediction.float(), schedule.training_target(latents, noise, timesteps))
+        target = schedule.training_target(latents, noise, timesteps)
+        return {"loss": nn.functional.mse_loss(prediction.float(), target)}
 
 
 def build_config(args: ModelArguments) -> ASelectDiTConfig:
@@ -105,8 +105,13 @@ def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
         )
 
 
-def pretrain(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> ASelectDiTModel:
-    """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`."""
+def pretrain(
+    model_args: ModelArguments, data_args: DataArguments, training_args: PretrainingArguments
+) -> ASelectDiTModel:
+    """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`.
+
+    A run that a signal stops leaves a checkpoint and no final model.
+    """
     source = data_args.train_dir or data_args.dataset_name
     if not source or not training_args.output_dir:
         raise ValueError("give --dataset_name or --train_dir, and --output_dir")
@@ -127,24 +132,23 @@ def pretrain(model_args: ModelArguments, data_args: DataArguments, training_args
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)
     collate = make_collate(model.config)
-    trainer = Trainer(objective, data, collate, training_args, data_args.dataloader_num_workers)
+    trainer = Trainer(objective, data, collate, training_args, num_workers=data_args.dataloader_num_workers)
     record = trainer.train()
-    if trainer.accelerator.is_main_process:
-        arguments = asdict(model_args) | asdict(data_args) | asdict(training_args)
+    if trainer.accelerator.is_main_process and not record["interrupted"]:
+        arguments = asdict(model_args) | asdict(data_args) | training_args.public()
         with TemporaryDirectory(dir=output_dir, prefix=".final-") as temporary:
             save_model(model, temporary)
             (Path(temporary) / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
             for file in Path(temporary).iterdir():
                 os.replace(file, output_dir / file.name)
         trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
+    trainer.accelerator.end_training()
     return model
 
 
 def main() -> None:
-    dataclasses: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = HfArgumentParser(dataclasses, description=__doc__)
     with one_line_errors("pretrain"):
-        pretrain(*parser.parse_args_into_dataclasses())
+        pretrain(*parse_arguments((ModelArguments, DataArguments, PretrainingArguments), __doc__))
 
 
 if __name__ == "__main__":

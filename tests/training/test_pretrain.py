@@ -12,6 +12,7 @@ from PIL import Image
 
 from aselect_hf import ASelectDiTModel
 from aselect_hf.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.pretrain import DenoisingObjective, build_config, pretrain
 
 OVERRIDES = (
@@ -115,7 +116,8 @@ def test_objective_is_the_mean_squared_error_of_the_target(make_model, normal, s
     for parameter in model.final_layer.parameters():
         parameter.data.zero_()
     pixels = normal(64, 2, 8, 8)
-    loss = DenoisingObjective(model)({"pixel_values": pixels, "labels": torch.zeros(64).long()}, torch.Generator())
+    batch = {"pixel_values": pixels, "labels": torch.zeros(64).long()}
+    loss = DenoisingObjective(model)(batch, SampleDraws(0, 0, range(64)))["loss"]
     expected = {"type": 1.0, "prediction_type": 1.0}.get(next(iter(schedule), "prediction_type"))
     expected = 2.0 if schedule.get("type") == "flow_matching" else expected
     assert loss.item() == pytest.approx(expected, rel=0.1)

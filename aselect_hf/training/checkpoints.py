@@ -1,0 +1,194 @@
+"""Checkpoints that are whole or absent: atomic saves with a manifest, and a search that trusts nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+MANIFEST_FILE = "manifest.json"
+
+# A full disk is an OSError of the operating system, a RuntimeError of torch.save, a SafetensorError of safetensors.
+_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+
+
+class Checkpoints:
+    """The folders `checkpoint-<step>` of one output folder, which all processes share.
+
+    Args:
+        folder: the output folder.
+        total_limit: how many whole checkpoints to keep.
+        accelerator: of the run; every method is called on all of its processes.
+    """
+
+    def __init__(self, folder: Path, total_limit: int, accelerator: Accelerator) -> None:
+        self.folder, self.total_limit, self.accelerator = folder, total_limit, accelerator
+
+    def save(self, step: int, fill: Callable[[Path], None]) -> None:
+        """Let every process `fill` a folder under a temporary name; it becomes `checkpoint-<step>` when it is whole.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written. No trace of the checkpoint is left.
+        """
+        target, temporary = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.partial"
+        main = self.accelerator.is_main_process
+
+        def start() -> None:
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            if main:
+                _write_manifest(temporary)
+                _replace_folder(temporary, target)
+                for old in self._by_age()[: -self.total_limit]:
+                    shutil.rmtree(old)
+
+        for action in (start, lambda: fill(temporary), finish):
+            self._together(action, target.name, temporary)
+
+    def find(self, wanted: str | None) -> Path | None:
+        """The checkpoint to go on from.
+
+        Args:
+            wanted: a checkpoint's folder; `"latest"` for the newest whole one, or none where there is no checkpoint;
+                None to start from the beginning, which is refused where checkpoints of an earlier run would be lost.
+
+        Raises:
+            ValueError: `wanted` is damaged or absent; the message names the newest whole one.
+        """
+        found: list[Path | str | None] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = self._find(wanted)
+            except ValueError as error:
+                found[1] = str(error)
+        path, message = broadcast_object_list(found)
+        if message is not None:
+            raise ValueError(message)
+        return path
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed runs left half written."""
+        if self.accelerator.is_main_process:
+            for leftover in self.folder.glob(".checkpoint-*.partial"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _find(self, wanted: str | None) -> Path | None:
+        if wanted == "latest":
+            return self._newest_whole(warn=True)
+        if wanted is None:
+            existing = self._by_age()
+            if existing:
+                raise ValueError(
+                    f"output_dir holds {existing[-1].name} of an earlier run: give --resume_from_checkpoint latest to "
+                    "go on from it, or another output_dir"
+                )
+            return None
+        path = Path(wanted)
+        problem = problem_of(path)
+        if problem is None:
+            return path
+        whole = self._newest_whole()
+        instead = f"the newest whole checkpoint is {whole}" if whole else "there is no whole checkpoint in output_dir"
+        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a whole checkpoint ({problem}); {instead}")
+
+    def _newest_whole(self, warn: bool = False) -> Path | None:
+        problems = []
+        whole = None
+        for path in reversed(self._by_age()):
+            problem = problem_of(path)
+            if problem is None:
+                whole = path
+                break
+            problems.append(f"{path.name} is damaged ({problem})")
+        if warn and (problems or whole is None):
+            chosen = f"going on from {whole.name}" if whole else "starting from the beginning"
+            print(f"warning: {'; '.join(problems) or f'no checkpoint in {self.folder}'}: {chosen}")
+        return whole
+
+    def _by_age(self) -> list[Path]:
+        """Checkpoints by the time of writing, the newest last: a run that went back writes smaller steps later."""
+        found = (path for path in self.folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+        return sorted(found, key=_age)
+
+    def _together(self, action: Callable[[], None], name: str, temporary: Path) -> None:
+        """Run an action on every process; if it fails on one, fail on all, so that none waits for the others."""
+        failure = None
+        try:
+            action()
+        except _WRITE_ERRORS as error:
+            failure = error
+            self.accelerator.set_trigger()
+        if not self.accelerator.check_trigger():
+            return
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = str(failure).strip().splitlines()[0] if failure else "another process failed"
+        whole = self._newest_whole()
+        good = f"the last good one is {whole}" if whole else "there is no earlier one"
+        raise OSError(f"{name} could not be saved ({reason}), training ends; {good}") from failure
+
+
+def problem_of(path: Path) -> str | None:
+    """Why a folder is not a whole checkpoint, or None if it is: every file is compared with the manifest."""
+    if not path.is_dir():
+        return "no such folder"
+    try:
+        files = json.loads((path / MANIFEST_FILE).read_text())["files"]
+    except FileNotFoundError:
+        return f"{MANIFEST_FILE} is missing"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST_FILE} is unreadable"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["size"]:
+            return f"{name} has {file.stat().st_size} of {expected['size']} bytes"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} has other content than was written"
+    return None
+
+
+def _write_manifest(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
+    (folder / MANIFEST_FILE).write_text(json.dumps({"saved_at": time.time(), "files": files}, indent=1))
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename, with what stood at the target out of the way first: a folder cannot be replaced in one call."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.old.partial")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(source, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(source, target)
+
+
+def _age(path: Path) -> tuple[float, str]:
+    """Time of writing; the folder's own where the manifest is gone."""
+    try:
+        return float(json.loads((path / MANIFEST_FILE).read_text())["saved_at"]), path.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.stat().st_mtime, path.name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""Random numbers that belong to a sample, not to the process or batch that happens to hold it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def mix_seed(*parts: int) -> int:
+    """A seed in 0..2**32 - 1 in which every bit depends on every part: neighbours share nothing.
+
+    32 bits are what torch's CPU generator reads of a seed.
+    """
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+class SampleDraws:
+    """Random numbers for a batch, one CPU generator a sample, seeded by (seed, epoch, position).
+
+    A sample gets the same numbers in every split of the global batch over processes, accumulation steps and batches, as
+    long as the same draws are asked for in the same order.
+
+    Args:
+        seed: of the run.
+        epoch: pass over the training data.
+        positions: place of each sample in the global order of the epoch, see `positions_of`.
+    """
+
+    def __init__(self, seed: int, epoch: int, positions: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(mix_seed(seed, epoch, position)) for position in positions]
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Uniform numbers in [0, 1), `(batch, *shape)` float32."""
+        return self._draw(torch.empty(len(self), *shape), lambda row, generator: row.uniform_(generator=generator))
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Standard normal numbers, `(batch, *shape)` float32."""
+        return self._draw(torch.empty(len(self), *shape), lambda row, generator: row.normal_(generator=generator))
+
+    def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        """Integers in low..high - 1, `(batch, *shape)` int64."""
+        empty = torch.empty(len(self), *shape, dtype=torch.int64)
+        return self._draw(empty, lambda row, generator: row.random_(low, high, generator=generator))
+
+    def _draw(self, out: torch.Tensor, fill: Callable[[torch.Tensor, torch.Generator], torch.Tensor]) -> torch.Tensor:
+        for row, generator in zip(out, self._generators, strict=True):
+            fill(row, generator)
+        return out
+
+
+def positions_of(micro_step: int, process_index: int, num_processes: int, batch_size: int) -> range:
+    """Places of a process's batch in the global order of an epoch.
+
+    Args:
+        micro_step: forward passes of this epoch before this one.
+        batch_size: samples per process and forward pass.
+    """
+    first = (micro_step * num_processes + process_index) * batch_size
+    return range(first, first + batch_size)

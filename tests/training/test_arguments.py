@@ -1,0 +1,116 @@
+"""Arguments from flags and files; values out of range are named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aselect_hf.training import pretrain
+from aselect_hf.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    TrainingArguments,
+    parse_arguments,
+)
+
+ALL = (ModelArguments, DataArguments, TrainingArguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1; got 0"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1"),
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps must be at least 1"),
+        ({"max_train_steps": 0}, "max_train_steps must be at least 1"),
+        ({"eval_steps": 0}, "eval_steps must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\); got 1.0"),
+        ({"condition_dropout": 1.5}, r"condition_dropout must be in \[0, 1\]"),
+        ({"denoising_loss_weight": -1.0}, "denoising_loss_weight must be at least 0"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type must be one of linear, cosine, .*; got 'cosin'"),
+        ({"mixed_precision": "fp8"}, "mixed_precision must be no, fp16 or bf16; got 'fp8'"),
+        ({"checkpointing_steps": "often"}, "checkpointing_steps must be a number of steps or 'epoch'; got 'often'"),
+        ({"checkpointing_steps": 0}, "checkpointing_steps must be a number"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_values_out_of_range_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingArguments(**values)
+
+
+def test_tracking_alone_means_all_trackers():
+    assert TrainingArguments(with_tracking=True).report_to == "all"
+    assert TrainingArguments(with_tracking=True, report_to="wandb").report_to == "wandb"
+
+
+def test_the_token_is_never_shown():
+    args = TrainingArguments(hub_token="hf_secret")
+    assert "hf_secret" not in repr(args) + json.dumps(args.public())
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_flags_override_the_file(tmp_path, suffix):
+    path = tmp_path / f"run.{suffix}"
+    values = {
+        "learning_rate": 0.5,
+        "random_flip": False,
+        "max_train_steps": 7,
+        "preset": None,
+        "train_dir": "my images",
+    }
+    text = json.dumps(values) if suffix == "json" else "".join(f"{k}: {json.dumps(v)}\n" for k, v in values.items())
+    path.write_text(text)
+    _, data, training = parse_arguments(ALL, None, [str(path), "--max_train_steps", "9"])
+    assert (data.random_flip, data.train_dir) == (False, "my images")
+    assert (training.learning_rate, training.max_train_steps) == (0.5, 9)
+
+
+def test_yaml_reads_no_and_small_numbers_as_meant(tmp_path):
+    path = tmp_path / "run.yml"
+    path.write_text("mixed_precision: no\nlearning_rate: 1e-3\nwith_tracking: yes\n")
+    training = parse_arguments(ALL, None, [str(path)])[2]
+    assert (training.mixed_precision, training.learning_rate, training.with_tracking) == ("no", 1e-3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", "unknown argument 'lerning_rate'; did you mean learning_rate"),
+        ("[1, 2]", "must hold 'name: value' lines"),
+        ("a: [", "cannot be read"),
+        ("ema_decay: 2", "ema_decay must be in"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(ALL, None, [str(path)])
+
+
+def test_missing_file_is_named():
+    with pytest.raises(ValueError, match=r"config file nowhere.yaml cannot be read"):
+        parse_arguments(ALL, None, ["nowhere.yaml"])
+
+
+def test_a_wrong_type_in_a_file_ends_like_a_wrong_flag(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: much")
+    with pytest.raises(SystemExit):
+        parse_arguments(ALL, None, [str(path)])
+    assert "argument --seed: invalid int value: 'much'" in capsys.readouterr().err
+
+
+def test_help_shows_example_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments((ModelArguments, DataArguments, PretrainingArguments), pretrain.__doc__, ["--help"])
+    text = capsys.readouterr().out
+    assert "    accelerate launch -m aselect_hf.training.pretrain --dataset_name" in text
+    assert "(default: 0.0001)" in text
+    assert "denoising_loss_weight" not in text
