@@ -102,6 +102,12 @@ def test_fingerprint_follows_the_content(pictures):
     assert ImageData.of(pictures).fingerprint == same.fingerprint != fewer.fingerprint
 
 
+def test_fingerprint_of_tensors_is_that_of_their_values(normal):
+    prints = {ImageData(normal(3, 1, 8, 8)).subset([0, 1]).fingerprint for _ in range(3)}
+    assert len(prints) == 1
+    assert ImageData(normal(3, 1, 8, 8)).subset([0, 2]).fingerprint not in prints
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -178,7 +184,7 @@ class TestSplit:
             split_train_validation(ImageData(normal(10, 1, 8, 8)), share, 0)
 
     def test_a_class_of_one_image_is_an_error(self, normal):
-        with pytest.raises(ValueError, match=r"cannot hold out a share of 0\.2 of the 10 images of images"):
+        with pytest.raises(ValueError, match=r"cannot hold out 0\.2 of the 10 images of images"):
             split_train_validation(ImageData(normal(10, 1, 8, 8), np.arange(10)), 0.2, 0)
 
 
