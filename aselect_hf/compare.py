@@ -198,7 +198,7 @@ def compare_strategies(
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
-    chosen = {"grid": {"probe": probe, "pool_size": pool_size}} | (strategy_options or {})
+    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
     rows: list[ComparisonRow] = []
     scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:
@@ -242,7 +242,7 @@ def score_probes(
     whole, *fitted = fit_in_parallel(
         partial(fit_probe, features["train"][part], labels["train"][part], *validation, kind=probe) for part in parts
     )
-    return whole.validation_accuracy, [each.accuracy(features["test"], labels["test"]) for each in fitted]
+    return whole.validation_score, [each.accuracy(features["test"], labels["test"]) for each in fitted]
 
 
 def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:

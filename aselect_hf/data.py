@@ -1,29 +1,33 @@
-"""Images from anywhere - tensors, PIL lists, folders, `datasets`, data loaders - as batches of pixel values."""
+"""Images from anywhere - tensors, PIL lists, folders, `datasets`, data loaders - with their labels and masks."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
 
+from aselect_hf.masks import IGNORED, read_mask
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
+from aselect_hf.sources import SAMPLE_DATA, SAMPLE_MODEL, find_mask_column, load_images, load_mask_names
 
-SAMPLE_DIR = Path(__file__).parent / "sample"
-SAMPLE_DATA, SAMPLE_MODEL = SAMPLE_DIR / "data", SAMPLE_DIR / "model"
 ON_ERROR = ("stop", "skip")
+SCANNED_MASKS = 256
+
+__all__ = ["SAMPLE_DATA", "SAMPLE_MODEL", "ImageData", "image_pixels", "load_images", "split_train_validation"]
 
 
 class ImageData:
-    """A random-access collection of images with optional integer labels.
+    """A random-access collection of images with optional integer labels and segmentation masks.
 
     Args:
         items: tensors `(channels, height, width)`, PIL images, image paths, or undecoded `datasets` images.
@@ -31,6 +35,14 @@ class ImageData:
         label_names: names of the classes.
         name: what to call the collection in reports and errors.
         fingerprint: identifies the content, for caches; computed from the items where not given.
+        masks: one per item, as large as its image: PIL images of one channel, paths, undecoded `datasets` images, or
+            integer arrays `(height, width)`. Values are classes, 255 is ignored.
+        mask_names: names of the classes in the masks (after `reduce_labels`).
+        reduce_labels: shift the classes in the masks by -1; 0 becomes ignored.
+
+    Raises:
+        ValueError: no items, or another number of labels or masks; reading an item raises it for a file that cannot be
+            read and for a mask that does not fit, by name.
     """
 
     def __init__(
@@ -40,26 +52,46 @@ class ImageData:
         label_names: list[str] | None = None,
         name: str = "images",
         fingerprint: str | None = None,
+        masks: Sequence[Any] | torch.Tensor | datasets.Dataset | None = None,
+        mask_names: list[str] | None = None,
+        reduce_labels: bool = False,
     ) -> None:
         if len(items) == 0:
             raise ValueError(f"{name} holds no images")
-        if labels is not None and len(labels) != len(items):
-            raise ValueError(f"{name}: {len(labels)} labels for {len(items)} images")
+        for kind, values in (("labels", labels), ("masks", masks)):
+            if values is not None and len(values) != len(items):
+                raise ValueError(f"{name}: {len(values)} {kind} for {len(items)} images")
         self.items, self.labels, self.label_names, self.name = items, labels, label_names, name
+        self.masks, self.mask_names, self.reduce_labels = masks, mask_names, reduce_labels
         self._fingerprint = fingerprint
 
     @classmethod
-    def of(cls, images: Any, num_images: int | None = None, **columns: Any) -> ImageData:
+    def of(
+        cls,
+        images: Any,
+        num_images: int | None = None,
+        *,
+        split: str | None = None,
+        config_name: str | None = None,
+        masks: bool = False,
+        **columns: Any,
+    ) -> ImageData:
         """Wrap whatever a user has: see `select_timestep` for the accepted types.
 
         Args:
             num_images: how many images to take from a data loader, which has no random access; default all.
-            columns: `image_column`, `label_column` and `split` for data sets.
+            split, config_name, masks: for a folder or Hub id, see `load_images`.
+            columns: for data sets, `image_column="image"`; `label_column="label"`; `mask_column`, default the first of
+                `mask`, `annotation`, `segmentation`, `label` that holds images; `mask_names`, default those of
+                `load_mask_names` for a folder or Hub id; `reduce_labels=False`; `name`.
         """
         if isinstance(images, cls):
             return images
         if isinstance(images, str | Path):
-            return cls.of(load_images(images, columns.pop("split", None)), **columns | {"name": str(images)})
+            data = cls.of(load_images(images, split, config_name, masks=masks), **{"name": str(images)} | columns)
+            if data.masks is not None and data.mask_names is None:
+                data.mask_names = load_mask_names(images)
+            return data
         if isinstance(images, datasets.DatasetDict):
             raise ValueError(f"images is a DatasetDict; pass one of its splits: {', '.join(images)}")
         if isinstance(images, datasets.Dataset):
@@ -87,10 +119,12 @@ class ImageData:
     def subset(self, indices: Iterable[int]) -> ImageData:
         """The images at `indices`, in that order."""
         rows = [int(index) for index in indices]
-        items: Any = self.items
-        items = items.select(rows) if isinstance(items, datasets.Dataset) else [items[row] for row in rows]
         labels = None if self.labels is None else self.labels[rows]
-        return ImageData(items, labels, self.label_names, self.name)
+        masks = None if self.masks is None else _take(self.masks, rows)
+        return ImageData(
+            _take(self.items, rows), labels, self.label_names, self.name,
+            masks=masks, mask_names=self.mask_names, reduce_labels=self.reduce_labels,
+        )  # fmt: skip
 
     def sample(self, num_images: int | None, seed: int) -> ImageData:
         """A random subset, the same for the same seed; everything where there are no more than `num_images`."""
@@ -101,7 +135,7 @@ class ImageData:
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:num_images])
 
     def readable(self, on_error: str) -> ImageData:
-        """With `on_error="skip"`, without the images that cannot be decoded; with `"stop"`, unchanged.
+        """With `on_error="skip"`, without the images that cannot be read, or their masks; with `"stop"`, unchanged.
 
         Raises:
             ValueError: none can be decoded.
@@ -113,7 +147,7 @@ class ImageData:
         keep = []
         for index in range(len(self)):
             try:
-                self.decode(index)
+                self.decode(index) if self.masks is None else self.pair(index)
             except ValueError as error:
                 print(f"skipped: {error}")
             else:
@@ -123,38 +157,60 @@ class ImageData:
         return self if len(keep) == len(self) else self.subset(keep)
 
     def decode(self, index: int) -> Any:
-        """One item as a PIL image or tensor.
+        """One item as a PIL image (turned upright, where its EXIF data say how) or tensor.
 
         Raises:
             ValueError: the file is empty, truncated or not an image; the message names it.
         """
-        item = self.items[index]
-        if isinstance(item, dict):
-            item = next(iter(item.values()))
-        if isinstance(item, Image.Image | torch.Tensor):
-            return item
-        path, content = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, None)
-        try:
-            image = Image.open(io.BytesIO(content) if content is not None else str(path))
-            image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            label = path or f"image {index} of {self.name}"
-            raise ValueError(f"{label} cannot be read as an image ({error})") from error
-        return image
+        return _open(self.items[index], f"image {index} of {self.name}")[0]
 
-    def batches(self, config: ASelectDiTConfig, batch_size: int) -> Iterator[torch.Tensor]:
-        """Pixel values `(batch, channels, height, width)` in [-1, 1] as the model wants them, in order.
+    def mask(self, index: int) -> np.ndarray:
+        """Classes of one image's pixels, `(height, width)` int64, 255 where they are to be ignored.
 
-        Tensors pass through unchanged: they are taken to be pixel values already.
+        Raises:
+            ValueError: as `pair`.
         """
-        processor = None
+        return self.pair(index)[1]
+
+    def pair(self, index: int) -> tuple[Any, np.ndarray]:
+        """One decoded image with its mask.
+
+        Raises:
+            ValueError: there are no masks, one of the two cannot be read, the mask has colours instead of classes, is
+                of another size than its image (both upright), or holds a class that has no name.
+        """
+        if self.masks is None:
+            raise ValueError(f"{self.name} has no masks")
+        image = self.decode(index)
+        mask, name = self.masks[index], f"mask {index} of {self.name}"
+        if not isinstance(mask, np.ndarray):
+            mask, name = _open(mask, name)
+        classes = read_mask(mask, self.reduce_labels, name)
+        size = tuple(image.shape[-2:]) if isinstance(image, torch.Tensor) else (image.height, image.width)
+        if classes.shape != size:
+            raise ValueError(
+                f"{name} is {classes.shape[0]} x {classes.shape[1]} pixels, its image {size[0]} x {size[1]}"
+            )
+        highest = classes.max(where=classes != IGNORED, initial=0)
+        if self.mask_names is not None and highest >= len(self.mask_names):
+            raise ValueError(f"{name} holds the class {highest}, but only {len(self.mask_names)} classes have names")
+        return image, classes
+
+    def num_mask_classes(self) -> int:
+        """Classes in the masks: one a name, or else one more than the highest in (at most) 256 masks, evenly spaced."""
+        if self.mask_names is not None:
+            return len(self.mask_names)
+        rows = np.unique(np.linspace(0, len(self) - 1, SCANNED_MASKS).astype(int))
+        masks = (self.mask(int(row)) for row in rows)
+        return 1 + max(int(mask.max(where=mask != IGNORED, initial=0)) for mask in masks)
+
+    def batches(
+        self, config: ASelectDiTConfig, batch_size: int, *, segmentation: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`."""
+        pixels = image_pixels(config, segmentation=segmentation)
         for start in range(0, len(self), batch_size):
-            images = [self.decode(index) for index in range(start, min(start + batch_size, len(self)))]
-            if isinstance(images[0], torch.Tensor):
-                yield torch.stack(images)
-            else:
-                processor = processor or make_image_processor(config)
-                yield processor(images, return_tensors="pt")["pixel_values"]
+            yield pixels([self.decode(index) for index in range(start, min(start + batch_size, len(self)))])
 
     @property
     def fingerprint(self) -> str:
@@ -163,30 +219,42 @@ class ImageData:
             digest = hashlib.sha256()
             for index in range(len(self)):
                 image = self.decode(index)
-                digest.update(str((getattr(image, "mode", ""), tuple(np.shape(image)))).encode())
+                mode = image.mode if isinstance(image, Image.Image) else ""
+                digest.update(str((mode, tuple(np.shape(image)))).encode())
                 digest.update(np.ascontiguousarray(image).tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     @classmethod
     def _of_dataset(
-        cls, dataset: datasets.Dataset, image_column: str = "image", label_column: str = "label", name: str = "images"
+        cls,
+        dataset: datasets.Dataset,
+        image_column: str = "image",
+        label_column: str = "label",
+        mask_column: str | None = None,
+        mask_names: list[str] | None = None,
+        reduce_labels: bool = False,
+        name: str = "images",
     ) -> ImageData:
         if image_column not in dataset.column_names:
             raise ValueError(f"the data set has no column {image_column!r}; it has {', '.join(dataset.column_names)}")
         labels = label_names = None
-        if label_column in dataset.column_names:
+        feature = dataset.features.get(label_column)
+        if feature is not None and not isinstance(feature, datasets.Image):
             values = np.asarray(dataset[label_column][:])
-            feature = dataset.features[label_column]
             label_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
             if values.dtype.kind not in "iu":
                 names, values = np.unique(values, return_inverse=True)
                 label_names = [str(label) for label in names]
             labels = values.astype(np.int64)
-        images = dataset.select_columns([image_column])
-        if isinstance(images.features[image_column], datasets.Image):
-            images = images.cast_column(image_column, datasets.Image(decode=False))
-        return cls(images, labels, label_names, name, fingerprint=dataset._fingerprint)
+        mask_column = find_mask_column(dataset.features, image_column, mask_column)
+        masks = None if mask_column is None else _undecoded(dataset, mask_column)
+        if masks is None and (reduce_labels or mask_names):
+            raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
+        return cls(
+            _undecoded(dataset, image_column), labels, label_names, name, fingerprint=dataset._fingerprint,
+            masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
+        )  # fmt: skip
 
     @classmethod
     def _of_loader(cls, loader: DataLoader, num_images: int | None) -> ImageData:
@@ -208,31 +276,66 @@ class ImageData:
         return cls(images, torch.cat(labels)[:num_images].numpy() if labels else None, name="data loader")
 
 
-def load_images(source: str | Path, split: str | None = None, config_name: str | None = None) -> datasets.Dataset:
-    """Load one split of a data set.
+def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> Callable[[list[Any]], torch.Tensor]:
+    """What turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1] for a model.
+
+    Tensors pass through unchanged: they are taken to be pixel values already.
 
     Args:
-        source: `"sample"` (shipped with the package), a folder of images, of parquet files or written by
-            `save_to_disk`, or a data set id on the Hub.
-        split: its name; default `"train"`, or the only one there is.
+        segmentation: the whole image resized to a square, instead of its centre; see `make_image_processor`. A mask
+            follows it by `resize_mask(mask, config.image_size)`.
+    """
+    processor = None
+
+    def pixels(images: list[Any]) -> torch.Tensor:
+        nonlocal processor
+        if isinstance(images[0], torch.Tensor):
+            return torch.stack(images)
+        processor = processor or make_image_processor(config, segmentation=segmentation)
+        return processor(images, return_tensors="pt")["pixel_values"]
+
+    return pixels
+
+
+def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData]:
+    """Hold out a random `share` of the images, the same of every class where there are labels.
 
     Raises:
-        ValueError: nothing is there, or it has no such split; the message lists what there is.
+        ValueError: `share` not between 0 and 1, or too few images (of a class) to split.
     """
-    path = SAMPLE_DATA if source == "sample" else Path(source)
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}")
     try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            loaded = datasets.load_dataset(str(path) if path.exists() else str(source), config_name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"cannot load images from {str(source)!r}: it is neither 'sample', a folder of images or parquet files, "
-            f"nor a data set reachable on the Hub ({str(error).splitlines()[0]})"
-        ) from error
-    if isinstance(loaded, datasets.Dataset):
-        return loaded
-    name = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else "train")
-    if name not in loaded:
-        raise ValueError(f"{str(source)!r} has no split {name!r}; it has {', '.join(loaded)}")
-    return loaded[name]
+        parts = train_test_split(np.arange(len(data)), test_size=share, stratify=data.labels, random_state=seed)
+    except ValueError as error:
+        raise ValueError(f"cannot hold out {share} of the {len(data)} images of {data.name}: {error}") from error
+    train, held_out = (data.subset(sorted(part)) for part in parts)
+    return train, held_out
+
+
+def _take(items: Any, rows: list[int]) -> Any:
+    return items.select(rows) if isinstance(items, datasets.Dataset) else [items[row] for row in rows]
+
+
+def _undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    images = dataset.select_columns([column])
+    if isinstance(images.features[column], datasets.Image):
+        images = images.cast_column(column, datasets.Image(decode=False))
+    return images
+
+
+def _open(item: Any, name: str) -> tuple[Any, str]:
+    """An item in memory as it is; a file or a data set's row decoded and upright; and its path, or else `name`."""
+    if isinstance(item, dict) and len(item) == 1:
+        item = next(iter(item.values()))
+    if isinstance(item, Image.Image | torch.Tensor):
+        return item, name
+    path, content = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, None)
+    name = str(path or name)
+    try:
+        image = Image.open(io.BytesIO(content) if content is not None else str(path))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} cannot be read as an image ({error})") from error
+    return image, name

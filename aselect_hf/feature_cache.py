@@ -1,10 +1,11 @@
-"""Pooled features of a data set at many timesteps: computed once, memory-mapped, resumable."""
+"""Features of a data set at many timesteps, pooled or of chosen tokens: computed once, memory-mapped, resumable."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data import ImageData
 from aselect_hf.files import atomic_file, check_writable
+from aselect_hf.modeling.features import tokens_to_map
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
 DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "features"
@@ -25,11 +27,11 @@ MARK_EVERY = 10.0  # seconds between progress marks
 
 
 @dataclass
-class PooledFeatures:
-    """Features averaged over cells of the patch grid.
+class CachedFeatures:
+    """Features of a data set.
 
     Args:
-        values: one `(images, pool_size^2 * width)` float32 array a timestep, memory-mapped and read-only.
+        values: one `(rows, columns)` float32 array a timestep, memory-mapped and read-only.
         forward_passes, seconds, flops: what computing them took, whether now or in an earlier run.
     """
 
@@ -37,6 +39,25 @@ class PooledFeatures:
     forward_passes: int
     seconds: float
     flops: float
+
+
+@dataclass
+class _Kept:
+    """What is kept of the tokens, and where.
+
+    Args:
+        description: names the choice in the cache's key.
+        first_rows: `(images + 1,)`, the first row of every image, and the number of rows.
+        columns: of every row.
+        rows_of: the rows of a batch from its tokens `(batch, tokens, width)`, their grid, and its first image.
+        segmentation: whether the images are read as for segmentation, see `image_pixels`.
+    """
+
+    description: str
+    first_rows: np.ndarray
+    columns: int
+    rows_of: Callable[[torch.Tensor, tuple[int, int], int], torch.Tensor]
+    segmentation: bool = False
 
 
 def pooled_features(
@@ -49,25 +70,78 @@ def pooled_features(
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     progress: bool = True,
-) -> PooledFeatures:
+) -> CachedFeatures:
     """`feature` of every image at every timestep, with the model's stored evaluation noise, spatially pooled.
 
-    `pool_size` 1 is the token mean, the field's usual protocol; 2 is the mean of each quarter of the image and so on,
-    which keeps where things are, at 4 times the width.
+    One row an image, `pool_size^2 * width` columns. `pool_size` 1 is the token mean, the field's usual protocol; 2 is
+    the mean of each quarter of the image and so on, which keeps where things are, at 4 times the width.
     Kept under `cache_dir`, one file a timestep, in a folder named by a hash of weights, images, preprocessing and
     feature. An interrupted run leaves its finished images, and the next one goes on after them.
     """
-    folder = Path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, pool_size)
     if not 1 <= pool_size <= min(model.config.grid_size):
         raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
+
+    def pool(tokens: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
+        return adaptive_avg_pool2d(tokens_to_map(tokens, grid_size), pool_size).flatten(1)
+
+    columns = pool_size**2 * model.config.hidden_size
+    kept = _Kept(f"pooled {pool_size}", np.arange(len(data) + 1), columns, pool)
+    return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
+
+
+def token_features(
+    model: ASelectDiTModel,
+    data: ImageData,
+    timesteps: list[int],
+    feature: str,
+    *,
+    tokens: np.ndarray,
+    batch_size: int = 64,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> CachedFeatures:
+    """`feature` of some tokens at every timestep, images read whole as for segmentation; cached as `pooled_features`.
+
+    Args:
+        tokens: ascending numbers of tokens over the whole data set: token `k` of image `i` is `i * num_patches + k`,
+            row-major on the patch grid of the trained resolution. One row each.
+    """
+    per_image = model.config.num_patches
+    first_rows = np.searchsorted(tokens, per_image * np.arange(len(data) + 1))
+
+    def pick(batch: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
+        if grid_size != model.config.grid_size:
+            raise ValueError(
+                f"tokens are chosen on the patch grid of the trained resolution, {model.config.image_size} pixels; "
+                f"{data.name} has images of {grid_size} patches instead of {model.config.grid_size}"
+            )
+        rows = tokens[first_rows[first] : first_rows[first + len(batch)]] - first * per_image
+        return batch.flatten(0, 1)[torch.from_numpy(rows).to(batch.device)]
+
+    description = f"tokens {hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest()}"
+    kept = _Kept(description, first_rows, model.config.hidden_size, pick, segmentation=True)
+    return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
+
+
+def _cached(
+    model: ASelectDiTModel,
+    data: ImageData,
+    timesteps: list[int],
+    feature: str,
+    kept: _Kept,
+    batch_size: int,
+    cache_dir: str | Path | None,
+    progress: bool,
+) -> CachedFeatures:
+    folder = Path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, kept.description)
     check_writable(folder / "lock")
     with FileLock(folder / "lock"):
         missing = [t for t in timesteps if not _record_file(folder, t).is_file()]
         if missing:
-            _compute(model, data, missing, feature, pool_size, folder, batch_size, progress)
+            _compute(model, data, missing, feature, kept, folder, batch_size, progress)
     records = [json.loads(_record_file(folder, t).read_text()) for t in timesteps]
     passes = len(timesteps) * len(data) * model.config.num_noise_draws
-    return PooledFeatures(
+    return CachedFeatures(
         values=[np.load(_values_file(folder, t), mmap_mode="r") for t in timesteps],
         forward_passes=passes,
         seconds=sum(record["seconds"] for record in records),
@@ -75,8 +149,8 @@ def pooled_features(
     )
 
 
-def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, pool_size: int) -> str:
-    """Hash of everything the features depend on, but the timestep."""
+def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, kept: str) -> str:
+    """Hash of everything the features depend on, but the timestep; `kept` describes what is kept of the tokens."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -85,7 +159,7 @@ def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, pool_size: 
     choices = {
         "data": data.fingerprint,
         "feature": feature,
-        "pool_size": pool_size,
+        "kept": kept,
         "sizes": [config.num_attention_heads, config.patch_size, config.image_size, config.timestep_freq_shift],
         "numerics": [config.hidden_act, config.mlp_norm_eps, config.noise_seed],
         "schedule": config.noise_schedule,
@@ -100,7 +174,7 @@ def _compute(
     data: ImageData,
     timesteps: list[int],
     feature: str,
-    pool_size: int,
+    kept: _Kept,
     folder: Path,
     batch_size: int,
     progress: bool,
@@ -114,16 +188,17 @@ def _compute(
         done, seconds = record["images"], record["seconds"]
         store = np.load(partial, mmap_mode="r+")
     else:
-        shape = (len(timesteps), len(data), pool_size**2 * model.config.hidden_size)
+        shape = (len(timesteps), int(kept.first_rows[-1]), kept.columns)
         store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     started = last_mark = time.perf_counter()
     rest = data.subset(range(done, len(data))) if done else data
     bar = tqdm(total=len(data), initial=done, desc=f"features of {data.name}", unit="image", disable=not progress)
-    for pixel_values in rest.batches(model.config, batch_size):
+    for pixel_values in rest.batches(model.config, batch_size, segmentation=kept.segmentation):
         latents = model.prepare_latents(pixel_values.to(model.device))
-        maps = model.extract_features(latents=latents, features=[feature], timesteps=timesteps, output_format="map")
-        pooled = adaptive_avg_pool2d(maps[feature].float().flatten(0, 1), pool_size)
-        store[:, done : done + len(latents)] = pooled.reshape(len(latents), len(timesteps), -1).transpose(0, 1).cpu()
+        rows = slice(*kept.first_rows[[done, done + len(latents)]])
+        for values, t in zip(store, timesteps, strict=True):  # one at a time: all tokens of a batch are large
+            tokens = model.extract_features(latents=latents, features=[feature], timesteps=[t])[feature][:, 0]
+            values[rows] = kept.rows_of(tokens.float(), model.grid_size(latents), done).cpu()
         done += len(latents)
         bar.update(len(latents))
         if time.perf_counter() - last_mark > MARK_EVERY:

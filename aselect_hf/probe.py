@@ -1,4 +1,4 @@
-"""Probes on frozen, pooled features: multinomial logistic regression and nearest neighbours, from scikit-learn."""
+"""Probes on frozen features: multinomial logistic regression and nearest neighbours, from scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,12 +29,12 @@ class Probe:
     Args:
         classifier: standardisation and classifier.
         setting: the chosen `C` (linear) or `n_neighbors` (kNN).
-        validation_accuracy: of that setting, in [0, 1].
+        validation_score: of that setting, in [0, 1].
     """
 
     classifier: Pipeline
     setting: float
-    validation_accuracy: float
+    validation_score: float
 
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Share of correct predictions, in [0, 1]."""
@@ -53,24 +54,26 @@ def fit_probe(
     validation_labels: np.ndarray,
     *,
     kind: str = "linear",
+    metric: Callable[[np.ndarray, np.ndarray], float] = accuracy_score,
 ) -> Probe:
     """Fit on training features; the regularisation (or number of neighbours) is chosen on validation features.
 
     Args:
-        features, validation_features: `(images, width)`.
+        features, validation_features: `(samples, width)`.
         kind: `"linear"` (multinomial logistic regression on standardised features) or `"knn"` (cosine distance).
+        metric: of validation labels and predictions, higher is better.
     """
     if kind not in PROBES:
         raise ValueError(f"probe must be one of {', '.join(PROBES)}; got {kind!r}")
     if len(np.unique(labels)) < 2:
-        raise ValueError("a probe needs images of at least 2 classes")
+        raise ValueError("a probe needs samples of at least 2 classes")
     best: Probe | None = None
     for setting in INVERSE_REGULARISATION if kind == "linear" else NEIGHBOURS:
         classifier = make_pipeline(StandardScaler(), _classifier(kind, setting, len(labels)))
         classifier.fit(features, labels)
-        accuracy = float(classifier.score(validation_features, validation_labels))
-        if best is None or accuracy > best.validation_accuracy:
-            best = Probe(classifier, setting, accuracy)
+        score = float(metric(validation_labels, classifier.predict(validation_features)))
+        if best is None or score > best.validation_score:
+            best = Probe(classifier, setting, score)
     assert best is not None
     return best
 

@@ -90,9 +90,9 @@ def test_probe_learns_and_chooses_on_validation(kind):
     features = generator.normal(size=(200, 8)) + 4 * np.eye(4, 8)[labels]
     probe = fit_probe(features[:120], labels[:120], features[120:160], labels[120:160], kind=kind)
     assert probe.accuracy(features[160:], labels[160:]) > 0.7
-    assert probe.validation_accuracy == probe.accuracy(features[120:160], labels[120:160])
+    assert probe.validation_score == probe.accuracy(features[120:160], labels[120:160])
     useless = fit_probe(features[:120], generator.permutation(labels[:120]), features[120:160], labels[120:160])
-    assert useless.validation_accuracy < 0.5
+    assert useless.validation_score < 0.5
 
 
 def test_raw_pixels_are_the_pixels(splits, make_config):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data import ImageData, load_images, split_train_validation
 
 GREY = {"num_channels": 1, "patch_size": 4, "sample_size": 8}
 
@@ -102,6 +102,12 @@ def test_fingerprint_follows_the_content(pictures):
     assert ImageData.of(pictures).fingerprint == same.fingerprint != fewer.fingerprint
 
 
+def test_fingerprint_of_tensors_is_that_of_their_values(normal):
+    prints = {ImageData(normal(3, 1, 8, 8)).subset([0, 1]).fingerprint for _ in range(3)}
+    assert len(prints) == 1
+    assert ImageData(normal(3, 1, 8, 8)).subset([0, 2]).fingerprint not in prints
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -122,6 +128,64 @@ def test_bad_sources(source, message):
 def test_missing_split_lists_what_there_is():
     with pytest.raises(ValueError, match="no split 'dev'; it has train, validation, test"):
         load_images("sample", "dev")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_streaming_reads_the_same_rows(folder, tmp_path, saved):
+    source = folder
+    if saved:
+        source = tmp_path / "saved"
+        load_images(folder).save_to_disk(str(source))
+    streamed = load_images(source, streaming=True)
+    assert isinstance(streamed, datasets.IterableDataset)
+    rows = list(streamed)
+    for row, expected in zip(rows, load_images(folder), strict=True):
+        assert np.array_equal(row["image"], expected["image"])
+        assert row["label"] == expected["label"]
+
+
+@pytest.mark.parametrize(("source", "split"), [("no/such/folder", None), ("sample", "dev")])
+def test_streaming_errors_are_those_of_reading(source, split):
+    messages = []
+    for streaming in (False, True):
+        with pytest.raises(ValueError) as caught:
+            load_images(source, split, streaming=streaming)
+        messages.append(str(caught.value).partition("(")[0])
+    assert messages[0] == messages[1]
+
+
+def test_photos_are_turned_upright(tmp_path):
+    """A picture stored on its side, with the EXIF tag that says so."""
+    upright = Image.fromarray(np.arange(32, dtype=np.uint8).reshape(4, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "0.png", exif=exif)
+    assert np.array_equal(ImageData.of([tmp_path / "0.png"]).decode(0), upright)
+
+
+class TestSplit:
+    def test_every_class_keeps_its_share_and_every_image_its_side(self, normal):
+        data = ImageData(normal(48, 1, 8, 8), np.arange(48) % 4)
+        train, validation = split_train_validation(data, 0.25, 0)
+        assert np.bincount(validation.labels).tolist() == [3, 3, 3, 3]
+        assert np.bincount(train.labels).tolist() == [9, 9, 9, 9]
+        pictures = torch.stack([part.decode(index) for part in (train, validation) for index in range(len(part))])
+        assert torch.equal(pictures.unique(dim=0), data.items.unique(dim=0))
+        again = split_train_validation(data, 0.25, 0)[1]
+        assert torch.equal(torch.stack(again.items), torch.stack(validation.items))
+
+    def test_without_labels(self, normal):
+        train, validation = split_train_validation(ImageData(normal(10, 1, 8, 8)), 0.2, 0)
+        assert (len(train), len(validation)) == (8, 2)
+
+    @pytest.mark.parametrize("share", [0.0, 1.0, 3])
+    def test_share_is_checked(self, normal, share):
+        with pytest.raises(ValueError, match="share must be between 0 and 1"):
+            split_train_validation(ImageData(normal(10, 1, 8, 8)), share, 0)
+
+    def test_a_class_of_one_image_is_an_error(self, normal):
+        with pytest.raises(ValueError, match=r"cannot hold out 0\.2 of the 10 images of images"):
+            split_train_validation(ImageData(normal(10, 1, 8, 8), np.arange(10)), 0.2, 0)
 
 
 def test_sample_is_what_its_card_says():

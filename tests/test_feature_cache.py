@@ -8,7 +8,7 @@ import torch
 
 from aselect_hf import feature_cache
 from aselect_hf.data import ImageData
-from aselect_hf.feature_cache import cache_key, pooled_features
+from aselect_hf.feature_cache import cache_key, pooled_features, token_features
 
 FEATURE = "blocks.1.query"
 
@@ -30,6 +30,32 @@ def test_values_are_the_models_own(model, data, tmp_path):
         np.testing.assert_allclose(mean.values[column], direct[:, column].numpy(), atol=1e-6)
         quarters = cached.values[column].reshape(10, 24, 2, 2)
         np.testing.assert_allclose(quarters[:, :, 1, 0], maps[:, column, :, 2:, :2].mean((-1, -2)).numpy(), atol=1e-6)
+
+
+def test_token_rows_are_the_tokens_asked_for(model, data, tmp_path):
+    tokens = np.array([0, 5, 15, 16 + 3, 7 * 16, 9 * 16 + 15])  # of images 0, 0, 0, 1, 7, 9, of 16 tokens each
+    options = {"tokens": tokens, "cache_dir": tmp_path, "progress": False}
+    every = model.extract_features(data.items, features=[FEATURE], timesteps=[0, 300])[FEATURE]
+    for batch_size in (3, 10):
+        cached = token_features(model, data, [0, 300], FEATURE, batch_size=batch_size, **options)
+        assert cached.forward_passes == 2 * 10
+        for column in range(2):
+            expected = every[:, column].flatten(0, 1)[tokens].numpy()
+            np.testing.assert_allclose(cached.values[column], expected, atol=1e-6)
+        options["cache_dir"] = tmp_path / "again"
+
+
+def test_tokens_need_the_trained_resolution(model, normal, tmp_path):
+    with pytest.raises(ValueError, match="trained resolution, 8 pixels"):
+        token_features(
+            model,
+            ImageData(normal(2, 2, 12, 12)),
+            [0],
+            FEATURE,
+            tokens=np.arange(3),
+            cache_dir=tmp_path,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("pool_size", [0, 5])
@@ -57,7 +83,7 @@ def test_interrupted_run_goes_on_after_its_finished_images(model, data, tmp_path
 
     def interrupted(self, *args, **kwargs):
         calls.append(len(kwargs["latents"]))
-        if len(calls) == 3:
+        if len(calls) == 5:  # the third batch, at the first of two timesteps
             raise KeyboardInterrupt
         return extract(self, *args, **kwargs)
 
@@ -66,17 +92,19 @@ def test_interrupted_run_goes_on_after_its_finished_images(model, data, tmp_path
         pooled_features(model, data, [0, 300], FEATURE, batch_size=3, cache_dir=tmp_path, progress=False)
     calls.clear()
     resumed = pooled_features(model, data, [0, 300], FEATURE, batch_size=4, cache_dir=tmp_path, progress=False)
-    assert sum(calls) == 10 - 6
+    assert sum(calls) == 2 * (10 - 6)
     for values, whole in zip(resumed.values, expected.values, strict=True):
         np.testing.assert_allclose(values, whole, atol=1e-6)
     assert not list(tmp_path.rglob("*partial*"))
 
 
 def test_key_follows_weights_data_feature_and_noise(model, make_model, data, normal):
-    keys = {cache_key(model, data, name, size) for name in (FEATURE, "blocks.1.key") for size in (1, 2)}
-    keys.add(cache_key(make_model(seed=1), data, FEATURE, 2))
-    keys.add(cache_key(make_model(noise_seed=1), data, FEATURE, 2))
-    keys.add(cache_key(model.to(torch.bfloat16), data, FEATURE, 2))
-    keys.add(cache_key(make_model(), ImageData(normal(10, 2, 8, 8, seed=1)), FEATURE, 2))
+    keys = {
+        cache_key(model, data, name, kept) for name in (FEATURE, "blocks.1.key") for kept in ("pooled 1", "pooled 2")
+    }
+    keys.add(cache_key(make_model(seed=1), data, FEATURE, "pooled 2"))
+    keys.add(cache_key(make_model(noise_seed=1), data, FEATURE, "pooled 2"))
+    keys.add(cache_key(model.to(torch.bfloat16), data, FEATURE, "pooled 2"))
+    keys.add(cache_key(make_model(), ImageData(normal(10, 2, 8, 8, seed=1)), FEATURE, "pooled 2"))
     assert len(keys) == 8
-    assert cache_key(make_model(), data, FEATURE, 2) in keys
+    assert cache_key(make_model(), data, FEATURE, "pooled 2") in keys

@@ -75,7 +75,7 @@ def test_its_features_beat_raw_pixels(sample_model, tmp_path):
             for name, data in splits.items()
         }
     accuracy = {
-        name: fit_probe(x["train"], labels["train"], x["validation"], labels["validation"]).validation_accuracy
+        name: fit_probe(x["train"], labels["train"], x["validation"], labels["validation"]).validation_score
         for name, x in {"pixels": pixels, "features": features}.items()
     }
     assert accuracy["features"] > accuracy["pixels"] + 0.01

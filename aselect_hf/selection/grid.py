@@ -1,82 +1,178 @@
-"""Exhaustive grid search: a linear probe at every timestep, compared on validation images."""
+"""Exhaustive grid search: a probe at every timestep, of images or of tokens, compared on validation images."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from sklearn.model_selection import train_test_split
+from sklearn.metrics import accuracy_score
 from tqdm.auto import tqdm
 
-from aselect_hf.data import ImageData
-from aselect_hf.feature_cache import pooled_features
+from aselect_hf.data import ImageData, split_train_validation
+from aselect_hf.feature_cache import CachedFeatures, pooled_features, token_features
+from aselect_hf.masks import IGNORED, resize_mask, token_labels
 from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
 HELD_OUT = 0.2
+SCORE_NAMES = {"classification": "validation accuracy", "segmentation": "validation mean IoU (tokens)"}
+RESAMPLES = 500
 
 
-def select(inputs: SelectionInputs, *, probe: str = "linear", pool_size: int = 1) -> TimestepSelection:
-    """Train and validate a probe on the pooled feature at every candidate timestep and take the best.
+@dataclass
+class Samples:
+    """What a probe sees of a data set: an image's pooled feature with its label, or a token with its class.
 
     Args:
+        features: one row a sample, at every timestep.
+        labels, images: `(samples,)`, the class, and the image it is of.
+    """
+
+    features: CachedFeatures
+    labels: np.ndarray
+    images: np.ndarray
+
+
+def select(
+    inputs: SelectionInputs,
+    *,
+    task: str | None = None,
+    probe: str = "linear",
+    pool_size: int = 1,
+    max_tokens: int = 20_000,
+) -> TimestepSelection:
+    """Train and validate a probe on the feature at every candidate timestep and take the best.
+
+    Classification: a sample is an image, its feature pooled; the score is accuracy, with its binomial standard error.
+    Segmentation: a sample is a token, its class the commonest of its patch's pixels (tokens of ignored pixels are left
+    out); the score is the mean IoU over validation tokens, averaged over the classes that are there or predicted; its
+    standard error is by bootstrap over validation images, the same resamples at every timestep.
+
+    Args:
+        task: `"classification"` or `"segmentation"`; default segmentation where the images have masks.
         probe: `"linear"` or `"knn"`, see `fit_probe`.
-        pool_size: cells per side into which tokens are averaged, see `pooled_features`.
+        pool_size: classification: cells per side into which tokens are averaged, see `pooled_features`.
+        max_tokens: segmentation: random training tokens, and validation tokens, to use at most, of all images.
 
     Raises:
-        ValueError: the images have no labels.
+        ValueError: the images have no labels (or masks).
     """
-    train, validation = split(inputs)
-    options: dict[str, Any] = {
-        "pool_size": pool_size,
-        "batch_size": inputs.batch_size,
-        "cache_dir": inputs.cache_dir,
-        "progress": inputs.progress,
-    }
-    train_features = pooled_features(inputs.model, train, inputs.timesteps, inputs.feature, **options)
-    validation_features = pooled_features(inputs.model, validation, inputs.timesteps, inputs.feature, **options)
-    labels, validation_labels = np.asarray(train.labels), np.asarray(validation.labels)
+    if task not in (None, *SCORE_NAMES):
+        raise ValueError(f"task must be one of {', '.join(SCORE_NAMES)}; got {task!r}")
+    task = task or ("classification" if inputs.images.masks is None else "segmentation")
+    options: dict[str, Any] = {"task": task, "probe": probe}
+    train_data, validation_data = split(inputs, task)
+    if task == "classification":
+        options["pool_size"] = pool_size
+        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
+    else:
+        train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
+        options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
     started = time.perf_counter()
-    fits = fit_in_parallel(
-        partial(fit_probe, x, labels, x_validation, validation_labels, kind=probe)
-        for x, x_validation in zip(train_features.values, validation_features.values, strict=True)
-    )
-    bar = tqdm(fits, total=len(inputs.timesteps), desc="probes", unit="timestep", disable=not inputs.progress)
-    scores = [fitted.validation_accuracy for fitted in bar]
-    seconds = time.perf_counter() - started + train_features.seconds + validation_features.seconds
-    best = int(np.argmax(scores))
+    columns = range(len(inputs.timesteps))
+    fits = fit_in_parallel(partial(_score, train, validation, column, probe, task, inputs.seed) for column in columns)
+    bar = tqdm(fits, total=len(columns), desc="probes", unit="timestep", disable=not inputs.progress)
+    scores, errors = zip(*bar, strict=True)
+    seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
     return TimestepSelection(
         method="grid",
         feature=inputs.feature,
-        timestep=inputs.timesteps[best],
+        timestep=inputs.timesteps[int(np.argmax(scores))],
         timesteps=inputs.timesteps,
-        scores=scores,
-        standard_errors=[(p * (1 - p) / len(validation)) ** 0.5 for p in scores],
+        scores=list(scores),
+        standard_errors=list(errors),
         cost=SelectionCost(
-            forward_passes=train_features.forward_passes + validation_features.forward_passes,
+            forward_passes=train.features.forward_passes + validation.features.forward_passes,
             seconds=seconds,
-            flops=train_features.flops + validation_features.flops,
+            flops=train.features.flops + validation.features.flops,
         ),
         schedule=inputs.model.noise_schedule.to_dict(),
-        score_name="validation accuracy",
-        options={"probe": probe, "pool_size": pool_size, "validation_images": len(validation)},
-        num_images=len(train),
+        score_name=SCORE_NAMES[task],
+        options=options | {"validation_images": len(validation_data)},
+        num_images=len(train_data),
         seed=inputs.seed,
     )
 
 
-def split(inputs: SelectionInputs) -> tuple[ImageData, ImageData]:
-    """Labelled training and validation images; without the latter, a stratified fifth of the former."""
+def split(inputs: SelectionInputs, task: str) -> tuple[ImageData, ImageData]:
+    """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
     images, validation = inputs.images, inputs.validation
+    needed = "labels" if task == "classification" else "masks"
     for data in (images, validation):
-        if data is not None and data.labels is None:
-            raise ValueError(f"grid trains probes and needs labels; {data.name} has none")
+        if data is not None and getattr(data, needed) is None:
+            raise ValueError(f"grid trains probes and needs {needed}; {data.name} has none")
     if validation is not None:
         return images, validation
-    train, held_out = train_test_split(
-        np.arange(len(images)), test_size=HELD_OUT, stratify=images.labels, random_state=inputs.seed
-    )
-    return images.subset(sorted(train)), images.subset(sorted(held_out))
+    return split_train_validation(images, HELD_OUT, inputs.seed)
+
+
+def image_samples(inputs: SelectionInputs, data: ImageData, pool_size: int) -> Samples:
+    """Every image, with its label."""
+    features = pooled_features(
+        inputs.model, data, inputs.timesteps, inputs.feature,
+        pool_size=pool_size, batch_size=inputs.batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+    )  # fmt: skip
+    return Samples(features, np.asarray(data.labels), np.arange(len(data)))
+
+
+def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> Samples:
+    """At most `max_tokens` random tokens that are not ignored; images without any are not run."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    config = inputs.model.config
+    rows = tqdm(range(len(data)), desc=f"masks of {data.name}", unit="image", disable=not inputs.progress)
+    masks = (resize_mask(data.mask(row), cast(int, config.image_size)).numpy() for row in rows)
+    labels = np.concatenate([token_labels(mask, config.grid_size) for mask in masks])
+    chosen = np.flatnonzero(labels != IGNORED)
+    if len(chosen) > max_tokens:
+        chosen = np.sort(np.random.default_rng(inputs.seed).permutation(chosen)[:max_tokens])
+    if not len(chosen):
+        raise ValueError(f"all pixels of {data.name} are ignored")
+    used, images = np.unique(chosen // config.num_patches, return_inverse=True)
+    tokens = images * config.num_patches + chosen % config.num_patches
+    features = token_features(
+        inputs.model, data if len(used) == len(data) else data.subset(used), inputs.timesteps, inputs.feature,
+        tokens=tokens, batch_size=inputs.batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+    )  # fmt: skip
+    return Samples(features, labels[chosen], images)
+
+
+def _score(train: Samples, validation: Samples, column: int, probe: str, task: str, seed: int) -> tuple[float, float]:
+    """Validation score of a probe at one timestep, and its standard error."""
+    features, truth = validation.features.values[column], validation.labels
+    fitted = fit_probe(
+        train.features.values[column], train.labels, features, truth,
+        kind=probe, metric=accuracy_score if task == "classification" else _mean_iou_of,
+    )  # fmt: skip
+    score = fitted.validation_score
+    if task == "classification":
+        return score, (score * (1 - score) / len(truth)) ** 0.5
+    counts = iou_counts(truth, fitted.classifier.predict(features), validation.images)
+    num_images = len(counts)
+    draws = np.random.default_rng(seed).multinomial(num_images, [1 / num_images] * num_images, size=RESAMPLES)
+    return score, float(mean_iou(np.tensordot(draws, counts, axes=1)).std(ddof=1))
+
+
+def iou_counts(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Samples in the intersection and in the union of truth and prediction: `(images, classes, 2)`."""
+    shape = (1 + images.max(), 1 + max(truth.max(), predicted.max()))
+    hit, true, guessed = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    np.add.at(hit, (images[truth == predicted], truth[truth == predicted]), 1)
+    np.add.at(true, (images, truth), 1)
+    np.add.at(guessed, (images, predicted), 1)
+    return np.stack([hit, true + guessed - hit], axis=-1)
+
+
+def mean_iou(counts: np.ndarray) -> np.ndarray:
+    """Intersection over union, averaged over classes with a union: `(..., classes, 2)` to `(...)`."""
+    intersection, union = counts[..., 0], counts[..., 1]
+    present = union > 0
+    return (intersection / np.maximum(union, 1)).sum(axis=-1) / present.sum(axis=-1)
+
+
+def _mean_iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:
+    return float(mean_iou(iou_counts(truth, predicted, np.zeros_like(truth)).sum(axis=0)))

@@ -15,13 +15,13 @@ class SelectionInputs:
 
     Args:
         model: the backbone, in eval mode.
-        images: the images to choose on, already sampled; with labels where the strategy needs them.
-        validation: labelled images for strategies that train on `images`; `None` to hold some of them out.
+        images: the images to choose on, already sampled; with labels or masks where the strategy needs them.
+        validation: images with labels or masks for strategies that train on `images`; `None` to hold some of them out.
         feature: resolved name, `blocks.<i>.<kind>`.
         timesteps: candidates, ascending.
         seed: of every random draw.
         batch_size: forward passes run at once.
-        cache_dir: where pooled features are kept; `None` for the default.
+        cache_dir: where features are kept; `None` for the default.
         progress: show a progress bar.
     """
 

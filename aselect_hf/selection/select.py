@@ -55,19 +55,21 @@ def select_timestep(
     Args:
         model: the backbone.
         images: a pixel tensor `(batch, channels, height, width)` in [-1, 1], a list of PIL images or paths, a
-            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. With labels for `"grid"`.
+            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. `"grid"` needs labels
+            or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images; others: see
+            `ImageData.of`).
         method: a name in `STRATEGIES`: `"hfr"` (no labels), `"grid"` (a probe at every timestep), `"fixed"`.
         feature: `blocks.<i>.<kind>`; default `model.config.feature`.
         timesteps: candidates, or how many of the default ones (dense at low noise).
         num_images: random images to use; `None` for all. `"grid"` always uses all.
         seed: of the sample of images and of the noise.
-        validation: labelled images on which `"grid"` compares; default a fifth of `images`.
+        validation: images with labels or masks on which `"grid"` compares; default a fifth of `images`.
         batch_size: forward passes run at once.
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
-        cache_dir: folder for the pooled features of `"grid"`.
+        cache_dir: folder for the features of `"grid"`.
         progress: show a progress bar.
         options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `cutoff`, ...),
-            `grid.select`, `fixed.select`.
+            `grid.select` (`task`, `probe`, ...), `fixed.select`.
 
     Returns:
         A `TimestepSelection`; `.apply(model)` writes it into the model's config.
