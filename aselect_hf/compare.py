@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_comparison
 from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection import TimestepSelection, select_timestep
-from aselect_hf.versions import installed_versions
+from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
 TRAIN_SHARE = 0.8
@@ -221,7 +219,7 @@ def compare_strategies(
         "seeds": num_seeds,
         "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
         "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",
-        "hardware": f"{_processor()}, {os.cpu_count()} cores" if model.device.type == "cpu" else _gpu(model.device),
+        "hardware": hardware(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     }
@@ -263,16 +261,3 @@ def _relative(flops: float, grid_flops: float) -> str:
 def _binomial_error(row: ComparisonRow, count: int) -> float:
     p = row.test_accuracy_mean
     return (p * (1 - p) / count) ** 0.5
-
-
-def _processor() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

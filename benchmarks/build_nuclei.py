@@ -6,8 +6,8 @@
 
 The images are those of a public cell-tracking set; the masks are a segmentation result that comes with them, good by
 eye, not hand-made truth. Classes: background, nucleus, border (the outer two pixels of every nucleus).
-Intensities are shown by their square root, so that dim nuclei are visible too. Frames 0-12 are train, 13-15 validation, 16-19 test; `pretrain` holds twice as dense tiles of the training frames,
-without masks.
+Intensities are shown by their square root, so that dim nuclei are visible too. Frames 0-12 are train, 13-15 validation,
+16-19 test; `pretrain` holds twice as dense tiles of the training frames, without masks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def build(resources: Path, output_dir: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.build_nuclei"
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.build_nuclei",
     )
     parser.add_argument("resources", type=Path, help="folder with Fluo_Hela_02_img.tif and Fluo_Hela_02_ERR_SEG.tif")
     parser.add_argument("output_dir", type=Path, help="folder to write; must not exist")

@@ -107,7 +107,7 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
 ) -> CommitInfo:
-    """Push a saved model, with the `selection.json`, `compare.json` and `training.json` that lie beside it.
+    """Push a saved model, with the `selection`, `compare`, `results` and `training` `.json` that lie beside it.
 
     Args:
         folder: what `save_pretrained`, `aselect select --save-model` or a training script wrote. Nothing else in it is

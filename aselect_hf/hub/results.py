@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,6 +120,18 @@ def results_of(comparison: Comparison, config: ASelectDiTConfig, dataset: str | 
             protocol="; ".join(described),
         )
     ]
+
+
+def load_results(path: str | Path) -> list[EvaluationResult]:
+    """The figures in the `results.json` of a training script.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    try:
+        return [EvaluationResult(**fields) for fields in json.loads(Path(path).read_text())["results"]]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no results of a training ({error})") from error
 
 
 def eval_result_files(results: Sequence[EvaluationResult]) -> dict[str, str]:

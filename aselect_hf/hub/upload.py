@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import detect_format
 from aselect_hf.hub.model_card import TEMPLATES, CardContent, publishable_training
-from aselect_hf.hub.results import EvaluationResult, eval_result_files
+from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.selection import TimestepSelection
 
@@ -51,11 +51,14 @@ def prepare_upload(
     *,
     selection: TimestepSelection | None = None,
     results: Results | None = None,
+    comparison: Comparison | None = None,
     dataset: str | None = None,
     training: dict[str, Any] | None = None,
     license: str | None = None,
 ) -> Upload:
     """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
+
+    `results` may be figures or a comparison; with figures there may be a `comparison` beside them.
 
     Raises:
         ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
@@ -78,7 +81,7 @@ def prepare_upload(
         num_parameters=count_parameters(folder),
         selection=selection,
         results=[] if results is None or isinstance(results, Comparison) else list(results),
-        comparison=results if isinstance(results, Comparison) else None,
+        comparison=results if isinstance(results, Comparison) else comparison,
         dataset=dataset,
         training=publishable_training(training) if training else None,
         license=license,
@@ -96,9 +99,11 @@ def prepare_upload(
 
 
 def prepare_folder(folder: str | Path, repo_id: str, *, dataset: str | None, license: str | None) -> Upload:
-    """`prepare_upload` with the `selection.json`, `compare.json` and `training.json` that lie in the folder."""
+    """`prepare_upload` with the `selection`, `compare`, `results` and `training` `.json` that lie in the folder."""
     folder = Path(folder)
-    selection, comparison, record = (folder / f"{name}.json" for name in ("selection", "compare", "training"))
+    selection, comparison, results, record = (
+        folder / f"{name}.json" for name in ("selection", "compare", "results", "training")
+    )
     try:
         training = json.loads(record.read_text()) if record.is_file() else None
     except json.JSONDecodeError as error:
@@ -107,7 +112,8 @@ def prepare_folder(folder: str | Path, repo_id: str, *, dataset: str | None, lic
         folder,
         repo_id,
         selection=TimestepSelection.load(selection) if selection.is_file() else None,
-        results=Comparison.load(comparison) if comparison.is_file() else None,
+        results=load_results(results) if results.is_file() else None,
+        comparison=Comparison.load(comparison) if comparison.is_file() else None,
         dataset=dataset,
         training=training,
         license=license,

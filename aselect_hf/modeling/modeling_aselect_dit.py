@@ -454,6 +454,27 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         timestep = torch.as_tensor(timestep, device=noisy_latents.device).expand(len(noisy_latents))
         return self._predict(noisy_latents, timestep, class_labels, **kwargs)[:, : self.config.num_channels]
 
+    def denoise_with_features(
+        self,
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        features: Sequence[str],
+        class_labels: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`denoise` and `features_of_noisy` of the same run: a joint loss costs no extra pass.
+
+        Args:
+            timesteps: `(batch,)`.
+
+        Returns:
+            The prediction `(batch, num_channels, height, width)`, and `(batch, tokens, width)` by name.
+        """
+        self._check_input(noisy_latents, "noisy_latents")
+        last = "blocks.-1.hidden"
+        found, conditioning = self._run_blocks(noisy_latents, timesteps, class_labels, [*features, last])
+        prediction = self._project(found[last], conditioning, self.grid_size(noisy_latents))
+        return prediction[:, : self.config.num_channels], {name: found[name] for name in features}
+
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to what the DiT sees: the VAE's posterior mean, shifted and scaled, or the pixels."""
         if self.vae is None:
@@ -560,10 +581,15 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         """The network's whole output, learned sigma included."""
         name = "blocks.-1.hidden"
         features, conditioning = self._run_blocks(noisy_latents, timesteps, class_labels, [name], **kwargs)
-        patches = self.final_layer(features[name], conditioning)
-        height, width = self.grid_size(noisy_latents)
+        return self._project(features[name], conditioning, self.grid_size(noisy_latents))
+
+    def _project(
+        self, hidden_states: torch.Tensor, conditioning: torch.Tensor, grid_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """The last block's tokens to the network's output, `(batch, channels, height, width)`."""
+        patches = self.final_layer(hidden_states, conditioning)
         side = self.config.patch_size
-        patches = patches.unflatten(-1, (side, side, -1)).unflatten(1, (height, width))
+        patches = patches.unflatten(-1, (side, side, -1)).unflatten(1, grid_size)
         return torch.einsum("bhwpqc->bchpwq", patches).flatten(4, 5).flatten(2, 3)
 
     def _conditions(

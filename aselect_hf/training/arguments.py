@@ -14,6 +14,8 @@ from typing import Any, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from aselect_hf.selection import STRATEGIES
+
 LR_SCHEDULERS = (
     "linear",
     "cosine",
@@ -25,20 +27,73 @@ LR_SCHEDULERS = (
 )
 
 
-def _field(default, help: str):
+def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = _field(None, "Checkpoint to start from: a folder or a Hub id.")
+    model_name_or_path: str | None = _field(None, "Checkpoint to start from: a folder, a Hub id, or 'sample'.")
+    attn_implementation: str = _field(
+        "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
+    )
+
+
+@dataclass
+class PretrainModelArguments(ModelArguments):
     preset: str | None = _field(None, "Published shape to start from scratch, such as DiT-S/2.")
     config_overrides: str | None = _field(
         None, "Config fields for a model from scratch: 'hidden_size=144,num_hidden_layers=7,patch_size=4'."
     )
-    attn_implementation: str = _field(
-        "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
+
+
+@dataclass
+class TaskModelArguments(ModelArguments):
+    timestep_selection: str = _field("hfr", "How the timestep is chosen: hfr, gate, grid or fixed.")
+    timesteps: str | None = _field(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
+    timestep: int | None = _field(None, "fixed: the timestep; default a tenth of the schedule.")
+    num_selection_images: int = _field(64, "hfr: random training images to look at.")
+    num_visited_timesteps: int = _field(2, "gate: candidates that each image visits in a step.")
+    gate_learning_rate: float = _field(1e-2, "gate: its learning rate.")
+    feature: str | None = _field(None, "blocks.<i>.<kind>; default the checkpoint's own.")
+    freeze_backbone: bool = _field(False, "Train heads alone, many side by side; validation chooses one.")
+    lora_rank: int = _field(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")
+    head_learning_rates: list[float] | None = field(
+        default=None,
+        metadata={"help": "Learning rates of heads; default learning_rate; if frozen, 1, 3, 10, 30 and 100 times it."},
     )
+    head_weight_decays: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weight decays, each with every learning rate; default weight_decay; if frozen, 0 and 0.1."},
+    )
+    pooling: str | None = _field(None, "classify: mean or attentive pooling of the tokens.")
+    segmentation_head: str | None = _field(None, "segment: linear or upernet.")
+    head_norm: str | None = _field(None, "layer_norm or batch_norm before the head's linear layer.")
+
+    def __post_init__(self) -> None:
+        if self.timestep_selection not in STRATEGIES:
+            raise ValueError(
+                f"timestep_selection must be one of {', '.join(STRATEGIES)}; got {self.timestep_selection!r}"
+            )
+        if self.timestep is not None and self.timestep_selection != "fixed":
+            raise ValueError(
+                f"timestep={self.timestep} needs timestep_selection=fixed, got {self.timestep_selection!r}"
+            )
+        if self.num_visited_timesteps < 1:
+            raise ValueError(f"num_visited_timesteps must be at least 1, got {self.num_visited_timesteps}")
+        if self.freeze_backbone and self.lora_rank:
+            raise ValueError("freeze_backbone and lora_rank exclude each other")
+
+    @property
+    def candidates(self) -> list[int] | int | None:
+        """Candidate timesteps, or their number."""
+        if self.timesteps is None:
+            return None
+        try:
+            values = [int(part) for part in str(self.timesteps).split(",")]
+        except ValueError:
+            raise ValueError(f"timesteps must be integers such as '0,50,100'; got {self.timesteps!r}") from None
+        return values[0] if len(values) == 1 else values
 
 
 @dataclass
@@ -48,10 +103,26 @@ class DataArguments:
     train_dir: str | None = _field(None, "Folder of images, in place of dataset_name.")
     train_split: str = _field("train", "Split to train on.")
     image_column_name: str = _field("image", "Column with the images.")
-    label_column_name: str = _field("label", "Column with the class labels, for a class-conditional model.")
+    label_column_name: str = _field("label", "Column with the class labels.")
     max_train_samples: int | None = _field(None, "Use only the first so many training images.")
     random_flip: bool = _field(True, "Flip half of the training images horizontally.")
     dataloader_num_workers: int = _field(0, "Worker processes that decode images.")
+
+
+@dataclass
+class TaskDataArguments(DataArguments):
+    streaming: bool = _field(False, "Read the images as a stream, without downloading the data set first.")
+    validation_dir: str | None = _field(None, "Folder of validation images.")
+    validation_split: str | None = _field(None, "Split that chooses; default a part of the training images.")
+    train_val_split: float = _field(0.15, "That part.")
+    test_split: str | None = _field(None, "Split to report on, scored once at the end.")
+    max_eval_samples: int | None = _field(None, "Use only the first so many validation images.")
+    max_test_samples: int | None = _field(None, "Use only the first so many test images.")
+    mask_column_name: str | None = _field(None, "segment: column with the masks; default mask, annotation or label.")
+    reduce_labels: bool = _field(False, "segment: class 0 is background to be ignored, the others move down by one.")
+    num_streamed_images: int = _field(1000, "streaming: images read first, to choose the timestep on.")
+    cache_latents: bool = _field(True, "Encode every image once, to disk; with no streaming.")
+    cache_dir: str | None = _field(None, "Where encoded images are kept; default beside the Hub's cache.")
 
 
 @dataclass

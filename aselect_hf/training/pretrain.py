@@ -24,13 +24,13 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from aselect_hf.conversion import save_model
+from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
 
@@ -64,7 +64,7 @@ class DenoisingObjective(nn.Module):
         return {"loss": nn.functional.mse_loss(prediction.float(), target)}
 
 
-def build_config(args: ModelArguments) -> ASelectDiTConfig:
+def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
     """A config from a preset and `field=value` overrides; values are read as JSON."""
     overrides: dict[str, Any] = {}
     for pair in filter(None, (args.config_overrides or "").split(",")):
@@ -106,7 +106,7 @@ def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
 
 
 def pretrain(
-    model_args: ModelArguments, data_args: DataArguments, training_args: PretrainingArguments
+    model_args: PretrainModelArguments, data_args: DataArguments, training_args: PretrainingArguments
 ) -> ASelectDiTModel:
     """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`.
 
@@ -123,7 +123,7 @@ def pretrain(
         data = data.subset(range(min(data_args.max_train_samples, len(data))))
     set_seed(training_args.seed)
     if model_args.model_name_or_path:
-        model = ASelectDiTModel.from_pretrained(model_args.model_name_or_path, dtype=torch.float32)
+        model = load_model(model_args.model_name_or_path, dtype=torch.float32)
     else:
         model = ASelectDiTModel(build_config(model_args))
     model.set_attn_implementation(model_args.attn_implementation)
@@ -148,7 +148,7 @@ def pretrain(
 
 def main() -> None:
     with one_line_errors("pretrain"):
-        pretrain(*parse_arguments((ModelArguments, DataArguments, PretrainingArguments), __doc__))
+        pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), __doc__))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from aselect_hf import ASelectDiTModel
-from aselect_hf.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from aselect_hf.training.arguments import DataArguments, PretrainModelArguments, TrainingArguments
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.pretrain import DenoisingObjective, build_config, pretrain
 
@@ -37,7 +37,7 @@ def run(train_dir, tmp_path):
     def run(name: str, classes: int = 0, **training) -> ASelectDiTModel:
         options = {"per_device_train_batch_size": 8, "max_train_steps": 6, "learning_rate": 1e-2, "ema_decay": 0.5}
         return pretrain(
-            ModelArguments(config_overrides=OVERRIDES + str(classes)),
+            PretrainModelArguments(config_overrides=OVERRIDES + str(classes)),
             DataArguments(train_dir=str(train_dir)),
             TrainingArguments(output_dir=str(tmp_path / name), logging_steps=1, **(options | training)),
         )
@@ -101,12 +101,12 @@ def test_labels_out_of_range_are_refused_before_training(run, tmp_path):
 )
 def test_bad_overrides_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
-        build_config(ModelArguments(config_overrides=overrides))
+        build_config(PretrainModelArguments(config_overrides=overrides))
 
 
 def test_missing_source_or_output(tmp_path):
     with pytest.raises(ValueError, match="--output_dir"):
-        pretrain(ModelArguments(), DataArguments(), TrainingArguments())
+        pretrain(PretrainModelArguments(), DataArguments(), TrainingArguments())
 
 
 @pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction"}, {"type": "flow_matching"}], ids=str)

@@ -1,0 +1,84 @@
+"""Scores of every head of a bank on one split, exact on any number of processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from aselect_hf.metrics import Accuracy, MeanIoU, PixelAccuracy, TopKAccuracy, confusion_matrices
+from aselect_hf.training.objective import TaskObjective
+from aselect_hf.training.task_data import TaskDataset
+
+
+class HeadEvaluation:
+    """Streams a split through the backbone once and scores all heads.
+
+    Accuracies are shares in [0, 1]. Masks are scored at their own resolution: logits are resized to each mask.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        loader: DataLoader,
+        label_names: list[str],
+        segmentation: bool,
+        ignore_index: int,
+    ) -> None:
+        self.accelerator = accelerator
+        self.dataset: TaskDataset = loader.dataset  # type: ignore[assignment]
+        self.loader = accelerator.prepare(loader)
+        self.label_names, self.segmentation, self.ignore_index = label_names, segmentation, ignore_index
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that chooses."""
+        return "mean_iou" if self.segmentation else "accuracy"
+
+    @torch.no_grad()
+    def run(self, objective: torch.nn.Module, description: str) -> list[dict[str, float]]:
+        """Metrics by name, one dict a head. `objective` is the prepared module, in eval mode."""
+        heads: TaskObjective = self.accelerator.unwrap_model(objective)
+        metrics = [self._metrics() for _ in heads.heads]
+        quiet = not self.accelerator.is_local_main_process
+        for batch in tqdm(self.loader, desc=description, leave=False, disable=quiet):
+            logits = objective(batch)
+            if self.segmentation:
+                self._add_masks(metrics, logits, batch["masks"])
+            else:
+                scores, labels = self.accelerator.gather_for_metrics((logits.transpose(0, 1), batch["labels"]))
+                for each, values in zip(metrics, scores.unbind(1), strict=True):
+                    for metric in each:
+                        top_k = isinstance(metric, TopKAccuracy)
+                        metric.add_batch(predictions=values if top_k else values.argmax(dim=1), references=labels)
+        return [self._compute(each) for each in metrics]
+
+    def _metrics(self) -> list[Any]:
+        count = len(self.label_names)
+        if self.segmentation:
+            return [MeanIoU(count, self.ignore_index), PixelAccuracy(count, self.ignore_index)]
+        return [Accuracy(), *([TopKAccuracy(5)] if count > 5 else [])]
+
+    def _add_masks(self, metrics: list[list[Any]], logits: torch.Tensor, masks: list[torch.Tensor]) -> None:
+        for each, head_logits in zip(metrics, logits, strict=True):
+            predictions = [
+                F.interpolate(image[None], size=mask.shape, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+                for image, mask in zip(head_logits, masks, strict=True)
+            ]
+            found = confusion_matrices(predictions, masks, len(self.label_names), self.ignore_index)
+            found = self.accelerator.gather_for_metrics(found.to(self.accelerator.device)).cpu()
+            for metric in each:
+                metric.add_confusion(found)
+
+    def _compute(self, metrics: list[Any]) -> dict[str, float]:
+        values: dict[str, Any] = {}
+        for metric in metrics:
+            values |= metric.compute()
+        scalars = {name: float(value) for name, value in values.items() if not hasattr(value, "__len__")}
+        for name, iou in zip(self.label_names, values.get("per_category_iou", ()), strict=False):
+            scalars[f"iou/{name}"] = float(iou)
+        return scalars

@@ -1,0 +1,47 @@
+"""Low-rank adaptation (Hu et al. 2021) of the backbone's attention, through peft; merged before a model is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from aselect_hf.modeling.feature_reader import ASelectDiTFeatureReader
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def add_lora(model: ASelectDiTFeatureReader, rank: int) -> None:
+    """Freeze the backbone but for adapters on the attention projections that its features depend on.
+
+    Raises:
+        ValueError: peft is not installed, or the rank is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("lora_rank needs peft: pip install 'aselect-hf[train]'") from error
+    names = [
+        name
+        for name, module in model.dit.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(PROJECTIONS) and module.weight.requires_grad
+    ]
+    model.dit.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.dit)
+
+
+def merge_lora(model: ASelectDiTFeatureReader) -> None:
+    """Fold adapters, if there are any, into the weights: what remains is an ordinary checkpoint."""
+    for name, module in list(model.dit.named_modules()):
+        if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
+            layer: Any = module
+            layer.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.dit.get_submodule(parent), leaf, layer.get_base_layer())
+    if hasattr(model.dit, "peft_config"):
+        del model.dit.peft_config
+
+
+__all__ = ["add_lora", "merge_lora"]

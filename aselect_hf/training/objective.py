@@ -1,0 +1,237 @@
+"""What the training scripts minimise: the loss of one or many heads, and the denoising loss of the very same runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+
+from aselect_hf.modeling.modeling_aselect_dit_heads import (
+    ASelectDiTForImageClassification,
+    ASelectDiTForSemanticSegmentation,
+)
+from aselect_hf.modeling.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.training.draws import SampleDraws
+
+HeadModel = ASelectDiTForImageClassification | ASelectDiTForSemanticSegmentation
+
+SETTLED = 0.75
+"""Share of the training after which a gate visits its favourite alone: heads then train on what inference will see."""
+
+
+@dataclass(frozen=True)
+class HeadSetting:
+    """How one head of a bank is optimised."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+class TaskObjective(nn.Module):
+    """Task loss of a bank of heads on the features of one backbone pass, plus a weighted denoising loss.
+
+    The noise is the stored evaluation noise, exactly what inference sees, unless the denoising loss is on: then it is
+    drawn anew for every image, and the task reads its features from those same runs.
+
+    Args:
+        model: backbone and head; every head of the bank starts as a copy of its head.
+        settings: one for each head. All see the same features; validation chooses.
+        gate: chooses among timesteps while it trains; without one, the model's own timestep is used.
+        num_visited: timesteps that every image visits in a step while the gate explores.
+        denoising_loss_weight: lambda of `L = L_task + lambda * L_denoise`; with 0 a run stops at the feature.
+        random_flip: mirror half of the images (and their masks).
+
+    Raises:
+        ValueError: a model that reads several timesteps, a denoising loss on a frozen backbone.
+    """
+
+    def __init__(
+        self,
+        model: HeadModel,
+        settings: Sequence[HeadSetting],
+        *,
+        gate: TimestepGate | None = None,
+        num_visited: int = 2,
+        denoising_loss_weight: float = 0.0,
+        random_flip: bool = False,
+    ) -> None:
+        super().__init__()
+        if model.config.head_timesteps:
+            raise ValueError(f"training chooses one timestep, config.head_timesteps is {model.config.head_timesteps}")
+        self.segmentation = isinstance(model, ASelectDiTForSemanticSegmentation)
+        self.ignore_index = model.config.semantic_loss_ignore_index
+        self.features = model.features
+        self.dit = model.dit
+        self.heads = nn.ModuleList(copy.deepcopy(head_of(model)) for _ in settings)
+        self.settings = list(settings)
+        self.gate = gate
+        self.num_visited = num_visited
+        self.denoising_loss_weight = denoising_loss_weight
+        self.random_flip = random_flip
+        self.progress = 0.0
+        if denoising_loss_weight:
+            if not self.backbone_trains:
+                raise ValueError("denoising_loss_weight must be 0 with a frozen backbone: it has nothing to train")
+            self.dit.requires_grad_(True)  # the prediction depends on blocks that the feature does not
+            if self.dit.vae is not None:
+                self.dit.vae.requires_grad_(False)
+
+    @property
+    def backbone_trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.dit.parameters())
+
+    @property
+    def timestep(self) -> int:
+        """What inference would use now."""
+        return self.gate.timestep if self.gate is not None else self.dit.default_timestep
+
+    def set_progress(self, progress: float) -> None:
+        """Share of the training that is done: the gate cools, then settles."""
+        self.progress = progress
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float, gate_learning_rate: float) -> list[dict]:
+        """AdamW groups: each head its own setting, the backbone the run's, the gate undecayed."""
+        groups = [
+            {"params": list(head.parameters()), "lr": setting.learning_rate, "weight_decay": setting.weight_decay}
+            for head, setting in zip(self.heads, self.settings, strict=True)
+        ]
+        if backbone := [parameter for parameter in self.dit.parameters() if parameter.requires_grad]:
+            groups.append({"params": backbone, "lr": learning_rate, "weight_decay": weight_decay})
+        if self.gate is not None:
+            groups.append({"params": list(self.gate.parameters()), "lr": gate_learning_rate, "weight_decay": 0.0})
+        return groups
+
+    def train(self, mode: bool = True) -> TaskObjective:
+        super().train(mode)
+        if self.dit.vae is not None:
+            self.dit.vae.eval()
+        if not self.backbone_trains:
+            self.dit.eval()
+        return self
+
+    def forward(self, batch: dict[str, Any], draws: SampleDraws | None = None) -> Any:
+        """Losses of a training batch; without `draws`, every head's logits of an evaluation batch.
+
+        Args:
+            batch: `latents` (with `flipped_latents` where a mirrored image has others) or `pixel_values`, and `labels`:
+                `(batch,)` classes or `(batch, height, width)` masks.
+
+        Returns:
+            `{"loss", "task_loss"}`, with a denoising loss also `"denoising_loss"`; or logits
+            `(heads, batch, classes, ...)` at the timestep that inference would use.
+        """
+        if draws is None:
+            latents, _ = self._inputs(batch, None)
+            tokens, _ = self._read(latents, self._constant(latents), None)
+            return torch.stack([self._logits(head, tokens[:, 0], latents) for head in self.heads])
+        latents, labels = self._inputs(batch, draws)
+        visits = None
+        timesteps = self._constant(latents)
+        if self.gate is not None:
+            uniforms = draws.uniform(len(self.gate.timesteps) + 1).to(latents.device)
+            if self.progress < SETTLED:
+                visits = self.gate.visit(uniforms, self.num_visited, gate_temperature(self.progress))
+            else:
+                visits = self.gate.settle(len(latents))
+            timesteps = self.gate.timesteps[visits.indices]
+        noise = None
+        if self.denoising_loss_weight:
+            noise = draws.normal(timesteps.shape[1], *latents.shape[1:]).to(latents)
+        tokens, denoising_loss = self._read(latents, timesteps, noise)
+        if self.gate is not None:
+            self.gate.observe(tokens.detach().mean(dim=2).flatten(2), visits)
+            tokens = visits.combine(tokens)
+        else:
+            tokens = tokens[:, 0]
+        losses = [self._task_loss(self._logits(head, tokens, latents), labels) for head in self.heads]
+        task_loss = torch.stack(losses).mean()
+        found = {"loss": task_loss, "task_loss": task_loss.detach()}
+        if denoising_loss is not None:
+            found["loss"] = task_loss + self.denoising_loss_weight * denoising_loss
+            found["denoising_loss"] = denoising_loss.detach()
+        return found
+
+    def _inputs(self, batch: dict[str, Any], draws: SampleDraws | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean latents and labels, mirrored where the draw says so."""
+        inputs, labels = batch.get("latents", batch.get("pixel_values")), batch["labels"]
+        if draws is not None and self.random_flip:
+            flip = (draws.uniform() < 0.5).to(inputs.device)
+            mirrored = batch.get("flipped_latents", inputs.flip(-1))
+            inputs = torch.where(flip[:, None, None, None], mirrored, inputs)
+            if self.segmentation:
+                labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
+        with torch.no_grad():
+            latents = inputs if "latents" in batch else self.dit.prepare_latents(inputs)
+        return latents.float(), labels
+
+    def _constant(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(latents), 1), self.timestep, device=latents.device)
+
+    def _read(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of every image at its timesteps, all in one run of the blocks.
+
+        Args:
+            latents: `(batch, channels, height, width)`, clean.
+            timesteps: `(batch, visited)`.
+            noise: `(batch, visited, channels, height, width)`; `None` for the stored draws, averaged over.
+
+        Returns:
+            `(batch, visited, tokens, features, width)`, and with `noise` the denoising loss.
+        """
+        count, visited = timesteps.shape
+        draws = self.dit._stored_noise(latents)[:, :, None] if noise is None else noise[None]
+        num_draws = len(draws)
+        clean = latents[None, :, None].expand(num_draws, -1, visited, -1, -1, -1)
+        noise = draws.expand_as(clean).flatten(0, 2)
+        steps = timesteps[None].expand(num_draws, -1, -1).flatten()
+        noisy = self.dit.noise_schedule.add_noise(clean.flatten(0, 2), noise, steps)
+        denoising_loss = None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_trains):
+            if self.training and self.denoising_loss_weight:
+                prediction, found = self.dit.denoise_with_features(noisy, steps, self.features)
+                target = self.dit.noise_schedule.training_target(clean.flatten(0, 2), noise, steps)
+                denoising_loss = F.mse_loss(prediction.float(), target)
+            else:
+                found = self.dit.features_of_noisy(noisy, steps, self.features)
+        tokens = torch.stack([found[name] for name in self.features], dim=2).unflatten(0, (num_draws, count, visited))
+        return tokens.mean(dim=0), denoising_loss
+
+    def _logits(self, head: nn.Module, tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return (head(tokens, self.dit.grid_size(latents)) if self.segmentation else head(tokens)).float()
+
+    def _task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the images, or over the pixels that count, of all processes together."""
+        if not self.segmentation:
+            return F.cross_entropy(logits, labels)
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
+        return total / mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
+
+
+def head_of(model: HeadModel) -> nn.Module:
+    """The module that reads the features."""
+    return model.decode_head if isinstance(model, ASelectDiTForSemanticSegmentation) else model.classifier
+
+
+def put_head(model: HeadModel, head: nn.Module) -> None:
+    """Make `head` the model's."""
+    if isinstance(model, ASelectDiTForSemanticSegmentation):
+        model.decode_head = head  # type: ignore[assignment]
+    else:
+        model.classifier = head  # type: ignore[assignment]
+
+
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Average of a scalar over all processes; without gradient."""
+    value = value.detach().double()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(value)
+        value = value / distributed.get_world_size()
+    return value

@@ -1,0 +1,180 @@
+"""What a finished run tells: figures with their protocol, costs, and the files that a push reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from aselect_hf.conversion import save_model
+from aselect_hf.cost import feature_flops
+from aselect_hf.data import ImageData
+from aselect_hf.hub.results import EvaluationResult
+from aselect_hf.hub.upload import prepare_folder
+from aselect_hf.selection import SelectionCost, TimestepSelection
+from aselect_hf.training import pictures
+from aselect_hf.training.arguments import TrainingArguments
+from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
+from aselect_hf.versions import hardware, installed_versions
+
+if TYPE_CHECKING:
+    from aselect_hf.training.task import TaskRun
+
+HUB_TASKS = {False: "image-classification", True: "image-segmentation"}
+BACKWARD = 2  # a backward pass costs about twice the forward pass
+
+
+@dataclass
+class RunReport:
+    """One finished run.
+
+    Args:
+        selection: how the timestep was chosen, with its cost.
+        setting: of the head that validation chose among `num_heads`.
+        validation, test: its metrics by name; `test` is `None` without a test split.
+        record: of the training: `steps`, `seconds`, `history`.
+        training_cost: of the training itself.
+        device: what it ran on, in words.
+    """
+
+    run: TaskRun
+    selection: TimestepSelection
+    setting: HeadSetting
+    num_heads: int
+    validation: dict[str, float]
+    test: dict[str, float] | None
+    record: dict[str, Any]
+    training_cost: SelectionCost
+    batch_size: int
+
+    @property
+    def main_metric(self) -> str:
+        return self.run.evaluation.main_metric
+
+    def summary(self) -> str:
+        """Timestep and main metric in one line."""
+        scores = [("validation", self.validation), *([("test", self.test)] if self.test else [])]
+        figures = ", ".join(f"{split} {self.main_metric} {values[self.main_metric]:.4f}" for split, values in scores)
+        return f"t = {self.selection.timestep} by {self.selection.method}: {figures}"
+
+    def protocol(self) -> dict[str, str]:
+        """How the figures were measured, item by item."""
+        run, args = self.run, self.run.args
+        backbone = "trained whole"
+        if run.model_args.freeze_backbone:
+            backbone = "frozen"
+        elif run.model_args.lora_rank:
+            backbone = f"LoRA of rank {run.model_args.lora_rank}"
+        chosen = f", chosen among {self.num_heads} on validation" if self.num_heads > 1 else ""
+        return {
+            "images": run.data.describe().removeprefix("images: "),
+            "backbone": f"{backbone}, {self.selection.feature} at t = {self.selection.timestep} "
+            f"by {self.selection.method}",
+            "head": f"learning rate {self.setting.learning_rate:g}, weight decay {self.setting.weight_decay:g}{chosen}",
+            "training": f"{self.record['steps']:,} steps of {self.batch_size} images, "
+            f"mixed precision {args.mixed_precision}, seed {args.seed}",
+            "test split": "scored once" if self.test else "none",
+            "hardware": hardware(run.model.device),
+            "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+        }
+
+    def results(self) -> list[EvaluationResult]:
+        """The figure for the card: of the test split, or of validation where there is none."""
+        split, values = ("test", self.test) if self.test else ("validation", self.validation)
+        data_args, metric = self.run.data_args, self.main_metric
+        return [
+            EvaluationResult(
+                dataset=Path(data_args.train_dir).name if data_args.train_dir else str(data_args.dataset_name),
+                metric=metric,
+                value=values[metric],
+                task=HUB_TASKS[self.run.segmentation],
+                split=split,
+                protocol="; ".join(f"{name}: {text}" for name, text in self.protocol().items()),
+            )
+        ]
+
+    def content(self) -> dict[str, Any]:
+        """`results.json`."""
+        return {
+            "task": HUB_TASKS[self.run.segmentation],
+            "strategy": self.selection.method,
+            "timestep": self.selection.timestep,
+            "feature": self.selection.feature,
+            "validation": self.validation,
+            "test": self.test,
+            "head": asdict(self.setting) | {"chosen_among": self.num_heads},
+            "cost": {"selection": asdict(self.selection.cost), "training": asdict(self.training_cost)},
+            "protocol": self.protocol(),
+            "results": [asdict(result) for result in self.results()],
+        }
+
+    def write(self, output_dir: Path) -> None:
+        """Model, report and pictures: each file whole or absent."""
+        run, model = self.run, self.run.model
+        given: dict[str, Any] = {}
+        changed: dict[str, Any] = {}
+        for part in (run.model_args, run.data_args, run.args):
+            defaults = asdict(type(part)())
+            values = {name: value for name, value in asdict(part).items() if name != "hub_token"}
+            given |= {name: value for name, value in values.items() if value is not None}
+            changed |= {name: value for name, value in values.items() if value != defaults[name]}
+        self.selection.apply(model)
+        with TemporaryDirectory(dir=output_dir, prefix=".final-") as temporary:
+            folder = Path(temporary)
+            save_model(model.cpu().eval(), folder)
+            self.selection.save(folder / "selection.json")
+            if self.selection.scores:
+                self.selection.plot(folder / "selection.png")
+            pictures.plot_history(self.record["history"], self.main_metric, folder / "history.png")
+            for name, content in (
+                ("results.json", self.content()),
+                ("training.json", {"arguments": changed} | self.record),
+                ("training_args.json", given),
+            ):
+                (folder / name).write_text(json.dumps(content, indent=1))
+            repo_id = run.args.hub_model_id or output_dir.name
+            prepare_folder(folder, repo_id, dataset=None, license=None).card.save(folder / "README.md")
+            for file in folder.iterdir():
+                os.replace(file, output_dir / file.name)
+
+
+def training_cost(objective: TaskObjective, record: dict[str, Any], images: int) -> SelectionCost:
+    """Network runs of a whole training, and their operations: those of the forward passes, and of a backward pass
+    (twice as much) where the backbone trains. `images`: seen in all, repetitions included."""
+    visited = 1.0
+    if objective.gate is not None:
+        visited = SETTLED * objective.num_visited + 1 - SETTLED
+    if not objective.denoising_loss_weight:
+        visited *= objective.dit.config.num_noise_draws
+    passes = round(images * visited)
+    feature = "blocks.-1.hidden" if objective.denoising_loss_weight else objective.features[-1]
+    flops = feature_flops(objective.dit, feature) * (1 + BACKWARD * objective.backbone_trains)
+    return SelectionCost(passes, record["seconds"], passes * flops)
+
+
+def gate_selection(
+    objective: TaskObjective, data: ImageData, cost: SelectionCost, images: int, args: TrainingArguments
+) -> TimestepSelection:
+    """The gate's choice, its weights as scores; its cost is that of the passes beyond one for every image seen."""
+    gate = objective.gate
+    assert gate is not None
+    weights = gate.named_weights()
+    extra = max(0, cost.forward_passes - images)
+    share = extra / cost.forward_passes
+    return TimestepSelection(
+        method="gate",
+        feature=str(objective.dit.config.feature),
+        timestep=gate.timestep,
+        timesteps=list(weights),
+        scores=list(weights.values()),
+        standard_errors=[0.0] * len(weights),
+        cost=SelectionCost(extra, share * cost.seconds, share * cost.flops),
+        schedule=objective.dit.noise_schedule.to_dict(),
+        score_name="gate weight",
+        options={"num_visited": objective.num_visited, "denoising_loss_weight": objective.denoising_loss_weight},
+        num_images=len(data),
+        seed=args.seed,
+    )

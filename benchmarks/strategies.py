@@ -1,0 +1,107 @@
+"""The four strategies on classification and segmentation: every row is a run of a training script.
+
+    python -m benchmarks.strategies --name fashion-mnist --task classify --model sample --data sample
+    python -m benchmarks.strategies --name fashion-mnist --task segment --model sample --data sample
+    python -m benchmarks.strategies --name nuclei --task segment --model runs/nuclei-dit --data data/nuclei/tiles
+
+Protocol: frozen backbone; the timestep is chosen on training images (grid search also sees validation), one of ten
+linear heads on validation; the test split is scored once a run; mean and standard deviation over seeds, which change
+the image sample of HFR, the order of images, the flips, the heads' initialisation and the gate's visits.
+Writes `benchmarks/results/strategies-<name>-<task>.json` and prints the table. Finished runs are kept and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from aselect_hf.files import atomic_file
+
+RESULTS = Path(__file__).parent / "results"
+STRATEGIES = ("hfr", "gate", "grid", "fixed")
+METRICS = {"classify": "accuracy", "segment": "mean_iou"}
+
+
+def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, Any]:
+    """The `results.json` of one run."""
+    output_dir = arguments.runs / f"{arguments.name}-{arguments.task}-{strategy}-{seed}"
+    if not (output_dir / "results.json").is_file():
+        command = [
+            sys.executable, "-m", f"aselect_hf.training.{arguments.task}",
+            "--model_name_or_path", arguments.model, "--dataset_name", arguments.data,
+            "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True",
+            "--timestep_selection", strategy, "--seed", str(seed), "--num_train_epochs", str(arguments.epochs),
+            "--per_device_train_batch_size", "64", "--learning_rate", "1e-4", "--output_dir", str(output_dir),
+            "--mixed_precision", arguments.mixed_precision,
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+    return json.loads((output_dir / "results.json").read_text())
+
+
+def summarise(strategy: str, runs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Mean and deviation over the seeds of one strategy."""
+    row: dict[str, Any] = {"strategy": strategy, "timesteps": [each["timestep"] for each in runs]}
+    for split in ("validation", "test"):
+        values = [each[split][metric] for each in runs]
+        row[split] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+    for part in ("selection", "training"):
+        costs = [each["cost"][part] for each in runs]
+        row[part] = {
+            name: statistics.mean(cost[name] for cost in costs) for name in ("forward_passes", "seconds", "flops")
+        }
+    return row
+
+
+def table(rows: list[dict[str, Any]], metric: str) -> str:
+    """The rows in Markdown; FLOPs of choosing as a share of the grid's."""
+    grid = next((row["selection"]["flops"] for row in rows if row["strategy"] == "grid"), 0.0)
+    name = metric.replace("_", " ")
+    columns = ("strategy", "t (by seed)", f"validation {name}", f"test {name}", "passes", "seconds", "FLOPs to choose")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cost = row["selection"]
+        share = f"1/{grid / cost['flops']:.0f}" if grid and cost["flops"] else "0"
+        scores = [
+            f"{100 * row[split]['mean']:.2f} ± {100 * row[split]['deviation']:.2f} %"
+            for split in ("validation", "test")
+        ]
+        lines.append(
+            f"| {row['strategy']} | {', '.join(map(str, row['timesteps']))} | {scores[0]} | {scores[1]} | "
+            f"{cost['forward_passes']:,.0f} | {cost['seconds']:.1f} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the data, for file names")
+    parser.add_argument("--task", choices=METRICS, required=True)
+    parser.add_argument("--model", required=True, help="checkpoint: folder, Hub id or 'sample'")
+    parser.add_argument("--data", required=True, help="data set with the splits train, validation and test")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--mixed_precision", default="bf16")
+    parser.add_argument("--runs", type=Path, default=Path("runs/strategies"), help="folder for the runs")
+    arguments = parser.parse_args()
+    metric = METRICS[arguments.task]
+    runs = {name: [run(arguments, name, seed) for seed in range(arguments.seeds)] for name in STRATEGIES}
+    rows = [summarise(name, each, metric) for name, each in runs.items()]
+    content = {
+        "model": Path(arguments.model).name,
+        "data": Path(arguments.data).name,
+        "metric": metric,
+        "rows": rows,
+        "protocol": runs["hfr"][0]["protocol"],
+    }
+    with atomic_file(RESULTS / f"strategies-{arguments.name}-{arguments.task}.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1))
+    print(table(rows, metric))
+
+
+if __name__ == "__main__":
+    main()
