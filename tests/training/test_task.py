@@ -1,0 +1,223 @@
+"""The task scripts on the shipped sample: every strategy on both tasks ends in a model that loads and pushes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import pipeline
+
+from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
+from aselect_hf.conversion import load_model
+from aselect_hf.hub.upload import prepare_folder
+from aselect_hf.selection import TimestepSelection
+from aselect_hf.sources import SAMPLE_MODEL, load_images
+from aselect_hf.training import classify, segment
+from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
+from aselect_hf.training.task import TaskRun
+
+CLASSES = {"classify": ASelectDiTForImageClassification, "segment": ASelectDiTForSemanticSegmentation}
+ARGUMENTS = (TaskModelArguments, TaskDataArguments, TrainingArguments)
+SMALL = [
+    "--model_name_or_path", "sample", "--dataset_name", "sample", "--max_train_samples", "48",
+    "--validation_split", "validation", "--max_eval_samples", "20", "--timesteps", "3",
+    "--per_device_train_batch_size", "8", "--learning_rate", "1e-3", "--max_train_steps", "6",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run("classify", *flags, name="run")`: a small run; its report."""
+
+    def run(task: str, *flags: str, name: str = "run"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folders = ["--output_dir", str(tmp_path / name), "--cache_dir", str(tmp_path / "cache")]
+        return TaskRun(task == "segment", *parse_arguments(ARGUMENTS, None, [*SMALL, *folders, *flags])).run()
+
+    return run
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("strategy", ["hfr", "gate", "grid", "fixed"])
+@pytest.mark.parametrize("task", CLASSES)
+def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy):
+    report = run(task, "--freeze_backbone", "--timestep_selection", strategy, "--test_split", "test",
+                 "--max_test_samples", "15")  # fmt: skip
+    folder = tmp_path / "run"
+    loaded = CLASSES[task].from_pretrained(folder)
+    results = json.loads((folder / "results.json").read_text())
+    assert loaded.config.timestep == results["timestep"] == report.selection.timestep
+    assert TimestepSelection.load(folder / "selection.json").method == strategy == results["strategy"]
+    assert len(loaded.config.id2label) == (10 if task == "classify" else 11)
+    metric = "accuracy" if task == "classify" else "mean_iou"
+    assert 0 <= results["test"][metric] <= 1
+    assert results["cost"]["training"]["forward_passes"] >= 48
+    assert results["head"]["chosen_among"] == 10
+    card = str(prepare_folder(folder, "me/model", dataset=None, license=None).card)
+    assert f"{results['test'][metric]:.4f}" in card
+    assert "scored once" in card
+    for picture in ("history.png", "predictions.png", *(["selection.png"] if strategy != "fixed" else [])):
+        assert Image.open(folder / picture).size[0] > 100
+    kind = {"classify": "image-classification", "segment": "image-segmentation"}[task]
+    output = pipeline(kind, model=str(folder), trust_remote_code=False)(load_images("sample", "test")[0]["image"])
+    assert output[0]["label"] in loaded.config.label2id
+
+
+@pytest.mark.parametrize("strategy", ["hfr", "gate"])
+def test_a_frozen_backbone_stays_bit_equal(run, tmp_path, strategy):
+    run("classify", "--freeze_backbone", "--timestep_selection", strategy)
+    before, after = load_model("sample"), ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit
+    for name, value in weights(before).items():
+        assert torch.equal(value, weights(after)[name]), name
+
+
+@pytest.mark.parametrize("strategy", ["fixed", "gate"])
+def test_fine_tuning_moves_the_whole_backbone_and_logs_both_losses(run, tmp_path, strategy):
+    report = run("classify", "--timestep_selection", strategy, "--logging_steps", "1")
+    before = weights(load_model("sample"))
+    after = weights(ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit)
+    still = [name for name, value in before.items() if torch.equal(value, after[name])]
+    assert set(still) <= {"position_embedding", "evaluation_noise"}
+    losses = [entry for entry in report.record["history"] if "denoising_loss" in entry]
+    assert len(losses) == 6
+    for entry in losses:
+        assert entry["loss"] == pytest.approx(entry["task_loss"] + entry["denoising_loss"], rel=1e-4)
+
+
+def test_without_the_denoising_loss_what_the_feature_does_not_need_stays(run, tmp_path):
+    run("classify", "--denoising_loss_weight", "0", "--feature", "blocks.2.query")
+    before = weights(load_model("sample"))
+    after = weights(ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit)
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any(name.startswith("layers.1.mlp") for name in moved)
+    assert not any(name.startswith(("layers.3", "layers.2.mlp", "final_layer")) for name in moved)
+
+
+def test_lora_is_merged_into_an_ordinary_checkpoint(run, tmp_path):
+    run("classify", "--lora_rank", "2", "--timestep_selection", "fixed", "--denoising_loss_weight", "0")
+    before = weights(load_model("sample"))
+    after = weights(ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit)
+    assert before.keys() == after.keys()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {
+        f"layers.{block}.attention.{kind}_proj.weight" for block in range(5) for kind in ("q", "k", "v", "o")
+    }
+
+
+def test_resumed_run_ends_in_the_very_same_weights(run, tmp_path):
+    """Stopped in the second epoch's middle, with heads, gate, both losses and EMA."""
+    flags = ["--timestep_selection", "gate", "--max_train_steps", "9", "--ema_decay", "0.5"]
+    whole = run("classify", *flags, name="whole")
+    run("classify", *flags, "--checkpointing_steps", "8", name="resumed")
+    (tmp_path / "resumed" / "model.safetensors").unlink()
+    resumed = run("classify", *flags, "--resume_from_checkpoint", "latest", name="resumed")
+    assert resumed.selection.scores == whole.selection.scores
+    first, second = (
+        weights(ASelectDiTForImageClassification.from_pretrained(tmp_path / x)) for x in ("whole", "resumed")
+    )
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_arguments_of_a_run_start_it_again(run, tmp_path):
+    first = run("segment", "--freeze_backbone", "--seed", "3")
+    arguments = parse_arguments(
+        ARGUMENTS, None, [str(tmp_path / "run" / "training_args.json"), "--output_dir", str(tmp_path / "again")]
+    )
+    again = TaskRun(True, *arguments).run()
+    assert again.validation == first.validation
+
+
+def test_folders_of_images_with_masks(tmp_path):
+    """`metadata.jsonl`, masks larger than the model's images and of several sizes, class 0 left out."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 5)):
+        folder = tmp_path / "data" / split
+        folder.mkdir(parents=True)
+        rows = []
+        for index in range(count):
+            size = (40 + index, 50)
+            mask = np.zeros(size, np.uint8)
+            mask[: size[0] // 2] = 1
+            mask[size[0] // 2 :, 10:] = 2
+            pixels = np.clip(mask * 100 + generator.normal(0, 10, size), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+            Image.fromarray(mask).save(folder / f"{index}_mask.png")
+            rows.append({"image_file_name": f"{index}.png", "mask_file_name": f"{index}_mask.png"})
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = [
+        "--model_name_or_path", "sample", "--train_dir", str(tmp_path / "data"), "--validation_split", "validation",
+        "--reduce_labels", "--freeze_backbone", "--timestep_selection", "hfr", "--max_train_steps", "40",
+        "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--output_dir", str(tmp_path / "run"),
+        "--cache_dir", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    report = TaskRun(True, *parse_arguments(ARGUMENTS, None, flags)).run()
+    assert len(report.run.data.label_names) == 2
+    assert report.validation["mean_iou"] > 0.6
+    assert set(report.validation) >= {"mean_iou", "pixel_accuracy", "iou/0", "iou/1"}
+
+
+def test_streaming(run):
+    report = run("classify", "--streaming", "--freeze_backbone", "--num_streamed_images", "16")
+    assert report.record["steps"] == 6
+    assert len(report.run.data.validation) == 20
+
+
+def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run("segment", "--freeze_backbone", "--report_to", "tensorboard", "--logging_steps", "2")
+    events = EventAccumulator(str(next((tmp_path / "run").rglob("events.out*")).parent)).Reload()
+    assert {"loss", "mean_iou"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["predictions"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model_name_or_path", "nowhere/at-all"], "nowhere/at-all"),
+        (["--validation_split", "val"], "has no split 'val'; it has"),
+        (["--feature", "blocks.9.query"], "blocks.9.query"),
+        (["--label_column_name", "species"], "label_column"),
+        (["--freeze_backbone", "--denoising_loss_weight", "1"], "denoising_loss_weight must be 0 with a frozen backbone"),
+        (["--head_learning_rates", "1e-3", "1e-2"], "need --freeze_backbone"),
+        (["--freeze_backbone", "--lora_rank", "4"], "exclude each other"),
+        (["--timestep_selection", "guess"], "must be one of hfr"),
+        (["--timestep", "5"], "needs timestep_selection=fixed"),
+        (["--timestep_selection", "grid", "--streaming"], "cannot run with --streaming"),
+        (["--timesteps", "a,b"], "timesteps must be integers"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_and_leave_nothing(run, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run("classify", *flags)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("script", [classify, segment])
+def test_help_shows_an_example(script):
+    name = script.__name__
+    output = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True).stdout
+    assert f"accelerate launch -m {name}" in output
+    assert "--timestep_selection" in output
+
+
+def test_training_goes_on_from_a_task_model(run, tmp_path):
+    """Its head is kept where the classes agree."""
+    run("classify", "--freeze_backbone", name="first")
+    run("classify", "--freeze_backbone", "--model_name_or_path", str(tmp_path / "first"), "--max_train_steps", "1",
+        "--head_learning_rates", "1e-9", "--head_weight_decays", "0", name="second")  # fmt: skip
+    first, second = (ASelectDiTForImageClassification.from_pretrained(tmp_path / x) for x in ("first", "second"))
+    difference = first.classifier.linear.weight - second.classifier.linear.weight
+    assert difference.abs().max() < 1e-6
+    assert SAMPLE_MODEL.is_dir()
+    assert isinstance(first.dit, ASelectDiTModel)
