@@ -142,10 +142,11 @@ class ImageData:
             raise ValueError(f"{label} cannot be read as an image ({error})") from error
         return image
 
-    def batches(self, config: ASelectDiTConfig, batch_size: int) -> Iterator[torch.Tensor]:
+    def batches(self, config: ASelectDiTConfig, batch_size: int, segmentation: bool = False) -> Iterator[torch.Tensor]:
         """Pixel values `(batch, channels, height, width)` in [-1, 1] as the model wants them, in order.
 
-        Tensors pass through unchanged: they are taken to be pixel values already.
+        Tensors pass through unchanged: they are taken to be pixel values already. `segmentation` is that of
+        `make_image_processor`.
         """
         processor = None
         for start in range(0, len(self), batch_size):
@@ -153,7 +154,7 @@ class ImageData:
             if isinstance(images[0], torch.Tensor):
                 yield torch.stack(images)
             else:
-                processor = processor or make_image_processor(config)
+                processor = processor or make_image_processor(config, segmentation)
                 yield processor(images, return_tensors="pt")["pixel_values"]
 
     @property
@@ -163,7 +164,8 @@ class ImageData:
             digest = hashlib.sha256()
             for index in range(len(self)):
                 image = self.decode(index)
-                digest.update(str((getattr(image, "mode", ""), tuple(np.shape(image)))).encode())
+                kind = image.mode if isinstance(image, Image.Image) else str(image.dtype)
+                digest.update(f"{kind} {tuple(np.shape(image))}".encode())
                 digest.update(np.ascontiguousarray(image).tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -186,7 +188,7 @@ class ImageData:
         images = dataset.select_columns([image_column])
         if isinstance(images.features[image_column], datasets.Image):
             images = images.cast_column(image_column, datasets.Image(decode=False))
-        return cls(images, labels, label_names, name, fingerprint=dataset._fingerprint)
+        return cls(images, labels, label_names, name, fingerprint=f"{dataset._fingerprint}-{image_column}")
 
     @classmethod
     def _of_loader(cls, loader: DataLoader, num_images: int | None) -> ImageData:
