@@ -219,8 +219,8 @@ class ImageData:
             digest = hashlib.sha256()
             for index in range(len(self)):
                 image = self.decode(index)
-                mode = image.mode if isinstance(image, Image.Image) else ""
-                digest.update(str((mode, tuple(np.shape(image)))).encode())
+                kind = image.mode if isinstance(image, Image.Image) else str(image.dtype)
+                digest.update(f"{kind} {tuple(np.shape(image))}".encode())
                 digest.update(np.ascontiguousarray(image).tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
@@ -252,7 +252,7 @@ class ImageData:
         if masks is None and (reduce_labels or mask_names):
             raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
         return cls(
-            _undecoded(dataset, image_column), labels, label_names, name, fingerprint=dataset._fingerprint,
+            _undecoded(dataset, image_column), labels, label_names, name, fingerprint=f"{dataset._fingerprint}-{image_column}",
             masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
         )  # fmt: skip
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from torch.nn.functional import adaptive_avg_pool2d
@@ -19,6 +18,8 @@ from tqdm.auto import tqdm
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data import ImageData
 from aselect_hf.files import atomic_file, check_writable
+from aselect_hf.fingerprint import fingerprint
+from aselect_hf.latent_cache import cached_latents
 from aselect_hf.modeling.features import tokens_to_map
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
@@ -76,7 +77,8 @@ def pooled_features(
     One row an image, `pool_size^2 * width` columns. `pool_size` 1 is the token mean, the field's usual protocol; 2 is
     the mean of each quarter of the image and so on, which keeps where things are, at 4 times the width.
     Kept under `cache_dir`, one file a timestep, in a folder named by a hash of weights, images, preprocessing and
-    feature. An interrupted run leaves its finished images, and the next one goes on after them.
+    feature. An interrupted run leaves its finished images, and the next one goes on after them. VAE latents come from
+    `cached_latents`, under `cache_dir/latents`.
     """
     if not 1 <= pool_size <= min(model.config.grid_size):
         raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
@@ -138,7 +140,8 @@ def _cached(
     with FileLock(folder / "lock"):
         missing = [t for t in timesteps if not _record_file(folder, t).is_file()]
         if missing:
-            _compute(model, data, missing, feature, kept, folder, batch_size, progress)
+            latents_dir = Path(cache_dir) / "latents" if cache_dir else None
+            _compute(model, data, missing, feature, kept, folder, latents_dir, batch_size, progress)
     records = [json.loads(_record_file(folder, t).read_text()) for t in timesteps]
     passes = len(timesteps) * len(data) * model.config.num_noise_draws
     return CachedFeatures(
@@ -151,10 +154,6 @@ def _cached(
 
 def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, kept: str) -> str:
     """Hash of everything the features depend on, but the timestep; `kept` describes what is kept of the tokens."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     config = model.config
     choices = {
         "data": data.fingerprint,
@@ -165,8 +164,7 @@ def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, kept: str) 
         "schedule": config.noise_schedule,
         "vae": config.vae_config,
     }
-    digest.update(json.dumps(choices, sort_keys=True).encode())
-    return digest.hexdigest()[:32]
+    return fingerprint(model.state_dict(), choices)
 
 
 def _compute(
@@ -176,6 +174,7 @@ def _compute(
     feature: str,
     kept: _Kept,
     folder: Path,
+    latents_dir: Path | None,
     batch_size: int,
     progress: bool,
 ) -> None:
@@ -190,11 +189,21 @@ def _compute(
     else:
         shape = (len(timesteps), int(kept.first_rows[-1]), kept.columns)
         store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    if model.vae is None:
+        rest = data.subset(range(done, len(data))) if done else data
+        pixels = rest.batches(model.config, batch_size, segmentation=kept.segmentation)
+        batches = (model.prepare_latents(x.to(model.device)) for x in pixels)
+        encode_seconds = 0.0
+    else:
+        cache = cached_latents(
+            model, data, segmentation=kept.segmentation, batch_size=batch_size, cache_dir=latents_dir, progress=progress
+        )
+        starts = range(done, len(data), batch_size)
+        batches = (cache.gather(range(i, min(i + batch_size, len(data)))).to(model.device) for i in starts)
+        encode_seconds = cache.seconds
     started = last_mark = time.perf_counter()
-    rest = data.subset(range(done, len(data))) if done else data
     bar = tqdm(total=len(data), initial=done, desc=f"features of {data.name}", unit="image", disable=not progress)
-    for pixel_values in rest.batches(model.config, batch_size, segmentation=kept.segmentation):
-        latents = model.prepare_latents(pixel_values.to(model.device))
+    for latents in batches:
         rows = slice(*kept.first_rows[[done, done + len(latents)]])
         for values, t in zip(store, timesteps, strict=True):  # one at a time: all tokens of a batch are large
             tokens = model.extract_features(latents=latents, features=[feature], timesteps=[t])[feature][:, 0]
@@ -206,7 +215,7 @@ def _compute(
             store.flush()
             _write_json(mark, {"images": done, "seconds": seconds + last_mark - started})
     bar.close()
-    seconds += time.perf_counter() - started
+    seconds += time.perf_counter() - started + encode_seconds
     for t, values in zip(timesteps, store, strict=True):
         with atomic_file(_values_file(folder, t)) as temporary:
             np.save(temporary, values)

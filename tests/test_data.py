@@ -100,6 +100,8 @@ def test_sample_is_seeded_and_keeps_labels_aligned(normal):
 def test_fingerprint_follows_the_content(pictures):
     same, fewer = ImageData.of(list(pictures)), ImageData.of(pictures[:5])
     assert ImageData.of(pictures).fingerprint == same.fingerprint != fewer.fingerprint
+    pixels = torch.arange(96.0).reshape(2, 3, 4, 4)
+    assert ImageData(pixels).fingerprint == ImageData(pixels.clone()).fingerprint != ImageData(-pixels).fingerprint
 
 
 def test_fingerprint_of_tensors_is_that_of_their_values(normal):

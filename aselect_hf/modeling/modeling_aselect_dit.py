@@ -477,12 +477,31 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to what the DiT sees: the VAE's posterior mean, shifted and scaled, or the pixels."""
+        return self.encode_posterior(pixel_values)[0]
+
+    def encode_posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mean and log-variance of the VAE's posterior over what the DiT sees, both of the shifted and scaled latents.
+
+        Args:
+            pixel_values: `(batch, channels, height, width)` in [-1, 1].
+
+        Returns:
+            Two `(batch, num_channels, height, width)`; `None` for the second where nothing is random: in pixel space
+            and with an `AutoencoderTiny`.
+
+        Raises:
+            ValueError: wrong channels or size, NaN.
+        """
+        channels = self.config.num_channels if self.vae is None else self.vae.config.in_channels
+        self._check_input(pixel_values, "pixel_values", channels, self.config.vae_downsampling)
         if self.vae is None:
-            return pixel_values
+            return pixel_values, None
+        shift, scale = self.vae.config.get("shift_factor") or 0.0, self.vae.config.scaling_factor
         encoded = self.vae.encode(pixel_values.to(self.vae.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        shift = self.vae.config.get("shift_factor") or 0.0
-        return (latents - shift) * self.vae.config.scaling_factor
+        if hasattr(encoded, "latents"):
+            return (encoded.latents - shift) * scale, None
+        posterior = encoded.latent_dist
+        return (posterior.mean - shift) * scale, posterior.logvar + 2 * math.log(abs(scale))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents back to pixels in [-1, 1]; needs a checkpoint that kept its decoder (`config.vae_decoder`)."""
@@ -500,8 +519,6 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         if (pixel_values is None) == (latents is None):
             raise ValueError("give exactly one of pixel_values and latents")
         if pixel_values is not None:
-            channels = self.config.num_channels if self.vae is None else self.vae.config.in_channels
-            self._check_input(pixel_values, "pixel_values", channels, self.config.vae_downsampling)
             return self.encode(pixel_values)
         assert latents is not None
         self._check_input(latents, "latents")
