@@ -38,7 +38,7 @@ Model = Annotated[str, typer.Argument(help="Checkpoint: a folder, a Hub id, or '
 Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or 'sample' (ships with the package).")]
 Feature = Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: the model's own.")]
 Timesteps = Annotated[
-    str | None, typer.Option(help="Candidates '0,50,100', or how many of the default ones (20, dense at low noise).")
+    str | None, typer.Option(help="Candidates '0,50,100', or how many of the default ones (20; gate: 16).")
 ]
 NumImages = Annotated[int, typer.Option(help="Random images that label-free strategies look at.")]
 MaxSamples = Annotated[int | None, typer.Option("--max-samples", "--max_samples", help="Use at most this many images.")]
@@ -57,7 +57,7 @@ CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled featur
 def select(
     model: Model,
     data: Data,
-    method: Annotated[str, typer.Option(help="hfr, grid or fixed.")] = "hfr",
+    method: Annotated[str, typer.Option(help="hfr, gate, grid or fixed.")] = "hfr",
     feature: Feature = None,
     timesteps: Timesteps = None,
     num_images: NumImages = 64,

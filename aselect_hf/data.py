@@ -252,8 +252,8 @@ class ImageData:
         if masks is None and (reduce_labels or mask_names):
             raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
         return cls(
-            _undecoded(dataset, image_column), labels, label_names, name, fingerprint=f"{dataset._fingerprint}-{image_column}",
-            masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
+            _undecoded(dataset, image_column), labels, label_names, name,
+            fingerprint=f"{dataset._fingerprint}-{image_column}", masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
         )  # fmt: skip
 
     @classmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from torch.nn.functional import adaptive_avg_pool2d

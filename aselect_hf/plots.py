@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from aselect_hf.compare import Comparison
     from aselect_hf.selection.result import TimestepSelection
 
-COLORS = {"score": "#1f6feb", "raw": "#8b949e", "control": "#d29922", "chosen": "#cf222e", "accuracy": "#1a7f37"}
+COLORS = {
+    "score": "#1f6feb",
+    "raw": "#8b949e",
+    "control": "#d29922",
+    "chosen": "#cf222e",
+    "accuracy": "#1a7f37",
+    "gate": "#8250df",
+}
 
 
 def plot_selection(selection: TimestepSelection, path: Path) -> None:
@@ -53,7 +60,7 @@ def plot_selection(selection: TimestepSelection, path: Path) -> None:
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Probe accuracy and HFR over the noise axis in one picture, each strategy's choice as a line."""
+    """Probe accuracy, HFR and gate weights over the noise axis in one picture, each strategy's choice as a line."""
     figure = Figure(figsize=(8.5, 5.6), layout="constrained")
     left = figure.subplots()
     selections = {row.strategy: row.selection for row in comparison.rows}
@@ -68,6 +75,11 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         _band(right, hfr.timesteps, hfr.scores, hfr.standard_errors, hfr.score_name, "score")
         right.plot(hfr.timesteps, hfr.raw_scores or [], ":", color=COLORS["raw"], label="HFR, uncorrected")
         right.set_ylabel("HFR")
+    if gate := selections.get("gate"):
+        outer = left.twinx()
+        outer.spines.right.set_position(("outward", 55 if hfr else 0))
+        _band(outer, gate.timesteps, gate.scores, gate.standard_errors, gate.score_name, "gate")
+        outer.set_ylabel(gate.score_name)
     for row, style in zip(comparison.rows, ("-", "--", "-.", ":"), strict=False):
         timestep, accuracy = row.selection.timestep, 100 * row.test_accuracy_mean
         label = f"{row.strategy}: t = {timestep}, test {accuracy:.1f} %"

@@ -365,6 +365,13 @@ def _explain(selection: TimestepSelection) -> str:
                 "sigma is subtracted from that of the images."
             )
         return text
+    if selection.method == "gate":
+        return (
+            "A gate weighed the candidate timesteps by attention over their mean features and noise levels. It was "
+            "trained together with a linear classifier on labelled images, every image seen at "
+            f"{selection.options['num_visited']} of the {len(selection.timesteps)} candidates a step, while its "
+            "weights were annealed towards a single one; the timestep of the highest weight was taken."
+        )
     if selection.method == "grid":
         return "A probe was trained at every candidate; the timestep of the highest validation accuracy was taken."
     return "The timestep was given."

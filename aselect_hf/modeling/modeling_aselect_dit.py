@@ -553,7 +553,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
         """Features `(batch, tokens, width)` at one timestep, averaged over the stored noise draws."""
-        draws = self._stored_noise(latents) if noise is None else noise.to(latents).expand_as(latents)[None]
+        draws = self.stored_noise(latents) if noise is None else noise.to(latents).expand_as(latents)[None]
         noisy = self.noise_schedule.add_noise(latents[None].float(), draws.float(), timestep).flatten(0, 1)
         if class_labels is not None:
             self._check_labels(class_labels, len(latents))
@@ -641,7 +641,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         )
         return self.compute_positions(grid_size).to(self.position_embedding.device)
 
-    def _stored_noise(self, latents: torch.Tensor) -> torch.Tensor:
+    def stored_noise(self, latents: torch.Tensor) -> torch.Tensor:
         """`(draws, 1, channels, height, width)`; for another resolution, drawn for it from the same seed."""
         size = (latents.shape[-2], latents.shape[-1])
         noise = self.evaluation_noise

@@ -1,6 +1,20 @@
 """Choosing the timestep: one interface, one registry of strategies."""
 
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
-from aselect_hf.selection.select import STRATEGIES, default_timesteps, select_timestep
+from aselect_hf.selection.select import (
+    NUM_GATE_TIMESTEPS,
+    STRATEGIES,
+    default_timesteps,
+    gate_timesteps,
+    select_timestep,
+)
 
-__all__ = ["STRATEGIES", "SelectionCost", "TimestepSelection", "default_timesteps", "select_timestep"]
+__all__ = [
+    "NUM_GATE_TIMESTEPS",
+    "STRATEGIES",
+    "SelectionCost",
+    "TimestepSelection",
+    "default_timesteps",
+    "gate_timesteps",
+    "select_timestep",
+]

@@ -7,31 +7,54 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aselect_hf.data import ImageData
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.selection import fixed, grid, hfr
+from aselect_hf.selection import fixed, gate, grid, hfr
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.versions import installed_versions
 
 STRATEGIES: dict[str, Callable[..., TimestepSelection]] = {
     "hfr": hfr.select,
+    "gate": gate.select,
     "grid": grid.select,
     "fixed": fixed.select,
 }
+TRAIN_ON_ALL = ("gate", "grid")
+"""Strategies that learn from labels and use every image they are given."""
 NUM_TIMESTEPS = 20
+NUM_GATE_TIMESTEPS = 16
+NOISIEST = 0.95  # of the schedule
+CLEANEST_LOG_SNR = 10.0
 
 
 def default_timesteps(schedule: NoiseSchedule, num: int = NUM_TIMESTEPS) -> list[int]:
     """Candidates dense at low noise: quadratic from 0 to 0.95 of the schedule (ours)."""
     if num < 1:
         raise ValueError(f"the number of timesteps must be at least 1, got {num}")
-    last = 0.95 * (schedule.num_train_timesteps - 1)
+    last = NOISIEST * (schedule.num_train_timesteps - 1)
     return sorted({round(last * (index / max(num - 1, 1)) ** 2) for index in range(num)})
+
+
+def gate_timesteps(schedule: NoiseSchedule, num: int = NUM_GATE_TIMESTEPS) -> list[int]:
+    """Candidates of the gate: `num` different ones, evenly in log-SNR from t = 0 to 0.95 of the schedule (ours).
+
+    Where t = 0 is cleaner than a log-SNR of 10 (flow matching: exactly clean), the others are spread from there.
+    """
+    last = round(NOISIEST * (schedule.num_train_timesteps - 1))
+    if not 1 <= num <= last + 1:
+        raise ValueError(f"the number of timesteps must lie in 1..{last + 1}, got {num}")
+    spread = np.linspace(min(schedule.log_snr(0), CLEANEST_LOG_SNR), schedule.log_snr(last), num)
+    steps = [0]
+    for index, log_snr in enumerate(spread[1:].tolist(), start=1):
+        highest = last - (num - 1 - index)  # so that the rest still finds places
+        steps.append(min(max(round(schedule.timestep_from_log_snr(log_snr)), steps[-1] + 1), highest))
+    return steps
 
 
 def select_timestep(
@@ -55,21 +78,22 @@ def select_timestep(
     Args:
         model: the backbone.
         images: a pixel tensor `(batch, channels, height, width)` in [-1, 1], a list of PIL images or paths, a
-            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. `"grid"` needs labels
-            or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images; others: see
-            `ImageData.of`).
-        method: a name in `STRATEGIES`: `"hfr"` (no labels), `"grid"` (a probe at every timestep), `"fixed"`.
+            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. `"gate"` needs labels,
+            `"grid"` labels or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images;
+            others: see `ImageData.of`).
+        method: a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned weights over timesteps), `"grid"` (a
+            probe at every timestep), `"fixed"`.
         feature: `blocks.<i>.<kind>`; default `model.config.feature`.
-        timesteps: candidates, or how many of the default ones (dense at low noise).
-        num_images: random images to use; `None` for all. `"grid"` always uses all.
-        seed: of the sample of images and of the noise.
+        timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).
+        num_images: random images to use; `None` for all. `"gate"` and `"grid"` always use all.
+        seed: of the sample of images and of every other random draw.
         validation: images with labels or masks on which `"grid"` compares; default a fifth of `images`.
         batch_size: forward passes run at once.
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
         cache_dir: folder for the features of `"grid"`.
         progress: show a progress bar.
         options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `cutoff`, ...),
-            `grid.select` (`task`, `probe`, ...), `fixed.select`.
+            `gate.select`, `grid.select` (`task`, `probe`, ...), `fixed.select`.
 
     Returns:
         A `TimestepSelection`; `.apply(model)` writes it into the model's config.
@@ -87,12 +111,13 @@ def select_timestep(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     schedule = model.noise_schedule
     if timesteps is None or isinstance(timesteps, int):
-        candidates = default_timesteps(schedule, timesteps or NUM_TIMESTEPS)
+        propose = gate_timesteps if method == "gate" else default_timesteps
+        candidates = propose(schedule) if timesteps is None else propose(schedule, timesteps)
     else:
         candidates = sorted({schedule.check_timestep(t, "timesteps") for t in timesteps})
         if not candidates:
             raise ValueError("timesteps must not be empty")
-    if method == "grid":
+    if method in TRAIN_ON_ALL:
         num_images = None
     data = ImageData.of(images, num_images).sample(num_images, seed).readable(on_error)
     held_out = ImageData.of(validation).readable(on_error) if validation is not None else None

@@ -186,7 +186,7 @@ class TaskObjective(nn.Module):
             `(batch, visited, tokens, features, width)`, and with `noise` the denoising loss.
         """
         count, visited = timesteps.shape
-        draws = self.dit._stored_noise(latents)[:, :, None] if noise is None else noise[None]
+        draws = self.dit.stored_noise(latents)[:, :, None] if noise is None else noise[None]
         num_draws = len(draws)
         clean = latents[None, :, None].expand(num_draws, -1, visited, -1, -1, -1)
         noise = draws.expand_as(clean).flatten(0, 2)

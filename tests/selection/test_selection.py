@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from aselect_hf import TimestepSelection, high_frequency_ratio, select_timestep
-from aselect_hf.data import ImageData
+from aselect_hf.conversion import load_model
+from aselect_hf.data import ImageData, load_images
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.selection import STRATEGIES, default_timesteps
+from aselect_hf.modeling.timestep_gate import TimestepGate
+from aselect_hf.selection import STRATEGIES, default_timesteps, gate_timesteps
 
 TIMESTEPS = [0, 100, 500, 900]
 
@@ -163,6 +165,79 @@ class TestGrid:
             run("grid", images=normal(4, 2, 8, 8))
 
 
+class TestGate:
+    def test_noise_is_avoided(self, run):
+        """The labels are in the mean of the image, of which t = 900 leaves 2 %."""
+        selection = run("gate", num_epochs=40, timesteps=[0, 900, 950, 999])
+        assert selection.timestep == 0
+        assert selection.scores[0] > 0.9
+
+    def test_cost_counts_the_passes_that_were_run(self, make_model, labelled):
+        model, passes = make_model(num_noise_draws=2), []
+        model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+        model.layers[2].register_forward_hook(lambda *_: pytest.fail("the block after the feature was run"))
+        options = {"timesteps": TIMESTEPS, "feature": "blocks.1.query", "progress": False, "batch_size": 7}
+        selection = select_timestep(
+            model, labelled, method="gate", num_images=8, num_visited=3, num_epochs=2, **options
+        )
+        assert selection.cost.forward_passes == 40 * 3 * 2 * 2
+        assert sum(passes) == selection.cost.forward_passes + 1  # the pass that counts the FLOPs
+        assert max(passes) == 7
+        assert selection.num_images == 40
+
+    @pytest.mark.parametrize("progress", [False, True])
+    def test_batching_and_the_bar_change_nothing(self, run, progress):
+        other = run("gate", batch_size=5, progress=progress)
+        np.testing.assert_allclose(other.scores, run("gate").scores, atol=1e-3)
+
+    def test_seeds_differ_and_leave_the_callers_alone(self, run):
+        state = torch.get_rng_state()
+        assert run("gate", seed=1).scores != run("gate").scores
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_labels_may_be_any_integers(self, run, labelled):
+        renamed = ImageData(labelled.items, 7 - 10 * labelled.labels)
+        assert run("gate", images=renamed).timestep in TIMESTEPS
+
+    def test_noise_is_that_of_inference(self, run, model, labelled, monkeypatch):
+        """The features it reads are those that the model gives at the timestep by itself."""
+        seen = []
+        monkeypatch.setattr(TimestepGate, "observe", lambda self, pooled, visits: seen.append((pooled, visits)))
+        images = labelled.subset([0, 1])
+        run("gate", images=images, num_visited=4)
+        (pooled, visits), *_ = seen
+        expected = model.extract_features(torch.stack(images.items), timesteps=TIMESTEPS, output_format="pooled")
+        (features,) = expected.values()
+        for rows in ([0, 1], [1, 0]):
+            if torch.allclose(
+                pooled, features[rows].gather(1, visits.indices[..., None].expand_as(features)), atol=1e-5
+            ):
+                return
+        pytest.fail("other features than the model's own")
+
+    def test_on_the_sample(self, tmp_path):
+        model, images = load_model("sample"), load_images("sample", "train").select(range(100))
+        first, second = (select_timestep(model, images, method="gate", progress=False) for _ in range(2))
+        assert (first.timestep, first.scores) == (second.timestep, second.scores)
+        assert first.timesteps == gate_timesteps(model.noise_schedule)
+        assert TimestepSelection.load(first.save(tmp_path / "selection.json")) == first
+
+
+@pytest.mark.parametrize("schedule", [{}, {"type": "flow_matching"}, {"num_train_timesteps": 40}], ids=str)
+@pytest.mark.parametrize("num", [1, 2, 16, 38])
+def test_gate_timesteps_are_even_in_log_snr(schedule, num):
+    schedule = NoiseSchedule(**schedule)
+    steps = gate_timesteps(schedule, num)
+    last = round(0.95 * (schedule.num_train_timesteps - 1))
+    assert len(set(steps)) == num
+    assert steps == sorted(steps)
+    assert steps[0] == 0
+    assert num == 1 or steps[-1] == last
+    if schedule.num_train_timesteps == 1000 and num == 16:
+        gaps = -np.diff([schedule.log_snr(t) for t in steps[3:]])
+        np.testing.assert_allclose(gaps, gaps.mean(), rtol=0.1)
+
+
 def test_fixed_defaults_to_a_tenth_of_the_schedule(run):
     assert run("fixed").timestep == 100
     assert run("fixed", timestep=7).timestep == 7
@@ -179,7 +254,7 @@ def test_default_timesteps_are_dense_at_low_noise(num):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "method 'magic' is unknown; accepted are hfr, grid, fixed"),
+        ({"method": "magic"}, "method 'magic' is unknown; accepted are hfr, gate, grid, fixed"),
         ({"method": "hfr", "cutof": 0.2}, "no option cutof; accepted are .*cutoff"),
         ({"method": "hfr", "cutoff": 0.9}, "leaves no bins"),
         ({"method": "hfr", "timesteps": []}, "timesteps must not be empty"),
@@ -192,6 +267,11 @@ def test_default_timesteps_are_dense_at_low_noise(num):
         ({"method": "hfr", "images": torch.full((2, 2, 8, 8), float("nan"))}, "NaN"),
         ({"method": "hfr", "images": torch.zeros(2, 3, 8, 8)}, "must be \\(batch, 2, height, width\\)"),
         ({"method": "fixed", "timestep": 1000}, "0..999"),
+        ({"method": "gate", "images": torch.zeros(4, 2, 8, 8)}, "gate trains a classifier and needs labels"),
+        ({"method": "gate", "images": ImageData(torch.zeros(4, 2, 8, 8), np.ones(4))}, "at least 2 classes"),
+        ({"method": "gate", "num_visited": 5}, "num_visited must lie in 1..4 \\(the candidates\\), got 5"),
+        ({"method": "gate", "num_epochs": 0}, "num_epochs must be at least 1, got 0"),
+        ({"method": "gate", "timesteps": 1000}, "number of timesteps must lie in 1..950, got 1000"),
         ({"method": "grid", "probe": "forest"}, "probe must be one of linear, knn"),
     ],
     ids=str,

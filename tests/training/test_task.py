@@ -188,7 +188,7 @@ def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
         (["--validation_split", "val"], "has no split 'val'; it has"),
         (["--feature", "blocks.9.query"], "blocks.9.query"),
         (["--label_column_name", "species"], "label_column"),
-        (["--freeze_backbone", "--denoising_loss_weight", "1"], "denoising_loss_weight must be 0 with a frozen backbone"),
+        (["--freeze_backbone", "--denoising_loss_weight", "1"], "must be 0 with a frozen backbone"),
         (["--head_learning_rates", "1e-3", "1e-2"], "need --freeze_backbone"),
         (["--freeze_backbone", "--lora_rank", "4"], "exclude each other"),
         (["--timestep_selection", "guess"], "must be one of hfr"),

@@ -1,0 +1,207 @@
+"""A learnable gate over candidate timesteps: one set of weights a data set, trained with the task, ending in one.
+
+The published note asks for a light attention-based gate that reads the transformer's own hidden states, is trained end
+to end with the task and costs no forward passes beyond those of training. The form below is ours:
+
+    weights w = softmax(query . key / temperature),      key_k = linear(mean feature at k) + embedding(log-SNR of k)
+    feature = sum_k w_k feature_k, estimated from the M candidates that an image visits (Horvitz & Thompson 1952)
+
+Visits follow the weights, so that little is computed where the gate has lost interest; while training, the temperature
+falls until the weights are practically one-hot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+MAX_LOG_SNR = 20.0
+"""Cleaner inputs than this (a sigma of 1/20,000), up to exactly clean ones, are the same to the gate."""
+FINAL_TEMPERATURE = 0.05
+ANNEALED_AT = 0.75
+FREQUENCIES = 16
+MIN_EXPLORATION = 0.01  # what rounding does to an inclusion probability stays far below the least one
+MEMORY = 1000
+"""Visits over which a candidate's mean feature is averaged."""
+UNIT = 2**30
+"""Inclusion probabilities are whole multiples of `1 / UNIT`: sums of them are exact, so no candidate is drawn twice."""
+
+
+def gate_temperature(progress: float) -> float:
+    """Temperature of the weights: 1 at the start, falling exponentially to 0.05 at 0.75, then constant (ours).
+
+    Args:
+        progress: share of the training that is done, in [0, 1].
+    """
+    return FINAL_TEMPERATURE ** min(1.0, progress / ANNEALED_AT)
+
+
+@dataclass
+class Visits:
+    """The candidates that each image visits.
+
+    Args:
+        indices: `(batch, num_visited)`, distinct within an image.
+        importance: `(batch, num_visited)` float32: weight over inclusion probability; differentiable in the weight.
+    """
+
+    indices: torch.Tensor
+    importance: torch.Tensor
+
+    def combine(self, features: torch.Tensor) -> torch.Tensor:
+        """Unbiased estimate of `sum_k w_k feature_k` over all candidates: `(batch, ...)`.
+
+        Args:
+            features: `(batch, num_visited, ...)`, in the order of `indices`.
+        """
+        importance = self.importance.view(*self.importance.shape, *[1] * (features.ndim - 2))
+        return (importance * features.float()).sum(dim=1).to(features.dtype)
+
+
+class TimestepGate(nn.Module):
+    """Attention of one learned query over candidate timesteps; one choice for a data set, not one an image.
+
+    Several queries whose logits are averaged would be one query, so there is one.
+
+    Args:
+        width: of the feature.
+        timesteps: candidates.
+        log_snr: of each candidate; may be infinite.
+        key_width: of query and keys.
+        exploration: share of the visits that is spread evenly over the candidates, in [0.01, 1].
+
+    Raises:
+        ValueError: no candidates, one `log_snr` too few or too many, or an exploration outside its range.
+    """
+
+    timesteps: torch.Tensor
+    log_snr: torch.Tensor
+    mean_features: torch.Tensor
+    visit_counts: torch.Tensor
+    settled: torch.Tensor
+
+    def __init__(
+        self,
+        width: int,
+        timesteps: Sequence[int],
+        log_snr: Sequence[float],
+        *,
+        key_width: int = 64,
+        exploration: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if not timesteps:
+            raise ValueError("timesteps must not be empty")
+        if len(log_snr) != len(timesteps):
+            raise ValueError(f"log_snr must hold one value a timestep, got {len(log_snr)} for {len(timesteps)}")
+        if not MIN_EXPLORATION <= exploration <= 1:
+            raise ValueError(f"exploration must lie in [{MIN_EXPLORATION}, 1], got {exploration}")
+        self.exploration = exploration
+        self.query = nn.Parameter(torch.zeros(key_width))  # weights start uniform; keys differ, so it gets a gradient
+        self.key = nn.Linear(width, key_width, bias=False)
+        self.embedding = nn.Linear(2 * FREQUENCIES, key_width, bias=False)
+        clipped = torch.tensor([float(value) for value in log_snr]).clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
+        self.register_buffer("timesteps", torch.tensor([int(t) for t in timesteps]))
+        self.register_buffer("log_snr", clipped)
+        self.register_buffer("mean_features", torch.zeros(len(timesteps), width))
+        self.register_buffer("visit_counts", torch.zeros(len(timesteps), dtype=torch.long))
+        self.register_buffer("settled", torch.tensor(-1))
+
+    def weights(self, temperature: float = 1.0) -> torch.Tensor:
+        """Weight of every candidate, `(candidates,)` float32 with sum 1; differentiable."""
+        with torch.autocast(self.query.device.type, enabled=False):
+            periods = 2 * MAX_LOG_SNR / 2 ** torch.linspace(0, 6, FREQUENCIES, device=self.query.device)
+            angles = 2 * math.pi * self.log_snr.float()[:, None] / periods
+            waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+            means = self.mean_features.float().clone()  # `observe` may change them before the backward pass
+            keys = means @ self.key.weight.float().T + waves @ self.embedding.weight.float().T
+            logits = keys @ self.query.float() / len(self.query) ** 0.5
+            return (logits / temperature).softmax(dim=0)
+
+    def inclusion_probabilities(self, num_visited: int, temperature: float = 1.0) -> torch.Tensor:
+        """Probability that an image visits each candidate, `(candidates,)` in (0, 1]; they sum to `num_visited`.
+
+        Proportional to the weights (mixed with an even spread), but where that would be above 1.
+        """
+        return self._inclusion_units(self.weights(temperature).detach(), num_visited).float() / UNIT
+
+    def visit(self, uniforms: torch.Tensor, num_visited: int, temperature: float = 1.0) -> Visits:
+        """Draw distinct candidates for every image: systematic sampling in a random order (Madow 1949).
+
+        Args:
+            uniforms: `(batch, candidates + 1)` float32 in [0, 1): the order of the candidates, then an offset. Drawn an
+                image at a time by the caller, they make its visits the same in any batch.
+            num_visited: candidates an image.
+        """
+        candidates = len(self.timesteps)
+        if uniforms.ndim != 2 or uniforms.shape[1] != candidates + 1:
+            raise ValueError(f"uniforms must be (batch, {candidates} candidates + 1), got {tuple(uniforms.shape)}")
+        weights = self.weights(temperature)
+        units = self._inclusion_units(weights.detach(), num_visited)
+        order = uniforms[:, :-1].argsort(dim=1, stable=True)
+        offsets = (uniforms[:, -1:] * UNIT).long()
+        points = offsets + UNIT * torch.arange(num_visited, device=offsets.device)
+        indices = order.gather(1, torch.searchsorted(units[order].cumsum(dim=1), points, right=True))
+        return Visits(indices, weights[indices] * UNIT / units[indices])
+
+    def settle(self, batch_size: int) -> Visits:
+        """Every image visits the favourite alone, which is the choice from now on, whatever the weights become.
+
+        The parameters stay in the graph with zero gradients: distributed training wants a gradient for each.
+        """
+        weights = self.weights()
+        if self.settled < 0:
+            self.settled.copy_(weights.argmax())
+        importance = 1 + 0 * weights.sum()
+        return Visits(self.settled.expand(batch_size, 1), importance.expand(batch_size, 1))
+
+    @torch.no_grad()
+    def observe(self, pooled: torch.Tensor, visits: Visits) -> None:
+        """Take pooled features `(batch, num_visited, width)` into the running means that the keys are made of.
+
+        A plain mean at first, later one that forgets. Averaged over all processes, so that all hold the same.
+        """
+        normed = nn.functional.layer_norm(pooled.float(), pooled.shape[-1:]).flatten(0, 1)
+        seen = nn.functional.one_hot(visits.indices.flatten(), len(self.timesteps)).to(normed.dtype)
+        sums = torch.cat([seen.T @ normed, seen.sum(dim=0)[:, None]], dim=1)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        sums, counts = sums[:, :-1], sums[:, -1:]
+        known = self.visit_counts[:, None].clamp(max=MEMORY)
+        means = (known * self.mean_features.float() + sums) / (known + counts).clamp(min=1)
+        self.mean_features.copy_(means)
+        self.visit_counts += counts[:, 0].long()
+
+    @property
+    def timestep(self) -> int:
+        """The candidate of the highest weight, or the one that was settled on."""
+        return int(self.timesteps[self.settled if self.settled >= 0 else self.weights().argmax()])
+
+    def named_weights(self, temperature: float = 1.0) -> dict[int, float]:
+        """Weights by timestep."""
+        return dict(zip(self.timesteps.tolist(), self.weights(temperature).tolist(), strict=True))
+
+    def _inclusion_units(self, weights: torch.Tensor, num_visited: int) -> torch.Tensor:
+        """Inclusion probabilities in units of `1 / UNIT`, as integers with sum `num_visited * UNIT`."""
+        candidates = len(weights)
+        if not 1 <= num_visited <= candidates:
+            raise ValueError(f"num_visited must lie in 1..{candidates} (the candidates), got {num_visited}")
+        shares = (1 - self.exploration) * weights + self.exploration / candidates
+        largest = shares.sort(descending=True).values
+        # With the s largest certain, the others share the remaining num_visited - s visits; the least s that fits.
+        rest = largest.flip(0).cumsum(0).flip(0)[:num_visited]
+        scales = (num_visited - torch.arange(num_visited, device=weights.device)) / rest
+        fits = scales * largest[:num_visited] <= 1 + 1e-6
+        scale = scales[fits.int().argmax()]
+        units = (UNIT * (scale * shares).clamp(max=1)).long()
+        if num_visited == candidates:
+            return torch.full_like(units, UNIT)
+        rounding = num_visited * UNIT - units.sum()  # given to the smallest, or taken from the largest below 1
+        units[units.argmin()] += rounding.clamp(min=0)
+        units[units.masked_fill(units == UNIT, 0).argmax()] += rounding.clamp(max=0)
+        return units

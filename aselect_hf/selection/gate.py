@@ -1,0 +1,122 @@
+"""The learnable gate: weights over candidate timesteps, trained together with a linear head on the frozen backbone.
+
+Every image visits a few candidates a step, in one batched run, with the noise that inference sees. Features are
+layer-normalised, centred by their candidate's running mean (so that no timestep is told by its offset), combined by
+the gate and classified; the cross-entropy trains head and gate alike. See `TimestepGate`; the recipe is ours.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.result import SelectionCost, TimestepSelection
+
+IMAGES_PER_STEP = 32
+
+
+@torch.inference_mode(False)  # `select_timestep` turns gradients off for strategies that do not train
+def select(
+    inputs: SelectionInputs, *, num_visited: int = 2, num_epochs: int = 1, learning_rate: float = 0.01
+) -> TimestepSelection:
+    """Train the gate and take the timestep of the highest weight.
+
+    Scores are the final weights, practically one-hot. They come from one training, so their standard errors are 0.
+
+    Args:
+        num_visited: candidates that every image visits a step.
+        num_epochs: runs through the images.
+        learning_rate: of AdamW, for head and gate.
+
+    Raises:
+        ValueError: no labels, a single class, or more visits than candidates.
+    """
+    started = time.perf_counter()
+    model, images = inputs.model, inputs.images
+    if images.labels is None:
+        raise ValueError(f"gate trains a classifier and needs labels; {images.name} has none")
+    classes, labels = np.unique(images.labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")
+    if num_epochs < 1:
+        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
+    gate, head = _build(inputs, len(classes))
+    gate.inclusion_probabilities(num_visited)  # refuses a bad num_visited early
+    optimizer = torch.optim.AdamW([*gate.parameters(), *head.parameters()], lr=learning_rate)
+    generator = torch.Generator().manual_seed(inputs.seed)
+    count, seen = len(images), 0
+    passes = count * num_epochs * num_visited * model.config.num_noise_draws
+    with tqdm(total=num_epochs * count, desc="gate", unit="image", disable=not inputs.progress) as bar:
+        for _ in range(num_epochs):
+            order = torch.randperm(count, generator=generator)
+            batches = images.subset(order.tolist()).batches(model.config, IMAGES_PER_STEP)
+            for rows, pixel_values in zip(order.split(IMAGES_PER_STEP), batches, strict=True):
+                uniforms = torch.rand(len(rows), len(inputs.timesteps) + 1, generator=generator).to(model.device)
+                visits = gate.visit(uniforms, num_visited, gate_temperature(seen / (num_epochs * count)))
+                pooled = _pooled(inputs, pixel_values, gate.timesteps[visits.indices])
+                gate.observe(pooled, visits)
+                normed = nn.functional.layer_norm(pooled, pooled.shape[-1:]) - gate.mean_features[visits.indices]
+                targets = torch.from_numpy(labels[rows.numpy()]).to(model.device)
+                loss = nn.functional.cross_entropy(head(visits.combine(normed)), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                seen += len(rows)
+                bar.update(len(rows))
+    weights = gate.named_weights(gate_temperature(1.0))
+    return TimestepSelection(
+        method="gate",
+        feature=inputs.feature,
+        timestep=gate.timestep,
+        timesteps=inputs.timesteps,
+        scores=list(weights.values()),
+        standard_errors=[0.0] * len(weights),
+        cost=SelectionCost(
+            forward_passes=passes,
+            seconds=time.perf_counter() - started,
+            flops=num_epochs * count * encode_flops(model) + passes * feature_flops(model, inputs.feature),
+        ),
+        schedule=model.noise_schedule.to_dict(),
+        score_name="gate weight",
+        options={"num_visited": num_visited, "num_epochs": num_epochs, "learning_rate": learning_rate},
+        num_images=count,
+        seed=inputs.seed,
+    )
+
+
+def _build(inputs: SelectionInputs, num_classes: int) -> tuple[TimestepGate, nn.Linear]:
+    """Gate and head, initialised from the seed without touching the caller's random state."""
+    model, width = inputs.model, inputs.model.config.hidden_size
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(inputs.seed)
+        log_snr = [model.noise_schedule.log_snr(t) for t in inputs.timesteps]
+        gate, head = TimestepGate(width, inputs.timesteps, log_snr), nn.Linear(width, num_classes)
+        nn.init.zeros_(head.weight)
+    return gate.to(model.device), head.to(model.device)
+
+
+@torch.no_grad()
+def _pooled(inputs: SelectionInputs, pixel_values: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Token means `(batch, visits, width)` of every image at its own `timesteps` `(batch, visits)`, float32."""
+    model: ASelectDiTModel = inputs.model
+    batch, visits = timesteps.shape
+    latents = model.prepare_latents(pixel_values.to(model.device)).float()
+    draws = model.stored_noise(latents).float().expand(-1, batch, -1, -1, -1)
+    clean, steps = latents.repeat_interleave(visits, dim=0), timesteps.flatten()
+    total = torch.zeros(batch * visits, model.config.hidden_size, device=model.device)
+    for noise in draws:
+        noisy = model.noise_schedule.add_noise(clean, noise.repeat_interleave(visits, dim=0), steps)
+        parts = zip(noisy.split(inputs.batch_size), steps.split(inputs.batch_size), strict=True)
+        runs = [
+            model.features_of_noisy(part, part_steps, [inputs.feature])[inputs.feature] for part, part_steps in parts
+        ]
+        total += torch.cat(runs).float().mean(dim=1)
+    return (total / len(draws)).unflatten(0, (batch, visits))
