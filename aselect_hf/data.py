@@ -253,7 +253,8 @@ class ImageData:
             raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
         return cls(
             _undecoded(dataset, image_column), labels, label_names, name,
-            fingerprint=f"{dataset._fingerprint}-{image_column}", masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
+            fingerprint=f"{dataset._fingerprint}-{image_column}", masks=masks, mask_names=mask_names,
+            reduce_labels=reduce_labels,
         )  # fmt: skip
 
     @classmethod

@@ -287,7 +287,7 @@ def _fill(
                 try:
                     with FileLock(cache.folder / "locks" / f"{shard:05d}.lock", timeout=timeout):
                         if contents := cache.missing(shard, warn=True):
-                            batches = data.subset(rows).batches(model.config, batch_size, segmentation)
+                            batches = data.subset(rows).batches(model.config, batch_size, segmentation=segmentation)
                             _encode_shard(cache, model, batches, shard, contents, bar)
                         else:
                             bar.update(len(rows))
