@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from aselect_hf.training.processes import _asked_of_accelerate, _launch_arguments, check_num_processes
 
 # It imports copies of two files: importing the whole package would take most of the time of the test.
-SCRIPT = """
+SCRIPT = r"""
 from accelerate import Accelerator
 from aselect_errors import one_line_errors
 from aselect_processes import check_num_processes
@@ -21,7 +21,7 @@ from aselect_processes import check_num_processes
 accelerator = Accelerator()
 with one_line_errors("script"):
     check_num_processes(accelerator)
-print("trains on", accelerator.num_processes, flush=True)
+print(f"trains on {accelerator.num_processes}\n", end="", flush=True)
 """
 
 
@@ -59,7 +59,7 @@ def test_accelerate_launch_on_cpu_ends_in_one_line(script):
 def test_the_command_in_that_line_works(script):
     arguments = command_that_works(script).split()[3:]
     done = run("accelerate.commands.launch", "--main_process_port", "0", *arguments, ACCELERATE_USE_CPU="true")
-    assert done.stdout.split() == ["trains", "on", "2"] * 2
+    assert done.stdout.splitlines() == ["trains on 2"] * 2, done.stderr
 
 
 def test_torchrun_without_gpu_starts_strangers(script):
