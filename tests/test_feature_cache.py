@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from aselect_hf import feature_cache
-from aselect_hf.data import ImageData
+from aselect_hf.data import ImageData, image_pixels
 from aselect_hf.feature_cache import cache_key, pooled_features, token_features
 
 FEATURE = "blocks.1.query"
@@ -43,6 +44,18 @@ def test_token_rows_are_the_tokens_asked_for(model, data, tmp_path):
             expected = every[:, column].flatten(0, 1)[tokens].numpy()
             np.testing.assert_allclose(cached.values[column], expected, atol=1e-6)
         options["cache_dir"] = tmp_path / "again"
+
+
+def test_tokens_are_those_of_the_whole_image(make_model, tmp_path):
+    """Of a wide picture, not of its centre."""
+    model = make_model(num_channels=1)
+    picture = Image.fromarray(np.arange(8 * 24, dtype=np.uint8).reshape(8, 24))
+    cached = token_features(
+        model, ImageData([picture]), [0], FEATURE, tokens=np.arange(16), cache_dir=tmp_path, progress=False
+    )
+    pixels = image_pixels(model.config, segmentation=True)([picture])
+    expected = model.extract_features(pixels, features=[FEATURE], timesteps=[0])[FEATURE][0, 0]
+    np.testing.assert_allclose(cached.values[0], expected.numpy(), atol=1e-6)
 
 
 def test_tokens_need_the_trained_resolution(model, normal, tmp_path):
