@@ -328,8 +328,9 @@ class CardContent:
             parts.append(f"{record['steps']:,} optimizer steps")
         if record.get("seconds"):
             parts.append(f"{record['seconds']:,.0f} seconds")
-        if record.get("history"):
-            parts.append(f"final loss {record['history'][-1]['loss']:.4f}")
+        losses = [entry["loss"] for entry in record.get("history", ()) if "loss" in entry]
+        if losses:
+            parts.append(f"final loss {losses[-1]:.4f}")
         arguments = [(name, value) for name, value in record.get("arguments", {}).items() if value not in (None, "")]
         return {"summary": ", ".join(parts) + "." if parts else "", "arguments": arguments}
 

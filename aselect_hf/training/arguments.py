@@ -139,7 +139,7 @@ class PretrainingArguments:
     max_train_steps: int | None = _field(None, "Optimizer steps; overrides num_train_epochs. A stream needs it.")
     lr_scheduler_type: str = _field("cosine", f"One of {', '.join(LR_SCHEDULERS)}.")
     num_warmup_steps: int = _field(0, "Steps of linear warm-up.")
-    mixed_precision: str = _field("no", "no, fp16 or bf16.")
+    mixed_precision: str | None = _field(None, "no, fp16 or bf16; default what accelerate was configured with.")
     ema_decay: float = _field(0.0, "Decay of the weight average that is saved; 0 saves the weights themselves.")
     condition_dropout: float = _field(0.1, "Share of class labels replaced by the null class in training.")
     seed: int = _field(0, "Seed of initialisation, order, flips, timesteps and noise.")

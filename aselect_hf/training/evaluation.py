@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -80,5 +81,6 @@ class HeadEvaluation:
             values |= metric.compute()
         scalars = {name: float(value) for name, value in values.items() if not hasattr(value, "__len__")}
         for name, iou in zip(self.label_names, values.get("per_category_iou", ()), strict=False):
-            scalars[f"iou/{name}"] = float(iou)
+            if not math.isnan(iou):  # of a class that is neither there nor predicted
+                scalars[f"iou/{name}"] = float(iou)
         return scalars

@@ -15,7 +15,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
-from aselect_hf.modeling.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.modeling.timestep_gate import TimestepGate, Visits, gate_temperature
 from aselect_hf.training.draws import SampleDraws
 
 HeadModel = ASelectDiTForImageClassification | ASelectDiTForSemanticSegmentation
@@ -130,7 +130,7 @@ class TaskObjective(nn.Module):
             tokens, _ = self._read(latents, self._constant(latents), None)
             return torch.stack([self._logits(head, tokens[:, 0], latents) for head in self.heads])
         latents, labels = self._inputs(batch, draws)
-        visits = None
+        visits: Visits | None = None
         timesteps = self._constant(latents)
         if self.gate is not None:
             uniforms = draws.uniform(len(self.gate.timesteps) + 1).to(latents.device)
@@ -143,7 +143,7 @@ class TaskObjective(nn.Module):
         if self.denoising_loss_weight:
             noise = draws.normal(timesteps.shape[1], *latents.shape[1:]).to(latents)
         tokens, denoising_loss = self._read(latents, timesteps, noise)
-        if self.gate is not None:
+        if self.gate is not None and visits is not None:
             self.gate.observe(tokens.detach().mean(dim=2).flatten(2), visits)
             tokens = visits.combine(tokens)
         else:
@@ -158,7 +158,8 @@ class TaskObjective(nn.Module):
 
     def _inputs(self, batch: dict[str, Any], draws: SampleDraws | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents and labels, mirrored where the draw says so."""
-        inputs, labels = batch.get("latents", batch.get("pixel_values")), batch["labels"]
+        name = "latents" if "latents" in batch else "pixel_values"
+        inputs, labels = batch[name], batch["labels"]
         if draws is not None and self.random_flip:
             flip = (draws.uniform() < 0.5).to(inputs.device)
             mirrored = batch.get("flipped_latents", inputs.flip(-1))
@@ -166,7 +167,7 @@ class TaskObjective(nn.Module):
             if self.segmentation:
                 labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
         with torch.no_grad():
-            latents = inputs if "latents" in batch else self.dit.prepare_latents(inputs)
+            latents = self.dit.prepare_latents(**{name: inputs})
         return latents.float(), labels
 
     def _constant(self, latents: torch.Tensor) -> torch.Tensor:

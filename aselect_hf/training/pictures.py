@@ -17,7 +17,7 @@ from aselect_hf.training.objective import TaskObjective
 from aselect_hf.training.task_data import TaskDataset
 
 NUM_EXAMPLES = 12
-PALETTE = np.array([colormaps["tab20"](index % 20)[:3] for index in range(255)])
+PALETTE = np.array([colormaps["tab20"](index % 20)[:3] for index in range(255)] + [(1.0, 1.0, 1.0)])  # 255: ignored
 
 
 def plot_history(history: list[dict[str, Any]], main_metric: str, path: Path) -> None:

@@ -140,7 +140,8 @@ class TaskRun:
     def _choose_timestep(self) -> TimestepSelection:
         """HFR, grid search or a fixed timestep, before training; a resumed run keeps what it had chosen."""
         args, data = self.model_args, self.data
-        method, options = args.timestep_selection, {}
+        method = args.timestep_selection
+        options: dict[str, Any] = {}
         if method == "fixed":
             options = {"timestep": args.timestep}
         elif method == "grid":
