@@ -330,7 +330,7 @@ def check_trackers(report_to: str | None) -> list[LoggerType] | None:
     for name in names:
         if name not in known:
             raise ValueError(f"report_to must be all, or of {', '.join(known)}; got {name!r}")
-        if name not in installed:
+        if LoggerType(name) not in installed:
             raise ValueError(f"report_to={name!r}: the package {name} is not installed")
     return [LoggerType(name) for name in names]
 

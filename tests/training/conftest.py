@@ -1,4 +1,4 @@
-"""accelerate keeps one state per process; every training test starts from a fresh one. A toy objective to train."""
+"""accelerate keeps one state per process; every training test starts from a fresh one. A builder of small runs."""
 
 from __future__ import annotations
 
@@ -11,46 +11,15 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from aselect_hf.training.arguments import TrainingArguments
-from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
+
+from .toys import Toy, collate
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class Toy(nn.Module):
-    """Denoises numbers: noise of the draws, dropout of torch's generator, and a buffer that changes with the data."""
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.layer = nn.Linear(4, 4)
-        self.layer.weight.data = torch.randn(4, 4, generator=generator)
-        self.layer.bias.data.zero_()
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("steps", torch.zeros(()))
-        self.progress: list[float] = []
-        self.seen: list[list[float]] = []
-
-    def set_progress(self, progress: float) -> None:
-        self.progress.append(progress)
-
-    def forward(self, batch: dict[str, torch.Tensor], draws: SampleDraws) -> dict[str, torch.Tensor]:
-        values = batch["values"]
-        self.seen.append(values[:, 0].tolist())
-        self.steps += 1
-        noisy = values + draws.normal(4)
-        loss = (self.layer(self.dropout(noisy)) - values).square().mean()
-        return {"loss": loss, "mean_value": values[:, 0].mean()}
-
-
-def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-    return {
-        "values": torch.stack([torch.full((4,), float(row["x"] if isinstance(row, dict) else row)) for row in rows])
-    }
 
 
 @pytest.fixture
@@ -70,10 +39,10 @@ def make_trainer(tmp_path) -> Callable[..., Trainer]:
 
 @pytest.fixture
 def weights_of() -> Callable[[Trainer], torch.Tensor]:
-    """All parameters and buffers of a trainer's objective in one vector."""
-    return lambda trainer: torch.cat(
-        [
-            tensor.detach().flatten()
-            for tensor in trainer.accelerator.unwrap_model(trainer.objective).state_dict().values()
-        ]
-    )
+    """All parameters of a trainer's objective in one vector, and its buffer."""
+
+    def weights(trainer: Trainer) -> torch.Tensor:
+        objective = trainer.accelerator.unwrap_model(trainer.objective)
+        return torch.cat([tensor.detach().flatten() for tensor in (*objective.parameters(), objective.steps[None])])
+
+    return weights

@@ -1,0 +1,68 @@
+"""What `test_processes` launches under torchrun: each scenario trains, each process writes what it saw.
+
+torchrun --nproc_per_node 2 -m tests.training.two_processes FOLDER <flags of the pretraining script>
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import datasets
+from accelerate.state import AcceleratorState
+
+from aselect_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from aselect_hf.training.loop import Trainer
+from aselect_hf.training.pretrain import pretrain
+
+from .toys import FullDiskAt, StopAt, Toy, collate
+
+
+def train(folder: Path, objective: Toy | None = None, dataset=range(23), **options) -> Trainer:
+    AcceleratorState._reset_state()
+    defaults = {"per_device_train_batch_size": 2, "max_train_steps": 12, "learning_rate": 0.05, "logging_steps": 1}
+    args = PretrainingArguments(output_dir=str(folder), **defaults | options)
+    trainer = Trainer(objective or Toy(dropout=0.5), dataset, collate, args)
+    trainer.record = trainer.train()
+    trainer.toy = trainer.accelerator.unwrap_model(trainer.objective)
+    return trainer
+
+
+def stream() -> datasets.IterableDataset:
+    """Nine numbers: the even ones for the first process, the odd ones for the second."""
+    return datasets.Dataset.from_dict({"x": list(range(9))}).to_iterable_dataset()
+
+
+def main(folder: Path, flags: list[str]) -> None:
+    found: dict[str, object] = {}
+    whole = train(folder / "whole")
+    process = whole.accelerator.process_index
+    found["whole"] = whole.toy.layer.weight.tolist()
+
+    stopped = train(folder / "stopped", StopAt(4, signal.SIGTERM) if process == 1 else None)
+    found["interrupted"] = [stopped.record["steps"], stopped.record["interrupted"]]
+    resumed = train(folder / "stopped", resume_from_checkpoint="latest")
+    found["resumed"] = resumed.toy.layer.weight.tolist()
+
+    streamed = train(folder / "stream", dataset=stream(), checkpointing_steps=5)
+    found["stream"] = streamed.toy.seen
+    path = str(folder / "stream" / "checkpoint-5")
+    found["stream_resumed"] = train(folder / "again", dataset=stream(), resume_from_checkpoint=path).toy.seen
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        train(folder / "full", FullDiskAt(4, 1000) if process == 1 else None, checkpointing_steps=2)
+    except OSError as error:
+        found["full_disk"] = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (folder / f"{process}.json").write_text(json.dumps(found))
+
+    AcceleratorState._reset_state()
+    pretrain(*parse_arguments((ModelArguments, DataArguments, PretrainingArguments), None, flags))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
