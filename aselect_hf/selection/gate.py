@@ -21,11 +21,13 @@ from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
 IMAGES_PER_STEP = 32
+LEAST_IMAGES = 4000
+"""Images to train on by default, repeated ones included: 125 steps."""
 
 
 @torch.inference_mode(False)  # `select_timestep` turns gradients off for strategies that do not train
 def select(
-    inputs: SelectionInputs, *, num_visited: int = 2, num_epochs: int = 1, learning_rate: float = 0.01
+    inputs: SelectionInputs, *, num_visited: int = 2, num_epochs: int | None = None, learning_rate: float = 0.01
 ) -> TimestepSelection:
     """Train the gate and take the timestep of the highest weight.
 
@@ -33,7 +35,7 @@ def select(
 
     Args:
         num_visited: candidates that every image visits a step.
-        num_epochs: runs through the images.
+        num_epochs: runs through the images; default one, or more where they are fewer than 4,000.
         learning_rate: of AdamW, for head and gate.
 
     Raises:
@@ -46,13 +48,15 @@ def select(
     classes, labels = np.unique(images.labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")
+    count, seen = len(images), 0
+    if num_epochs is None:
+        num_epochs = -(-LEAST_IMAGES // count)
     if num_epochs < 1:
         raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
     gate, head = _build(inputs, len(classes))
     gate.inclusion_probabilities(num_visited)  # refuses a bad num_visited early
     optimizer = torch.optim.AdamW([*gate.parameters(), *head.parameters()], lr=learning_rate)
     generator = torch.Generator().manual_seed(inputs.seed)
-    count, seen = len(images), 0
     passes = count * num_epochs * num_visited * model.config.num_noise_draws
     with tqdm(total=num_epochs * count, desc="gate", unit="image", disable=not inputs.progress) as bar:
         for _ in range(num_epochs):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.modeling.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.modeling.timestep_gate import TimestepGate, Visits, gate_temperature
 from aselect_hf.selection import gate_timesteps
 
 WIDTH = 12
@@ -136,7 +138,7 @@ def test_running_means_are_means_and_then_forget(normal: Callable[..., torch.Ten
     gate, features = make_gate(), 5 + 3 * normal(40, 2, WIDTH)
     visits = gate.visit(uniforms(40, 16), 2)
     for rows in (slice(0, 15), slice(15, 40)):
-        part = type(visits)(visits.indices[rows], visits.importance[rows])
+        part = Visits(visits.indices[rows], visits.importance[rows])
         gate.observe(features[rows], part)
     normed = F.layer_norm(features, (WIDTH,))
     for candidate in range(16):
@@ -151,6 +153,30 @@ def test_running_means_are_means_and_then_forget(normal: Callable[..., torch.Ten
         gate.observe(constant.expand(64, 2, -1), gate.visit(uniforms(64, 16, step), 2))
     error = gate.mean_features - F.layer_norm(constant, (WIDTH,))
     assert 0.05 < error.abs().max() < 0.5  # 1,600 visits each at a memory of 1,000: exp(-1.6) of it is left
+
+
+def _observe_half(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    gate, (features, visits) = make_gate(), torch.load(folder / "all.pt", weights_only=False)
+    rows = slice(0, 10) if rank == 0 else slice(10, 40)
+    gate.observe(features[rows], Visits(visits.indices[rows], visits.importance[rows]))
+    torch.save((gate.mean_features, gate.visit_counts), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+def test_processes_share_what_they_see(normal: Callable[..., torch.Tensor], tmp_path: Path) -> None:
+    gate, features = make_gate(), normal(40, 2, WIDTH)
+    with torch.no_grad():
+        visits = gate.visit(uniforms(40, 16), 2)
+    torch.save((features, visits), tmp_path / "all.pt")
+    gate.observe(features, visits)
+    torch.multiprocessing.start_processes(_observe_half, args=(tmp_path,), nprocs=2, start_method="fork")
+    for rank in range(2):
+        means, counts = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(means, gate.mean_features)
+        assert torch.equal(counts, gate.visit_counts)
 
 
 @pytest.mark.parametrize("planted", [0, 8, 15])
