@@ -14,6 +14,7 @@ from aselect_hf.cost import feature_flops
 from aselect_hf.data import ImageData
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.hub.upload import prepare_folder
+from aselect_hf.modeling.timestep_gate import gate_temperature
 from aselect_hf.selection import SelectionCost, TimestepSelection
 from aselect_hf.training import pictures
 from aselect_hf.training.arguments import TrainingArguments
@@ -161,7 +162,7 @@ def gate_selection(
     """The gate's choice, its weights as scores; its cost is that of the passes beyond one for every image seen."""
     gate = objective.gate
     assert gate is not None
-    weights = gate.named_weights()
+    weights = gate.named_weights(gate_temperature(1.0))
     extra = max(0, cost.forward_passes - images)
     share = extra / cost.forward_passes
     return TimestepSelection(
