@@ -307,6 +307,13 @@ def test_an_applied_selection_is_remembered_by_the_config(folder):
     assert "forward passes" not in upload.card.text, "the config does not know the cost"
 
 
+def test_the_gate_is_explained(folder, selected):
+    gate = replace(selected[1], method="gate", options={"num_visited": 2}, score_name="gate weight")
+    text = prepare_upload(folder, "ada/dit", selection=gate).card.text
+    assert "2 of the 3 candidates a step" in text
+    assert "The timestep was given" not in text
+
+
 def test_a_selection_must_be_applied(folder, selected):
     with pytest.raises(ValueError, match=r"call selection\.apply\(model\) first"):
         prepare_upload(folder, "ada/dit", selection=replace(selected[1], timestep=7))

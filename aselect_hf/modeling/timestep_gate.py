@@ -136,7 +136,8 @@ class TimestepGate(nn.Module):
         Args:
             uniforms: `(batch, candidates + 1)` float32 in [0, 1): the order of the candidates, then an offset. Drawn an
                 image at a time by the caller, they make its visits the same in any batch.
-            num_visited: candidates an image.
+            num_visited: candidates an image. A single one is allowed, but it is compared with no other: a weight then
+                follows the scale of its feature rather than what it tells.
         """
         candidates = len(self.timesteps)
         if uniforms.ndim != 2 or uniforms.shape[1] != candidates + 1:

@@ -34,12 +34,13 @@ def select(
     Scores are the final weights, practically one-hot. They come from one training, so their standard errors are 0.
 
     Args:
-        num_visited: candidates that every image visits a step.
+        num_visited: candidates that every image visits a step, at least 2: a lone one is compared with none, and its
+            weight follows the scale of the feature instead of what it tells.
         num_epochs: runs through the images; default one, or more where they are fewer than 4,000.
         learning_rate: of AdamW, for head and gate.
 
     Raises:
-        ValueError: no labels, a single class, or more visits than candidates.
+        ValueError: no labels, a single class, fewer than 2 visits or more than there are candidates.
     """
     started = time.perf_counter()
     model, images = inputs.model, inputs.images
@@ -48,6 +49,8 @@ def select(
     classes, labels = np.unique(images.labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")
+    if num_visited < 2:
+        raise ValueError(f"num_visited must be at least 2, got {num_visited}: a lone visit compares no timesteps")
     count, seen = len(images), 0
     if num_epochs is None:
         num_epochs = -(-LEAST_IMAGES // count)

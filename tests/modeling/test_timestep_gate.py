@@ -256,7 +256,7 @@ def test_exactly_clean_input_is_a_candidate() -> None:
         (lambda: make_gate().visit(uniforms(2, 16), 17), "num_visited must lie in 1..16 .*got 17"),
         (lambda: make_gate().inclusion_probabilities(0), "num_visited must lie in 1..16 .*got 0"),
     ],
-    ids=str,
+    ids=["empty", "lengths", "exploration", "uniforms", "too many", "none"],
 )
 def test_bad_requests(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -202,6 +202,11 @@ class TestGate:
         renamed = ImageData(labelled.items, 7 - 10 * labelled.labels)
         assert run("gate", images=renamed).timestep in TIMESTEPS
 
+    @pytest.mark.parametrize(("labels", "message"), [(None, "needs labels; images has none"), ([1] * 40, "2 classes")])
+    def test_needs_labels_of_two_classes(self, run, labelled, labels, message):
+        with pytest.raises(ValueError, match=message):
+            run("gate", images=ImageData(labelled.items, labels))
+
     def test_noise_is_that_of_inference(self, run, model, labelled, monkeypatch):
         """The features it reads are those that the model gives at the timestep by itself."""
         seen = []
@@ -271,8 +276,7 @@ def test_default_timesteps_are_dense_at_low_noise(num):
         ({"method": "hfr", "images": torch.full((2, 2, 8, 8), float("nan"))}, "NaN"),
         ({"method": "hfr", "images": torch.zeros(2, 3, 8, 8)}, "must be \\(batch, 2, height, width\\)"),
         ({"method": "fixed", "timestep": 1000}, "0..999"),
-        ({"method": "gate", "images": torch.zeros(4, 2, 8, 8)}, "gate trains a classifier and needs labels"),
-        ({"method": "gate", "images": ImageData(torch.zeros(4, 2, 8, 8), np.ones(4))}, "at least 2 classes"),
+        ({"method": "gate", "num_visited": 1}, "num_visited must be at least 2, got 1"),
         ({"method": "gate", "num_visited": 5}, "num_visited must lie in 1..4 \\(the candidates\\), got 5"),
         ({"method": "gate", "num_epochs": 0}, "num_epochs must be at least 1, got 0"),
         ({"method": "gate", "timesteps": 1000}, "number of timesteps must lie in 1..950, got 1000"),
