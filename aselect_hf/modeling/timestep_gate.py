@@ -48,19 +48,12 @@ class Visits:
     Args:
         indices: `(batch, num_visited)`, distinct within an image.
         importance: `(batch, num_visited)` float32: weight over inclusion probability; differentiable in the weight.
+        weights: `(candidates,)`: all weights at that moment.
     """
 
     indices: torch.Tensor
     importance: torch.Tensor
-
-    def combine(self, features: torch.Tensor) -> torch.Tensor:
-        """Unbiased estimate of `sum_k w_k feature_k` over all candidates: `(batch, ...)`.
-
-        Args:
-            features: `(batch, num_visited, ...)`, in the order of `indices`.
-        """
-        importance = self.importance.view(*self.importance.shape, *[1] * (features.ndim - 2))
-        return (importance * features.float()).sum(dim=1).to(features.dtype)
+    weights: torch.Tensor
 
 
 class TimestepGate(nn.Module):
@@ -118,7 +111,7 @@ class TimestepGate(nn.Module):
             periods = 2 * MAX_LOG_SNR / 2 ** torch.linspace(0, 6, FREQUENCIES, device=self.query.device)
             angles = 2 * math.pi * self.log_snr.float()[:, None] / periods
             waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-            means = self.mean_features.float().clone()  # `observe` may change them before the backward pass
+            means = nn.functional.layer_norm(self.mean_features.float(), self.mean_features.shape[-1:])
             keys = means @ self.key.weight.float().T + waves @ self.embedding.weight.float().T
             logits = keys @ self.query.float() / len(self.query) ** 0.5
             return (logits / temperature).softmax(dim=0)
@@ -148,7 +141,7 @@ class TimestepGate(nn.Module):
         offsets = (uniforms[:, -1:] * UNIT).long()
         points = offsets + UNIT * torch.arange(num_visited, device=offsets.device)
         indices = order.gather(1, torch.searchsorted(units[order].cumsum(dim=1), points, right=True))
-        return Visits(indices, weights[indices] * UNIT / units[indices])
+        return Visits(indices, weights[indices] * UNIT / units[indices], weights)
 
     def settle(self, batch_size: int) -> Visits:
         """Every image visits the favourite alone, which is the choice from now on, whatever the weights become.
@@ -158,18 +151,36 @@ class TimestepGate(nn.Module):
         weights = self.weights()
         if self.settled < 0:
             self.settled.copy_(weights.argmax())
-        importance = 1 + 0 * weights.sum()
-        return Visits(self.settled.expand(batch_size, 1), importance.expand(batch_size, 1))
+        indices = self.settled.expand(batch_size, 1)
+        only = nn.functional.one_hot(self.settled, len(weights)) + 0 * weights
+        return Visits(indices, only[indices], only)
+
+    def combine(self, features: torch.Tensor, visits: Visits) -> torch.Tensor:
+        """Unbiased estimate of `sum_k w_k feature_k` over all candidates: `(batch, ..., width)`.
+
+        Each feature is taken as the difference from its candidate's running mean, which comes in whole (a control
+        variate): what tells timesteps apart but not images adds no variance.
+
+        Args:
+            features: `(batch, num_visited, ..., width)`, in the order of `visits.indices`.
+        """
+        between = [1] * (features.ndim - 3)
+        means = self.mean_features.float().clone()  # `observe` may change them before the backward pass
+        offsets = means[visits.indices]
+        offsets = offsets.view(*offsets.shape[:2], *between, -1)
+        importance = visits.importance.view(*visits.importance.shape, *between, 1)
+        combined = (importance * (features.float() - offsets)).sum(dim=1) + visits.weights @ means
+        return combined.to(features.dtype)
 
     @torch.no_grad()
     def observe(self, pooled: torch.Tensor, visits: Visits) -> None:
-        """Take pooled features `(batch, num_visited, width)` into the running means that the keys are made of.
+        """Take pooled features `(batch, num_visited, width)` into the candidates' running means.
 
         A plain mean at first, later one that forgets. Averaged over all processes, so that all hold the same.
         """
-        normed = nn.functional.layer_norm(pooled.float(), pooled.shape[-1:]).flatten(0, 1)
-        seen = nn.functional.one_hot(visits.indices.flatten(), len(self.timesteps)).to(normed.dtype)
-        sums = torch.cat([seen.T @ normed, seen.sum(dim=0)[:, None]], dim=1)
+        values = pooled.float().flatten(0, 1)
+        seen = nn.functional.one_hot(visits.indices.flatten(), len(self.timesteps)).to(values.dtype)
+        sums = torch.cat([seen.T @ values, seen.sum(dim=0)[:, None]], dim=1)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         sums, counts = sums[:, :-1], sums[:, -1:]

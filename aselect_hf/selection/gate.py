@@ -69,10 +69,10 @@ def select(
                 uniforms = torch.rand(len(rows), len(inputs.timesteps) + 1, generator=generator).to(model.device)
                 visits = gate.visit(uniforms, num_visited, gate_temperature(seen / (num_epochs * count)))
                 pooled = _pooled(inputs, pixel_values, gate.timesteps[visits.indices])
-                gate.observe(pooled, visits)
-                normed = nn.functional.layer_norm(pooled, pooled.shape[-1:]) - gate.mean_features[visits.indices]
+                normed = nn.functional.layer_norm(pooled, pooled.shape[-1:])
+                gate.observe(normed, visits)
                 targets = torch.from_numpy(labels[rows.numpy()]).to(model.device)
-                loss = nn.functional.cross_entropy(head(visits.combine(normed)), targets)
+                loss = nn.functional.cross_entropy(head(gate.combine(normed, visits)), targets)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -144,8 +144,7 @@ class TaskObjective(nn.Module):
             noise = draws.normal(timesteps.shape[1], *latents.shape[1:]).to(latents)
         tokens, denoising_loss = self._read(latents, timesteps, noise)
         if self.gate is not None and visits is not None:
-            self.gate.observe(tokens.detach().mean(dim=2).flatten(2), visits)
-            tokens = visits.combine(tokens)
+            tokens = self._combine(self.gate, tokens, visits)
         else:
             tokens = tokens[:, 0]
         losses = [self._task_loss(self._logits(head, tokens, latents), labels) for head in self.heads]
@@ -155,6 +154,18 @@ class TaskObjective(nn.Module):
             found["loss"] = task_loss + self.denoising_loss_weight * denoising_loss
             found["denoising_loss"] = denoising_loss.detach()
         return found
+
+    def _combine(self, gate: TimestepGate, tokens: torch.Tensor, visits: Visits) -> torch.Tensor:
+        """One feature of several timesteps', `(batch, tokens, features, width)`.
+
+        While the gate explores, tokens are normalised as heads will do anyway, so that it cannot follow their scale.
+        """
+        if self.progress >= SETTLED:
+            return tokens[:, 0] * visits.importance[..., None, None]
+        tokens = F.layer_norm(tokens, tokens.shape[-1:]).flatten(3)
+        combined = gate.combine(tokens, visits)
+        gate.observe(tokens.detach().mean(dim=2), visits)
+        return combined.unflatten(-1, (len(self.features), -1))
 
     def _inputs(self, batch: dict[str, Any], draws: SampleDraws | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents and labels, mirrored where the draw says so."""
