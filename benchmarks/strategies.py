@@ -36,9 +36,12 @@ def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, An
             "--model_name_or_path", arguments.model, "--dataset_name", arguments.data,
             "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True",
             "--timestep_selection", strategy, "--seed", str(seed), "--num_train_epochs", str(arguments.epochs),
-            "--per_device_train_batch_size", "64", "--learning_rate", "1e-4", "--output_dir", str(output_dir),
-            "--mixed_precision", arguments.mixed_precision,
+            "--per_device_train_batch_size", "64", "--learning_rate", "1e-4", "--head_norm", "batch_norm",
+            "--timesteps", str(arguments.timesteps), "--attn_implementation", "eager", "--mixed_precision", "bf16",
+            "--output_dir", str(output_dir),
         ]  # fmt: skip
+        if arguments.max_train_samples:
+            command += ["--max_train_samples", str(arguments.max_train_samples)]
         subprocess.run(command, check=True)
     return json.loads((output_dir / "results.json").read_text())
 
@@ -85,7 +88,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="data set with the splits train, validation and test")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--mixed_precision", default="bf16")
+    parser.add_argument("--timesteps", type=int, default=10, help="number of candidates")
+    parser.add_argument("--max_train_samples", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/strategies"), help="folder for the runs")
     arguments = parser.parse_args()
     metric = METRICS[arguments.task]

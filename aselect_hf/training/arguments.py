@@ -60,7 +60,7 @@ class TaskModelArguments(ModelArguments):
     lora_rank: int = _field(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")
     head_learning_rates: list[float] | None = field(
         default=None,
-        metadata={"help": "Learning rates of heads; default learning_rate; if frozen, 1, 3, 10, 30 and 100 times it."},
+        metadata={"help": "Learning rates of heads; default learning_rate; if frozen, 3, 10, 30, 100 and 300 times it."},
     )
     head_weight_decays: list[float] | None = field(
         default=None,

@@ -34,7 +34,7 @@ from aselect_hf.training.pictures import log_figure, predictions_figure
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
 from aselect_hf.training.task_data import TaskDataset, encode_once, load_task_data, stream_collate
 
-HEAD_RATES = (1.0, 3.0, 10.0, 30.0, 100.0)
+HEAD_RATES = (3.0, 10.0, 30.0, 100.0, 300.0)
 HEAD_DECAYS = (0.0, 0.1)
 """Default bank on a frozen backbone: these multiples of `learning_rate`, each with these weight decays."""
 
