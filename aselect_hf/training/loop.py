@@ -154,6 +154,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         accelerator.print(self.describe())
+        set_seed(self.args.seed, device_specific=True)
         self._resume()
         if accelerator.log_with:
             scalars = (bool, int, float, str)

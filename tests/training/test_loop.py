@@ -20,6 +20,13 @@ def without_time(record):
     return {key: value for key, value in record.items() if key != "seconds"}
 
 
+class Jittered(list):
+    """A data set that draws from every global generator."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) + torch.rand(()).item() + random.random() + np.random.rand()
+
+
 class Numbers(IterableDataset):
     """0..count - 1, in a new order each epoch."""
 
@@ -103,6 +110,7 @@ def test_resume_is_bit_equal(make_trainer, weights_of, kind, accumulation):
 def test_evaluation_disturbs_nothing(make_trainer, weights_of):
     """Not even one that draws, leaves its own data loader half read, switches modes and runs the objective."""
     options = {"ema_decay": 0.9, "dropout": 0.5, "gradient_accumulation_steps": 2, "eval_steps": 2}
+    options["dataset"] = Jittered(range(20))
     plain = make_trainer(**options)
     plain.train()
     seen = []
