@@ -60,7 +60,7 @@ class TaskModelArguments(ModelArguments):
     lora_rank: int = _field(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")
     head_learning_rates: list[float] | None = field(
         default=None,
-        metadata={"help": "Learning rates of heads; default learning_rate; if frozen, 3, 10, 30, 100 and 300 times it."},
+        metadata={"help": "Learning rates of heads; default learning_rate; frozen: 3, 10, 30, 100, 300 times it."},
     )
     head_weight_decays: list[float] | None = field(
         default=None,
@@ -143,7 +143,9 @@ class PretrainingArguments:
     ema_decay: float = _field(0.0, "Decay of the weight average that is saved; 0 saves the weights themselves.")
     condition_dropout: float = _field(0.1, "Share of class labels replaced by the null class in training.")
     seed: int = _field(0, "Seed of initialisation, order, flips, timesteps and noise.")
-    num_processes: int | None = _field(None, "Refuse to run with another number of processes.")
+    num_processes: int | None = _field(
+        None, "Refuse to run with fewer processes; default what the launcher was asked for."
+    )
     logging_steps: int = _field(50, "Steps between log lines.")
     checkpointing_steps: str | None = _field(
         None, "Steps between checkpoints, or 'epoch'; default: only the final model."

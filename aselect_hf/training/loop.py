@@ -31,6 +31,7 @@ from aselect_hf.training.arguments import PretrainingArguments, TrainingArgument
 from aselect_hf.training.batches import Batch, Collate, effective_batch, make_batches
 from aselect_hf.training.checkpoints import Checkpoints
 from aselect_hf.training.draws import SampleDraws, mix_seed, positions_of
+from aselect_hf.training.processes import check_num_processes
 from aselect_hf.training.signals import StopSignals
 
 PROGRESS_FILE = "progress.json"
@@ -89,12 +90,7 @@ class Trainer:
             project_dir=args.output_dir,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         )
-        if args.num_processes not in (None, self.accelerator.num_processes):
-            raise ValueError(
-                f"num_processes={args.num_processes}, but this run has {self.accelerator.num_processes}: start it with "
-                f"accelerate launch --num_processes {args.num_processes} (on CPU also --multi_gpu, with "
-                "ACCELERATE_USE_CPU=true)"
-            )
+        check_num_processes(self.accelerator, args.num_processes)
         groups = parameter_groups or [{"params": [p for p in objective.parameters() if p.requires_grad]}]
         groups = [group | {"params": list(group["params"])} for group in groups]
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]

@@ -36,7 +36,7 @@ def check_num_processes(accelerator: Accelerator, expected: int | None = None) -
     if expected is not None:
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 1:
             raise ValueError(f"expected must be a number of processes of at least 1, got {expected!r}")
-        promised, source = expected, "expected"
+        promised, source = expected, "num_processes"
     else:
         promised, source = _promised()
     if accelerator.num_processes >= promised:

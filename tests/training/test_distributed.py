@@ -17,9 +17,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from aselect_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from aselect_hf.training.arguments import (
+    DataArguments,
+    PretrainingArguments,
+    PretrainModelArguments,
+    TaskDataArguments,
+    TaskModelArguments,
+    TrainingArguments,
+    parse_arguments,
+)
 from aselect_hf.training.checkpoints import problem_of
 from aselect_hf.training.pretrain import pretrain
+from aselect_hf.training.task import TaskRun
 
 ROOT = Path(__file__).parents[2]
 MODEL = (
@@ -73,7 +82,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def run_here(arguments: list[str]) -> None:
-    pretrain(*parse_arguments((ModelArguments, DataArguments, PretrainingArguments), None, arguments))
+    pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), None, arguments))
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> Path:
@@ -168,3 +177,31 @@ def test_two_processes(two_processes, flags, tmp_path):
     names = sorted(path.name for path in (tmp_path / "toy" / "full").iterdir())
     assert names == ["checkpoint-2"]
     assert problem_of(tmp_path / "toy" / "full" / "checkpoint-2") is None
+
+
+def test_two_processes_train_a_task_like_one(tmp_path):
+    """Gate, both losses, flips, ignored pixels, an uneven last batch in evaluation: same metrics, same weights."""
+
+    def task_flags(name: str, batch_size: int) -> list[str]:
+        return [
+            "--model_name_or_path=sample", "--dataset_name=sample", "--max_train_samples=32", "--timesteps=4",
+            "--validation_split=validation", "--max_eval_samples=13", f"--per_device_train_batch_size={batch_size}",
+            "--per_device_eval_batch_size=4", "--max_train_steps=6", "--learning_rate=1e-3", "--reduce_labels",
+            "--timestep_selection=gate", "--logging_steps=1", f"--output_dir={tmp_path / name}",
+            f"--cache_dir={tmp_path / 'cache'}",
+        ]  # fmt: skip
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["-m", "aselect_hf.training.segment", *task_flags("two", 4)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 process(es) on cpu" in done.stdout
+    TaskRun(
+        True, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, task_flags("one", 8))
+    ).run()
+    one, two = (json.loads((tmp_path / name / "training.json").read_text())["history"] for name in ("one", "two"))
+    for first, second in zip(one, two, strict=True):
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=2e-5)

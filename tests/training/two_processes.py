@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 from accelerate.state import AcceleratorState
 
-from aselect_hf.training.arguments import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.pretrain import pretrain
 
@@ -61,7 +61,7 @@ def main(folder: Path, flags: list[str]) -> None:
     (folder / f"{process}.json").write_text(json.dumps(found))
 
     AcceleratorState._reset_state()
-    pretrain(*parse_arguments((ModelArguments, DataArguments, PretrainingArguments), None, flags))
+    pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), None, flags))
 
 
 if __name__ == "__main__":
