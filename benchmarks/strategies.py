@@ -6,7 +6,7 @@
 
 Protocol: frozen backbone; the timestep is chosen on training images (grid search also sees validation), one of ten
 linear heads on validation; the test split is scored once a run; mean and standard deviation over seeds, which change
-the image sample of HFR, the order of images, the flips, the heads' initialisation and the gate's visits.
+the image sample of HFR, the order of images, the heads' initialisation and the gate's visits.
 Writes `benchmarks/results/strategies-<name>-<task>.json` and prints the table. Finished runs are kept and not repeated.
 """
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, An
         command = [
             sys.executable, "-m", f"aselect_hf.training.{arguments.task}",
             "--model_name_or_path", arguments.model, "--dataset_name", arguments.data,
-            "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True",
+            "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True", "--random_flip", "False",
             "--timestep_selection", strategy, "--seed", str(seed), "--num_train_epochs", str(arguments.epochs),
             "--per_device_train_batch_size", "64", "--learning_rate", "1e-4", "--head_norm", "batch_norm",
             "--timesteps", str(arguments.timesteps), "--attn_implementation", "eager", "--mixed_precision", "bf16",

@@ -122,6 +122,7 @@ class TaskDataArguments(DataArguments):
     reduce_labels: bool = _field(False, "segment: class 0 is background to be ignored, the others move down by one.")
     num_streamed_images: int = _field(1000, "streaming: images read first, to choose the timestep on.")
     cache_latents: bool = _field(True, "Encode every image once, to disk; with no streaming.")
+    cache_features: bool = _field(True, "With a frozen backbone and no gate, run it once an image; not with streaming.")
     cache_dir: str | None = _field(None, "Where encoded images are kept; default beside the Hub's cache.")
 
 

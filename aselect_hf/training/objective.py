@@ -86,6 +86,11 @@ class TaskObjective(nn.Module):
         return any(parameter.requires_grad for parameter in self.dit.parameters())
 
     @property
+    def pools(self) -> bool:
+        """Whether the heads see nothing but the mean of the tokens."""
+        return not self.segmentation and self.dit.config.pooling == "mean"
+
+    @property
     def timestep(self) -> int:
         """What inference would use now."""
         return self.gate.timestep if self.gate is not None else self.dit.default_timestep
@@ -118,17 +123,19 @@ class TaskObjective(nn.Module):
         """Losses of a training batch; without `draws`, every head's logits of an evaluation batch.
 
         Args:
-            batch: `latents` (with `flipped_latents` where a mirrored image has others) or `pixel_values`, and `labels`:
-                `(batch,)` classes or `(batch, height, width)` masks.
+            batch: `latents` (with `flipped_latents` where a mirrored image has others), `pixel_values`, or, of a frozen
+                backbone, `tokens` (and `flipped_tokens`) `(batch, tokens, features, width)`; and `labels`: `(batch,)`
+                classes or `(batch, height, width)` masks.
 
         Returns:
             `{"loss", "task_loss"}`, with a denoising loss also `"denoising_loss"`; or logits
             `(heads, batch, classes, ...)` at the timestep that inference would use.
         """
         if draws is None:
-            latents, _ = self._inputs(batch, None)
-            tokens, _ = self._read(latents, self._constant(latents), None)
-            return torch.stack([self._logits(head, tokens[:, 0], latents) for head in self.heads])
+            tokens = batch["tokens"] if "tokens" in batch else self.read_features(batch)
+            return torch.stack([self._logits(head, tokens) for head in self.heads])
+        if "tokens" in batch:
+            return self._losses(*self._flipped(batch, "tokens", draws), None)
         latents, labels = self._inputs(batch, draws)
         visits: Visits | None = None
         timesteps = self._constant(latents)
@@ -147,7 +154,19 @@ class TaskObjective(nn.Module):
             tokens = self._combine(self.gate, tokens, visits)
         else:
             tokens = tokens[:, 0]
-        losses = [self._task_loss(self._logits(head, tokens, latents), labels) for head in self.heads]
+        return self._losses(tokens, labels, denoising_loss)
+
+    def read_features(self, batch: dict[str, Any], mirrored: bool = False) -> torch.Tensor:
+        """Features `(batch, tokens, features, width)` of an evaluation batch, at the timestep of inference."""
+        name = "latents" if "latents" in batch else "pixel_values"
+        inputs = batch.get(f"flipped_{name}", batch[name].flip(-1)) if mirrored else batch[name]
+        latents = self.dit.prepare_latents(**{name: inputs}).float()
+        return self._read(latents, self._constant(latents), None)[0][:, 0].float()
+
+    def _losses(
+        self, tokens: torch.Tensor, labels: torch.Tensor, denoising_loss: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        losses = [self._task_loss(self._logits(head, tokens), labels) for head in self.heads]
         task_loss = torch.stack(losses).mean()
         found = {"loss": task_loss, "task_loss": task_loss.detach()}
         if denoising_loss is not None:
@@ -167,19 +186,25 @@ class TaskObjective(nn.Module):
         gate.observe(tokens.detach().mean(dim=2), visits)
         return combined.unflatten(-1, (len(self.features), -1))
 
-    def _inputs(self, batch: dict[str, Any], draws: SampleDraws | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _inputs(self, batch: dict[str, Any], draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents and labels, mirrored where the draw says so."""
         name = "latents" if "latents" in batch else "pixel_values"
-        inputs, labels = batch[name], batch["labels"]
-        if draws is not None and self.random_flip:
-            flip = (draws.uniform() < 0.5).to(inputs.device)
-            mirrored = batch.get("flipped_latents", inputs.flip(-1))
-            inputs = torch.where(flip[:, None, None, None], mirrored, inputs)
-            if self.segmentation:
-                labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
+        inputs, labels = self._flipped(batch, name, draws)
         with torch.no_grad():
             latents = self.dit.prepare_latents(**{name: inputs})
         return latents.float(), labels
+
+    def _flipped(self, batch: dict[str, Any], name: str, draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
+        """One of the batch's inputs with its labels, half of them mirrored."""
+        inputs, labels = batch[name], batch["labels"]
+        if not self.random_flip:
+            return inputs, labels
+        flip = (draws.uniform() < 0.5).to(inputs.device)
+        mirrored = batch.get(f"flipped_{name}", inputs.flip(-1))
+        inputs = torch.where(flip[:, None, None, None], mirrored, inputs)
+        if self.segmentation:
+            labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
+        return inputs, labels
 
     def _constant(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.full((len(latents), 1), self.timestep, device=latents.device)
@@ -215,8 +240,11 @@ class TaskObjective(nn.Module):
         tokens = torch.stack([found[name] for name in self.features], dim=2).unflatten(0, (num_draws, count, visited))
         return tokens.mean(dim=0), denoising_loss
 
-    def _logits(self, head: nn.Module, tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        return (head(tokens, self.dit.grid_size(latents)) if self.segmentation else head(tokens)).float()
+    def _logits(self, head: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        """In full precision: what tells images apart may be small beside a feature's mean, and heads cost little."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.float()
+            return head(tokens, self.dit.config.grid_size) if self.segmentation else head(tokens)
 
     def _task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over the images, or over the pixels that count, of all processes together."""

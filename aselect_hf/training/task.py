@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from aselect_hf.modeling.timestep_gate import TimestepGate
 from aselect_hf.selection import NUM_GATE_TIMESTEPS, TimestepSelection, gate_timesteps, select_timestep
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
 from aselect_hf.training.evaluation import HeadEvaluation
+from aselect_hf.training.frozen_features import keep_features
 from aselect_hf.training.loop import Trainer, effective_batch
 from aselect_hf.training.lora import add_lora, merge_lora
 from aselect_hf.training.objective import HeadModel, HeadSetting, TaskObjective, put_head
@@ -69,9 +71,17 @@ class TaskRun:
             self.data = load_task_data(data_args, segmentation, args.seed)
             self.model = self._build_model().to(self.state.device)
         self.scores: list[dict[str, float]] = []
+        self.feature_dir, self.kept = self.output_dir / ".features", 0
 
     def run(self) -> RunReport | None:
         """Train and write; `None` if a signal interrupted the training, whose checkpoint then waits."""
+        try:
+            return self._run()
+        finally:
+            if self.state.is_main_process:
+                shutil.rmtree(self.feature_dir, ignore_errors=True)
+
+    def _run(self) -> RunReport | None:
         self.state.print(f"{self.model_args.model_name_or_path}: {self.data.describe()}")
         selection = None
         if self.model_args.timestep_selection != "gate":
@@ -207,6 +217,8 @@ class TaskRun:
             ),
             evaluate=lambda step: self._validate(trainer, step),
         )
+        if data.stream is None:
+            self._keep_features(trainer, dataset)
         self.evaluation = self._evaluation(trainer, data.validation)
         return trainer
 
@@ -231,8 +243,23 @@ class TaskRun:
         )
         return TaskDataset(data, self.model.config, self.segmentation, latents, random_flip, whole_masks)
 
+    def _keep_features(self, trainer: Trainer, dataset: TaskDataset) -> None:
+        """Let `dataset` deliver features, where the backbone gives the same ones in every epoch."""
+        accelerator = trainer.accelerator
+        objective: TaskObjective = accelerator.unwrap_model(trainer.objective)
+        changing = objective.backbone_trains or objective.gate is not None
+        if changing or not self.data_args.cache_features or accelerator.distributed_type in SHARDED:
+            return
+        self.feature_dir.mkdir(exist_ok=True)
+        path = self.feature_dir / f"{self.kept}.npy"
+        self.kept += 1
+        dataset.tokens = keep_features(
+            objective, dataset, path, accelerator, self.args.per_device_eval_batch_size, dataset.random_flip
+        )
+
     def _evaluation(self, trainer: Trainer, data: Any) -> HeadEvaluation:
         dataset = self._dataset(data, random_flip=False, whole_masks=True)
+        self._keep_features(trainer, dataset)
         loader = DataLoader(
             dataset,
             batch_size=self.args.per_device_eval_batch_size,

@@ -83,6 +83,9 @@ class TaskDataset(Dataset):
         latents: what the DiT sees, encoded once; `None` to prepare every image when it is drawn.
         random_flip: also deliver what mirrored images look like, where that is not the mirrored latents.
         whole_masks: also deliver the masks at their own resolution, for evaluation.
+
+    Attributes:
+        tokens: features in place of inputs, see `keep_features`.
     """
 
     def __init__(
@@ -94,7 +97,9 @@ class TaskDataset(Dataset):
         random_flip: bool = False,
         whole_masks: bool = False,
     ) -> None:
+        self.tokens: np.ndarray | None = None
         self.data, self.latents, self.segmentation, self.whole_masks = data, latents, segmentation, whole_masks
+        self.random_flip = random_flip
         self.flipped = random_flip and latents is not None and config.vae_config is not None
         self.side = config.image_size or 0
         self.pixels = image_pixels(config, segmentation=segmentation)
@@ -107,7 +112,10 @@ class TaskDataset(Dataset):
 
     def collate(self, indices: list[int]) -> Batch:
         batch: Batch = {}
-        if self.latents is not None:
+        if self.tokens is not None:
+            for name, tokens in zip(("tokens", "flipped_tokens"), self.tokens, strict=False):
+                batch[name] = torch.from_numpy(tokens[indices])
+        elif self.latents is not None:
             batch["latents"] = self.latents.gather(indices)
             if self.flipped:
                 batch["flipped_latents"] = self.latents.gather(indices, [True] * len(indices))

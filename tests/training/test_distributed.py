@@ -191,7 +191,7 @@ def test_two_processes_train_a_task_like_one(tmp_path):
             f"--cache_dir={tmp_path / 'cache'}",
         ]  # fmt: skip
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "aselect_hf.training.segment", *task_flags("two", 4)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,61 @@
+"""Features of a frozen backbone at its one timestep: run once an image, kept in a file, read by every epoch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from aselect_hf.training.objective import TaskObjective
+from aselect_hf.training.task_data import TaskDataset
+
+BYTES = 4
+
+
+@torch.no_grad()
+def keep_features(
+    objective: TaskObjective, dataset: TaskDataset, path: Path, accelerator: Accelerator, batch_size: int, flipped: bool
+) -> np.ndarray:
+    """Features of all images, memory-mapped: `(1 + flipped, images, tokens, features, width)` float32.
+
+    Where the head averages tokens anyway, so does the file: `tokens` is then 1. Every process computes its share.
+
+    Args:
+        path: file to write.
+        flipped: also those of the mirrored images.
+
+    Raises:
+        ValueError: there is no room for them.
+    """
+    config = objective.dit.config
+    tokens = 1 if objective.pools else config.num_patches
+    shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.hidden_size)
+    needed, free = BYTES * int(np.prod(shape)), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise ValueError(
+            f"cache_features needs {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
+            "use --cache_features False"
+        )
+    if accelerator.is_main_process:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    accelerator.wait_for_everyone()
+    store = np.load(path, mmap_mode="r+")
+    rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    loader = DataLoader(torch.utils.data.Subset(dataset, rows), batch_size=batch_size, collate_fn=dataset.collate)
+    starts = range(0, len(rows), batch_size)
+    bar = tqdm(loader, desc=f"features of {dataset.data.name}", disable=not accelerator.is_local_main_process)
+    for start, batch in zip(starts, bar, strict=True):
+        part = rows[start : start + batch_size]
+        inputs = {name: value.to(accelerator.device) for name, value in batch.items() if torch.is_tensor(value)}
+        for mirror in range(1 + flipped):
+            with accelerator.autocast():
+                found = objective.read_features(inputs, bool(mirror))
+            store[mirror, part] = (found.mean(dim=1, keepdim=True) if objective.pools else found).cpu().numpy()
+    store.flush()
+    accelerator.wait_for_everyone()
+    return np.load(path, mmap_mode="r")
