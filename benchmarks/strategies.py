@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, An
         command = [
             sys.executable, "-m", f"aselect_hf.training.{arguments.task}",
             "--model_name_or_path", arguments.model, "--dataset_name", arguments.data,
-            "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True", "--random_flip", "False",
+            "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True",
+            "--random_flip", "False",
             "--timestep_selection", strategy, "--seed", str(seed), "--num_train_epochs", str(arguments.epochs),
             "--per_device_train_batch_size", "64", "--learning_rate", "1e-4", "--head_norm", "batch_norm",
             "--timesteps", str(arguments.timesteps), "--attn_implementation", "eager", "--mixed_precision", "bf16",

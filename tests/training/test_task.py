@@ -113,6 +113,17 @@ def test_lora_is_merged_into_an_ordinary_checkpoint(run, tmp_path):
     }
 
 
+@pytest.mark.parametrize("task", CLASSES)
+def test_kept_features_change_nothing(run, tmp_path, task):
+    """A backbone that runs once an image, mirrored ones included, trains the heads that one run an epoch trains."""
+    reports = [run(task, "--freeze_backbone", "--cache_features", keep, name=keep) for keep in ("True", "False")]
+    first, second = (weights(CLASSES[task].from_pretrained(tmp_path / keep)) for keep in ("True", "False"))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=1e-5)
+    assert reports[0].validation == pytest.approx(reports[1].validation, abs=0.06)
+    assert not (tmp_path / "True" / ".features").exists()
+
+
 def test_resumed_run_ends_in_the_very_same_weights(run, tmp_path):
     """Stopped in the second epoch's middle, with heads, gate, both losses and EMA."""
     flags = ["--timestep_selection", "gate", "--max_train_steps", "9", "--ema_decay", "0.5"]
