@@ -90,7 +90,8 @@ class ImageData:
         if isinstance(images, str | Path):
             data = cls.of(load_images(images, split, config_name, masks=masks), **{"name": str(images)} | columns)
             if data.masks is not None and data.mask_names is None:
-                data.mask_names = load_mask_names(images)
+                names = load_mask_names(images)
+                data.mask_names = names[1:] if names and images == "sample" and data.reduce_labels else names
             return data
         if isinstance(images, datasets.DatasetDict):
             raise ValueError(f"images is a DatasetDict; pass one of its splits: {', '.join(images)}")

@@ -164,10 +164,12 @@ def _columns(args: TaskDataArguments, segmentation: bool) -> dict[str, Any]:
 
 
 def _load(source: str, split: str | None, args: TaskDataArguments, segmentation: bool) -> ImageData:
-    loaded = load_images(source, split, args.dataset_config_name, masks=segmentation)
-    return _checked(
-        ImageData.of(loaded, name=f"{source} ({split or 'all'})", **_columns(args, segmentation)), segmentation
+    name = f"{source} ({split})" if split else source
+    columns = _columns(args, segmentation)
+    data = ImageData.of(
+        source, split=split, config_name=args.dataset_config_name, masks=segmentation, name=name, **columns
     )
+    return _checked(data, segmentation)
 
 
 def _split(source: str, split: str, args: TaskDataArguments, segmentation: bool) -> ImageData:
