@@ -47,7 +47,7 @@ class TaskObjective(nn.Module):
         random_flip: mirror half of the images (and their masks).
 
     Raises:
-        ValueError: a model that reads several timesteps, a denoising loss on a frozen backbone.
+        ValueError: a model that reads several timesteps, a denoising loss on a frozen backbone, a gate with batch norm.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class TaskObjective(nn.Module):
         self.denoising_loss_weight = denoising_loss_weight
         self.random_flip = random_flip
         self.progress = 0.0
+        if gate is not None and model.config.head_norm != "layer_norm":
+            raise ValueError(
+                f"a gate needs head_norm=layer_norm, got {model.config.head_norm}: statistics over a batch of mixed "
+                "timesteps blow up what little a noisy one tells"
+            )
         if denoising_loss_weight:
             if not self.backbone_trains:
                 raise ValueError("denoising_loss_weight must be 0 with a frozen backbone: it has nothing to train")
@@ -177,11 +182,13 @@ class TaskObjective(nn.Module):
     def _combine(self, gate: TimestepGate, tokens: torch.Tensor, visits: Visits) -> torch.Tensor:
         """One feature of several timesteps', `(batch, tokens, features, width)`.
 
-        While the gate explores, tokens are normalised as heads will do anyway, so that it cannot follow their scale.
+        While the gate explores, what heads read is normalised as they will do anyway, so that it cannot follow scales.
         """
+        if self.pools:
+            tokens = tokens.mean(dim=2, keepdim=True)
         if self.progress >= SETTLED:
             return tokens[:, 0] * visits.importance[..., None, None]
-        tokens = F.layer_norm(tokens, tokens.shape[-1:]).flatten(3)
+        tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]).flatten(3)
         combined = gate.combine(tokens, visits)
         gate.observe(tokens.detach().mean(dim=2), visits)
         return combined.unflatten(-1, (len(self.features), -1))
