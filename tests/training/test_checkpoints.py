@@ -153,3 +153,16 @@ def test_a_disk_that_was_full_from_the_start(make_trainer):
     with room_again(), pytest.raises(OSError, match=r"checkpoint-5 could not be saved .* there is no earlier one"):
         trainer.train()
     assert names(trainer) == []
+
+
+def test_a_folder_that_cannot_be_written_ends_the_same_way(saved, make_trainer):
+    trainer = make_trainer(resume_from_checkpoint="latest", checkpointing_steps=12)
+    forward = trainer.objective.forward
+
+    def obstruct(batch, draws):
+        (saved / ".checkpoint-12.partial").touch()  # a file where the folder should be
+        return forward(batch, draws)
+
+    trainer.objective.forward = obstruct
+    with pytest.raises(OSError, match=r"checkpoint-12 could not be saved \(.*File exists.*run/checkpoint-9$"):
+        trainer.train()
