@@ -1,0 +1,48 @@
+"""A training script that ends on the Hub: its model, figures and pictures, loaded from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from .conftest import ClientProcess, RemoteApi
+
+
+def train_and_push(folder: Path) -> None:
+    """`classify --push_to_hub` on a few images of the sample."""
+    from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
+    from aselect_hf.training.task import TaskRun
+
+    flags = [
+        "--model_name_or_path=sample", "--dataset_name=sample", "--max_train_samples=24", "--timesteps=3",
+        "--validation_split=validation", "--max_eval_samples=10", "--per_device_train_batch_size=8",
+        "--max_train_steps=3", "--freeze_backbone", f"--output_dir={folder / 'run'}", f"--cache_dir={folder / 'cache'}",
+        "--push_to_hub", "--hub_model_id=ada/trained", "--hub_private_repo",
+    ]  # fmt: skip
+    TaskRun(False, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, flags)).run()
+
+
+def load_and_classify(repo_id: str) -> list[dict[str, float]]:
+    """The pipeline on what was pushed."""
+    from transformers import pipeline
+
+    import aselect_hf  # noqa: F401
+    from aselect_hf.data import load_images
+
+    return pipeline("image-classification", model=repo_id)(load_images("sample", "test")[0]["image"])
+
+
+def test_a_run_ends_on_the_hub(client: ClientProcess, ada: RemoteApi, tmp_path: Path) -> None:
+    client.run(train_and_push, tmp_path)
+    files = set(ada.list_repo_files("ada/trained"))
+    assert {"model.safetensors", "config.json", "README.md", "selection.json", "training.json", "handler.py"} <= files
+    assert ada.model_info("ada/trained").private
+    card = ModelCard.load(ada.hf_hub_download("ada/trained", "README.md"))
+    assert card.data.pipeline_tag == "image-classification"
+    assert "| accuracy | 0." in card.text
+    assert "hub_token" not in card.text
+    assert str(tmp_path) not in card.text
+    scores = client.run(load_and_classify, "ada/trained")
+    assert sum(score["score"] for score in scores) == pytest.approx(1, abs=0.6)
