@@ -262,14 +262,14 @@ def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
         raise ValueError(f"config file {path} must hold 'name: value' lines")
     for name in values:
         if name not in types:
-            close = get_close_matches(str(name), types, 1)
-            raise ValueError(
-                f"config file {path}: unknown argument {name!r}" + f"; did you mean {close[0]}?" * len(close)
-            )
+            hint = "".join(f"; did you mean {close}?" for close in get_close_matches(str(name), types, 1))
+            raise ValueError(f"config file {path}: unknown argument {name!r}{hint}")
     flags = []
     for name, value in values.items():
         if isinstance(value, bool) and types[name] is not bool:
             value = "yes" if value else "no"  # YAML reads `mixed_precision: no` as false
-        if value is not None:
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
             flags.append(f"--{name}={value}")
     return flags

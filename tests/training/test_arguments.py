@@ -9,13 +9,13 @@ import pytest
 from aselect_hf.training import pretrain
 from aselect_hf.training.arguments import (
     DataArguments,
-    ModelArguments,
     PretrainingArguments,
+    PretrainModelArguments,
     TrainingArguments,
     parse_arguments,
 )
 
-ALL = (ModelArguments, DataArguments, TrainingArguments)
+ALL = (PretrainModelArguments, DataArguments, TrainingArguments)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,7 @@ def test_yaml_reads_no_and_small_numbers_as_meant(tmp_path):
     ("text", "message"),
     [
         ("lerning_rate: 1", "unknown argument 'lerning_rate'; did you mean learning_rate"),
+        ("xyzzy: 1", "unknown argument 'xyzzy'$"),
         ("[1, 2]", "must hold 'name: value' lines"),
         ("a: [", "cannot be read"),
         ("ema_decay: 2", "ema_decay must be in"),
@@ -109,7 +110,7 @@ def test_a_wrong_type_in_a_file_ends_like_a_wrong_flag(tmp_path, capsys):
 
 def test_help_shows_example_and_defaults(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments((ModelArguments, DataArguments, PretrainingArguments), pretrain.__doc__, ["--help"])
+        parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), pretrain.__doc__, ["--help"])
     text = capsys.readouterr().out
     assert "    accelerate launch -m aselect_hf.training.pretrain --dataset_name" in text
     assert "(default: 0.0001)" in text

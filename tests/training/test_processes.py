@@ -73,7 +73,7 @@ def test_expected_is_compared():
     accelerator = Accelerator(cpu=True)
     check_num_processes(accelerator)
     check_num_processes(accelerator, expected=1)
-    with pytest.raises(ValueError, match="expected promised 3 processes, but this run has 1 on cpu"):
+    with pytest.raises(ValueError, match="num_processes promised 3 processes, but this run has 1 on cpu"):
         check_num_processes(accelerator, expected=3)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         check_num_processes(accelerator, expected=0)

@@ -141,7 +141,7 @@ def test_resumed_run_ends_in_the_very_same_weights(run, tmp_path):
 
 
 def test_arguments_of_a_run_start_it_again(run, tmp_path):
-    first = run("segment", "--freeze_backbone", "--seed", "3")
+    first = run("segment", "--freeze_backbone", "--seed", "3", "--head_learning_rates", "1e-3", "1e-2")
     arguments = parse_arguments(
         ARGUMENTS, None, [str(tmp_path / "run" / "training_args.json"), "--output_dir", str(tmp_path / "again")]
     )
