@@ -19,11 +19,11 @@ def encode_flops(model: ASelectDiTModel) -> float:
     return float(counter.get_total_flops())
 
 
-def feature_flops(model: ASelectDiTModel, feature: str) -> float:
-    """Operations of one latent-to-feature run at the trained resolution (one noise draw)."""
+def feature_flops(model: ASelectDiTModel, *features: str) -> float:
+    """Operations of one run from latents to `features` at the trained resolution (one noise draw)."""
     config = model.config
     latents = torch.zeros(1, config.num_channels, config.sample_size, config.sample_size, device=model.device)
     timesteps = torch.zeros(1, dtype=torch.long, device=model.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.features_of_noisy(latents, timesteps, [feature])
+        model.features_of_noisy(latents, timesteps, features)
     return float(counter.get_total_flops())

@@ -39,6 +39,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_files(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; if the block succeeds, its files move there, replacing old ones."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".final-") as temporary:
+        yield Path(temporary)
+        for file in Path(temporary).iterdir():
+            os.replace(file, Path(folder) / file.name)
+
+
+@contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; it becomes `path` if the block succeeds.
 

@@ -15,13 +15,13 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
-from aselect_hf.modeling.timestep_gate import TimestepGate, Visits, gate_temperature
+from aselect_hf.modeling.timestep_gate import ANNEALED_AT, TimestepGate, Visits, gate_temperature
 from aselect_hf.training.draws import SampleDraws
 
 HeadModel = ASelectDiTForImageClassification | ASelectDiTForSemanticSegmentation
 
-SETTLED = 0.75
-"""Share of the training after which a gate visits its favourite alone: heads then train on what inference will see."""
+SETTLED = ANNEALED_AT
+"""Once cooled, a gate visits its favourite alone: heads then train on what inference will see."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class TaskObjective(nn.Module):
     def read_features(self, batch: dict[str, Any], mirrored: bool = False) -> torch.Tensor:
         """Features `(batch, tokens, features, width)` of an evaluation batch, at the timestep of inference."""
         name = "latents" if "latents" in batch else "pixel_values"
-        inputs = batch.get(f"flipped_{name}", batch[name].flip(-1)) if mirrored else batch[name]
+        inputs = _mirrored(batch, name) if mirrored else batch[name]
         latents = self.dit.prepare_latents(**{name: inputs}).float()
         return self._read(latents, self._constant(latents), None)[0][:, 0].float()
 
@@ -207,8 +207,7 @@ class TaskObjective(nn.Module):
         if not self.random_flip:
             return inputs, labels
         flip = (draws.uniform() < 0.5).to(inputs.device)
-        mirrored = batch.get(f"flipped_{name}", inputs.flip(-1))
-        inputs = torch.where(flip[:, None, None, None], mirrored, inputs)
+        inputs = torch.where(flip[:, None, None, None], _mirrored(batch, name), inputs)
         if self.segmentation:
             labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
         return inputs, labels
@@ -260,6 +259,11 @@ class TaskObjective(nn.Module):
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
         return total / mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
+
+
+def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:
+    """What mirrored images look like to the DiT: stored beside the inputs where it is not their mirror image."""
+    return batch[f"flipped_{name}"] if f"flipped_{name}" in batch else batch[name].flip(-1)
 
 
 def head_of(model: HeadModel) -> nn.Module:

@@ -13,11 +13,9 @@ class-conditional (`num_condition_classes > 0`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,12 +25,14 @@ from torch import nn
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
+from aselect_hf.files import atomic_files
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
+from aselect_hf.training.publish import push_output
 
 
 class DenoisingObjective(nn.Module):
@@ -136,12 +136,11 @@ def pretrain(
     record = trainer.train()
     if trainer.accelerator.is_main_process and not record["interrupted"]:
         arguments = asdict(model_args) | asdict(data_args) | training_args.public()
-        with TemporaryDirectory(dir=output_dir, prefix=".final-") as temporary:
-            save_model(model, temporary)
-            (Path(temporary) / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
-            for file in Path(temporary).iterdir():
-                os.replace(file, output_dir / file.name)
+        with atomic_files(output_dir) as folder:
+            save_model(model, folder)
+            (folder / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
         trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
+        push_output(training_args)
     trainer.accelerator.end_training()
     return model
 

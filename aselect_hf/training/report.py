@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from aselect_hf.conversion import save_model
 from aselect_hf.cost import feature_flops
 from aselect_hf.data import ImageData
+from aselect_hf.files import atomic_files
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.timestep_gate import gate_temperature
@@ -38,7 +37,8 @@ class RunReport:
         validation, test: its metrics by name; `test` is `None` without a test split.
         record: of the training: `steps`, `seconds`, `history`.
         training_cost: of the training itself.
-        device: what it ran on, in words.
+        batch_size: images per optimizer step.
+        mixed_precision: that it ran in.
     """
 
     run: TaskRun
@@ -50,6 +50,7 @@ class RunReport:
     record: dict[str, Any]
     training_cost: SelectionCost
     batch_size: int
+    mixed_precision: str
 
     @property
     def main_metric(self) -> str:
@@ -76,9 +77,9 @@ class RunReport:
             f"by {self.selection.method}",
             "head": f"learning rate {self.setting.learning_rate:g}, weight decay {self.setting.weight_decay:g}{chosen}",
             "training": f"{self.record['steps']:,} steps of {self.batch_size} images, "
-            f"mixed precision {args.mixed_precision}, seed {args.seed}",
+            f"mixed precision {self.mixed_precision}, seed {args.seed}",
             "test split": "scored once" if self.test else "none",
-            "hardware": hardware(run.model.device),
+            "hardware": hardware(run.state.device),
             "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
         }
 
@@ -117,14 +118,16 @@ class RunReport:
         run, model = self.run, self.run.model
         given: dict[str, Any] = {}
         changed: dict[str, Any] = {}
-        for part in (run.model_args, run.data_args, run.args):
+        for part, values in (
+            (run.model_args, asdict(run.model_args)),
+            (run.data_args, asdict(run.data_args)),
+            (run.args, run.args.public()),
+        ):
             defaults = asdict(type(part)())
-            values = {name: value for name, value in asdict(part).items() if name != "hub_token"}
             given |= {name: value for name, value in values.items() if value is not None}
             changed |= {name: value for name, value in values.items() if value != defaults[name]}
         self.selection.apply(model)
-        with TemporaryDirectory(dir=output_dir, prefix=".final-") as temporary:
-            folder = Path(temporary)
+        with atomic_files(output_dir) as folder:
             save_model(model.cpu().eval(), folder)
             self.selection.save(folder / "selection.json")
             if self.selection.scores:
@@ -138,8 +141,6 @@ class RunReport:
                 (folder / name).write_text(json.dumps(content, indent=1))
             repo_id = run.args.hub_model_id or output_dir.name
             prepare_folder(folder, repo_id, dataset=None, license=None).card.save(folder / "README.md")
-            for file in folder.iterdir():
-                os.replace(file, output_dir / file.name)
 
 
 def training_cost(objective: TaskObjective, record: dict[str, Any], images: int) -> SelectionCost:
@@ -151,8 +152,8 @@ def training_cost(objective: TaskObjective, record: dict[str, Any], images: int)
     if not objective.denoising_loss_weight:
         visited *= objective.dit.config.num_noise_draws
     passes = round(images * visited)
-    feature = "blocks.-1.hidden" if objective.denoising_loss_weight else objective.features[-1]
-    flops = feature_flops(objective.dit, feature) * (1 + BACKWARD * objective.backbone_trains)
+    features = ["blocks.-1.hidden"] if objective.denoising_loss_weight else objective.features
+    flops = feature_flops(objective.dit, *features) * (1 + BACKWARD * objective.backbone_trains)
     return SelectionCost(passes, record["seconds"], passes * flops)
 
 

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from aselect_hf.conversion import load_model, locate
 from aselect_hf.files import check_writable
-from aselect_hf.hub import push_folder
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
@@ -33,6 +32,7 @@ from aselect_hf.training.loop import Trainer, effective_batch
 from aselect_hf.training.lora import add_lora, merge_lora
 from aselect_hf.training.objective import HeadModel, HeadSetting, TaskObjective, put_head
 from aselect_hf.training.pictures import log_figure, predictions_figure
+from aselect_hf.training.publish import push_output
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
 from aselect_hf.training.task_data import TaskDataset, encode_once, load_task_data, stream_collate
 
@@ -112,12 +112,11 @@ class TaskRun:
         merge_lora(self.model)
         report = RunReport(
             self, selection, objective.settings[best], len(self.scores), self.scores[best], test, record, cost,
-            batch_size,
+            batch_size, trainer.accelerator.mixed_precision,
         )  # fmt: skip
         if self.state.is_main_process:
             report.write(self.output_dir)
-            if self.args.push_to_hub:
-                self._push()
+            push_output(self.args)
         trainer.accelerator.end_training()
         self.state.print(f"{report.summary()}; saved to {self.output_dir}")
         return report
@@ -278,12 +277,3 @@ class TaskRun:
         objective = self._build_objective()
         objective.load_state_dict(weights)
         return objective
-
-    def _push(self) -> None:
-        commit = push_folder(
-            self.output_dir,
-            self.args.hub_model_id or self.output_dir.name,
-            private=self.args.hub_private_repo or None,
-            token=self.args.hub_token,
-        )
-        print(f"pushed {commit.pr_url or commit.commit_url}")

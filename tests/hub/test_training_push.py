@@ -46,3 +46,26 @@ def test_a_run_ends_on_the_hub(client: ClientProcess, ada: RemoteApi, tmp_path: 
     assert str(tmp_path) not in card.text
     scores = client.run(load_and_classify, "ada/trained")
     assert sum(score["score"] for score in scores) == pytest.approx(1, abs=0.6)
+
+
+def pretrain_and_push(folder: Path) -> None:
+    """`pretrain --push_to_hub` on a few images of the sample."""
+    from aselect_hf.training.arguments import (
+        DataArguments,
+        PretrainingArguments,
+        PretrainModelArguments,
+        parse_arguments,
+    )
+    from aselect_hf.training.pretrain import pretrain
+
+    flags = [
+        "--model_name_or_path=sample", "--dataset_name=sample", "--max_train_samples=16", "--max_train_steps=2",
+        "--per_device_train_batch_size=8", f"--output_dir={folder / 'run'}", "--push_to_hub",
+        "--hub_model_id=ada/pretrained",
+    ]  # fmt: skip
+    pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), None, flags))
+
+
+def test_pretraining_ends_on_the_hub(client: ClientProcess, ada: RemoteApi, tmp_path: Path) -> None:
+    client.run(pretrain_and_push, tmp_path)
+    assert {"model.safetensors", "README.md", "training.json"} <= set(ada.list_repo_files("ada/pretrained"))

@@ -1,0 +1,21 @@
+"""What every script does last, where it is asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aselect_hf.hub import push_folder
+from aselect_hf.training.arguments import PretrainingArguments
+
+
+def push_output(args: PretrainingArguments) -> None:
+    """Push `output_dir` with its card and records, if `push_to_hub`; called by one process."""
+    if not args.push_to_hub:
+        return
+    commit = push_folder(
+        args.output_dir,
+        args.hub_model_id or Path(args.output_dir).name,
+        private=args.hub_private_repo or None,
+        token=args.hub_token,
+    )
+    print(f"pushed {commit.pr_url or commit.commit_url}")
