@@ -50,8 +50,14 @@ class ASelectDiTFixedLayer(ASelectDiTBlock):
     """A plain pre-norm block that computes `kinds` and nothing after them.
 
     Modulation is folded into the linear layers, except where that would change one of `kinds`: a norm whose output is
-    asked for is affine, and a gate whose input is asked for stays a vector.
+    asked for is affine, and a gate whose input is asked for stays a vector. A part that is not needed is `None`.
     """
+
+    attention_norm: Any
+    qkv_proj: Any
+    attention: Any
+    mlp_norm: Any
+    mlp: Any
 
     def __init__(self, config: ASelectDiTConfig, kinds: set[str]) -> None:
         super().__init__()
@@ -79,23 +85,18 @@ class ASelectDiTFixedLayer(ASelectDiTBlock):
         self, hidden_states: torch.Tensor, conditioning: Any = None, **kwargs: Any
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Compute the block one feature at a time; those that are not among `kinds` have no meaning outside of it."""
-        assert self.attention_norm
         attention_norm = self.attention_norm(hidden_states)
         yield "attention_norm", attention_norm
-        assert self.qkv_proj
         projected = self.qkv_proj(attention_norm).chunk(len(self.projections), dim=-1)
         yield from zip(self.projections, projected, strict=True)
-        assert self.attention
         attention, _ = self.attention(*projected, **kwargs)
         yield "attention", attention
         attention_gated = attention if self.attention_gate is None else self.attention_gate * attention
         yield "attention_gated", attention_gated
         hidden_states = hidden_states + attention_gated
 
-        assert self.mlp_norm
         mlp_norm = self.mlp_norm(hidden_states)
         yield "mlp_norm", mlp_norm
-        assert self.mlp
         mlp = self.mlp(mlp_norm)
         yield "mlp", mlp
         mlp_gated = mlp if self.mlp_gate is None else self.mlp_gate * mlp
