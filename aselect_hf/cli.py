@@ -175,7 +175,7 @@ def features(
     config = backbone.config
     if list_only:
         shape = f"(batch, {config.num_patches}, {config.hidden_size})"
-        for name in list_features(config.num_hidden_layers):
+        for name in config.fixed_to["features"] if config.fixed_to else list_features(config.num_hidden_layers):
             print(f"{name:28s} {shape}" + ("  <- config.feature" if name == config.feature else ""))
         return
     if data is None:
@@ -214,18 +214,26 @@ def convert(
     vae_decoder: Annotated[bool, typer.Option(help="Keep the VAE's decoder.")] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .pt and .bin (weights only).")] = False,
     num_attention_heads: Annotated[int | None, typer.Option(help="For a .pt of an unpublished width.")] = None,
+    fix_timestep: Annotated[
+        bool, typer.Option("--fix-timestep", help="Fold the timestep into the weights: a plain, smaller ViT.")
+    ] = False,
+    timestep: Annotated[int | None, typer.Option(help="Timestep to write; default: the model's own.")] = None,
+    feature: Feature = None,
     base_model: Annotated[str | None, typer.Option(help="Hub id the weights come from, for the card.")] = None,
     base_model_license: Annotated[str | None, typer.Option(help="Its licence, for the card.")] = None,
 ) -> None:
-    """Convert a checkpoint from or to diffusers, or from an original DiT or SiT file."""
-    config = {
+    """Convert a checkpoint from or to diffusers, from an original DiT or SiT file, or to a fixed timestep."""
+    config: dict[str, Any] = {
+        "timestep": timestep,
+        "feature": feature,
         "num_attention_heads": num_attention_heads,
         "base_model": base_model,
         "base_model_license": base_model_license,
     }
     model = convert_checkpoint(
         source, output_dir, to=to, source_format=source_format, vae=vae, vae_decoder=vae_decoder,
-        allow_pickle=allow_pickle, **{name: value for name, value in config.items() if value is not None},
+        allow_pickle=allow_pickle, fix_timestep=fix_timestep,
+        **{name: value for name, value in config.items() if value is not None},
     )  # fmt: skip
     print(f"wrote {output_dir}: {model.num_parameters() / 1e6:.1f} M parameters as {to}")
 

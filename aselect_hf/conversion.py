@@ -32,10 +32,14 @@ from transformers import PreTrainedModel
 
 from aselect_hf.data import SAMPLE_MODEL
 from aselect_hf.files import atomic_directory
+from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import SHAPES, ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, ASelectDiTPreTrainedModel
-from aselect_hf.modeling.modeling_aselect_dit_heads import ASelectDiTForSemanticSegmentation
+from aselect_hf.modeling.modeling_aselect_dit_heads import (
+    ASelectDiTForImageClassification,
+    ASelectDiTForSemanticSegmentation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +80,7 @@ ORIGINAL_BLOCK_KEYS = {
     "mlp.fc2": "mlp.fc2",
 }
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
+"""Stored buffers that a config says how to make; in a model with a fixed timestep the positions are weights."""
 ACTIVATIONS = {"gelu-approximate": "gelu_pytorch_tanh", "gelu": "gelu"}
 SCHEDULER_FIELDS = (
     "num_train_timesteps",
@@ -97,8 +102,9 @@ def convert_checkpoint(
     vae: str | Path | None = None,
     vae_decoder: bool = False,
     allow_pickle: bool = False,
+    fix_timestep: bool = False,
     **config: Any,
-) -> ASelectDiTModel:
+) -> Any:
     """Read a checkpoint of any known format, optionally write it in another, and return the model.
 
     Args:
@@ -111,19 +117,26 @@ def convert_checkpoint(
         vae: folder or Hub id of an `AutoencoderKL` or `AutoencoderTiny` to put inside, in place of the source's own.
         vae_decoder: keep the VAE's decoder (`model.decode`, and sampling after conversion to diffusers).
         allow_pickle: read `.pt` and `.bin` files, with `weights_only=True`; otherwise only safetensors.
-        config: fields of `ASelectDiTConfig` that override the source's (`base_model`, `base_model_license`,
-            `num_attention_heads` of an unusual `.pt`, ...).
+        fix_timestep: fold the timestep into the weights, see `ASelectDiTModel.fix_timestep`; a head is kept.
+        config: fields of `ASelectDiTConfig` that override the source's (`timestep`, `feature`, `base_model`,
+            `base_model_license`, `num_attention_heads` of an unusual `.pt`, ...).
 
     Raises:
         ValueError: the source is missing, damaged, of another kind, or a pickle without `allow_pickle`.
     """
     if to not in ("aselect", "diffusers"):
         raise ValueError(f"to must be 'aselect' or 'diffusers', got {to!r}")
+    if to == "diffusers" and fix_timestep:
+        raise ValueError("fix_timestep needs to='aselect': diffusers has no model with a fixed timestep")
     if to == "diffusers":
         vae_decoder = True
+    asked = {name: config.pop(name, None) for name in ("timestep", "feature")} if fix_timestep else {}
     model = load_checkpoint(
-        source, source_format=source_format, vae=vae, vae_decoder=vae_decoder, allow_pickle=allow_pickle, **config
-    )
+        source, source_format=source_format, vae=vae, vae_decoder=vae_decoder, allow_pickle=allow_pickle,
+        keep_head=fix_timestep, **config,
+    )  # fmt: skip
+    if fix_timestep:
+        model = model.fix_timestep(**asked)
     if output_dir is not None:
         with atomic_directory(output_dir) as folder:
             if to == "aselect":
@@ -140,15 +153,16 @@ def load_checkpoint(
     vae: str | Path | None = None,
     vae_decoder: bool = False,
     allow_pickle: bool = False,
+    keep_head: bool = False,
     **config: Any,
-) -> ASelectDiTModel:
-    """Read a checkpoint of any known format; arguments as in `convert_checkpoint`."""
+) -> Any:
+    """Read a checkpoint of any known format, with its head if `keep_head`; arguments as in `convert_checkpoint`."""
     name, path = str(source), locate(source, allow_pickle)
     kind = detect_format(path) if source_format == "auto" else source_format
     if kind == "aselect":
-        model = load_model(path, **config)
+        model = load_model(path, saved_class(path) if keep_head else ASelectDiTModel, **config)
         if vae is not None:
-            set_vae(model, load_vae(vae, allow_pickle), vae_decoder)
+            set_vae(getattr(model, model.base_model_prefix, model), load_vae(vae, allow_pickle), vae_decoder)
         return model
     if kind == "diffusers":
         config.setdefault("base_model", name if path != Path(name) else None)
@@ -158,21 +172,43 @@ def load_checkpoint(
     raise ValueError(f"source_format must be one of auto, aselect, diffusers, dit, sit; got {source_format!r}")
 
 
-def load_model(source: str | Path, **config: Any) -> ASelectDiTModel:
-    """`ASelectDiTModel.from_pretrained` whose errors name the checkpoint: another model type, damaged weights.
+def saved_class(folder: Path) -> type[ASelectDiTPreTrainedModel]:
+    """The class that a checkpoint of this package was saved with, its head included."""
+    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    classes = (ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTBackbone)
+    return next((known for known in classes if known.__name__ in names), ASelectDiTModel)
+
+
+def load_model(
+    source: str | Path,
+    model_class: type[ASelectDiTPreTrainedModel] = ASelectDiTModel,
+    *,
+    new_head: bool = False,
+    **config: Any,
+) -> Any:
+    """`from_pretrained` whose errors name the checkpoint: another model type, damaged weights.
 
     Args:
         source: folder or Hub id; `"sample"` for the model that ships with the package.
+        model_class: class to load.
+        new_head: let a head that the checkpoint lacks, or has for other classes, be a new one.
         config: config fields to override.
     """
     path = locate(source)
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: convert it first, with ASelectDiTModel.from_diffusers")
     try:
-        model, report = ASelectDiTModel.from_pretrained(path, output_loading_info=True, use_safetensors=True, **config)
+        model, report = model_class.from_pretrained(
+            path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=new_head, **config
+        )
     except (SafetensorError, OSError, RuntimeError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {source} cannot be read: {_first_line(error)}") from error
-    if missing := set(report["missing_keys"]) - DERIVED_KEYS:
+    derived = () if model.config.fixed_timestep else tuple(DERIVED_KEYS)
+    missing = {name for name in report["missing_keys"] if not name.endswith(derived)}
+    missing |= {name for name, *_ in report["mismatched_keys"]}
+    if new_head:
+        missing = {name for name in missing if name.startswith(f"{model.base_model_prefix}.")}
+    if missing:
         raise ValueError(f"checkpoint {source} does not fit its config: missing {sorted(missing)}")
     return model
 
@@ -241,6 +277,8 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
         ValueError: diffusers' class has no such network (flow matching, an MLP ratio other than 4).
     """
     config, schedule = model.config, model.noise_schedule
+    if config.fixed_timestep:
+        raise config.fixed_error("conversion to diffusers")
     if schedule.type != "ddpm":
         raise ValueError("diffusers' DiT pipeline has no flow-matching model: only DDPM checkpoints convert to it")
     if config.mlp_ratio != 4:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from aselect_hf import cli
+from aselect_hf import ASelectDiTForSemanticSegmentation, ASelectDiTModel, cli
 from aselect_hf.conversion import save_model
 
 
@@ -115,6 +115,38 @@ def test_convert_to_diffusers_and_back(aselect, checkpoint, make_model, tmp_path
     assert aselect("convert", tmp_path / "diffusers" / "transformer", tmp_path / "back")[0] == 0
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("wide", "back"))
     assert all(torch.equal(before[name], after[name]) for name in before if name != "evaluation_noise")
+
+
+@pytest.mark.parametrize("head", [None, ASelectDiTForSemanticSegmentation])
+def test_convert_to_a_fixed_timestep(aselect, make_model, pictures, tmp_path, head):
+    whole = make_model(num_channels=1)
+    if head:
+        whole = head(whole.config)
+    save_model(whole, tmp_path / "whole")
+    arguments = ["convert", tmp_path / "whole", tmp_path / "fixed", "--fix-timestep", "--timestep", "70"]
+    code, stdout, stderr = aselect(*arguments, *([] if head else ["--feature", "blocks.0.key"]))
+    assert code == 0, stderr
+    fixed = (head or ASelectDiTModel).from_pretrained(tmp_path / "fixed").eval()
+    assert f"{fixed.num_parameters() / 1e6:.1f} M parameters" in stdout
+    assert fixed.config.fixed_to["timestep"] == 70
+    assert (tmp_path / "fixed" / "preprocessor_config.json").is_file()
+    whole.config.timestep, whole.config.feature = 70, fixed.config.feature
+    with torch.no_grad():
+        torch.testing.assert_close(fixed(torch.ones(1, 1, 8, 8))[0], whole.eval()(torch.ones(1, 1, 8, 8))[0])
+    if head is None:
+        code, stdout, _ = aselect("features", tmp_path / "fixed", "--list")
+        assert (code, stdout.split()[0], len(stdout.splitlines())) == (0, "blocks.0.key", 1)
+        output = tmp_path / "features.safetensors"
+        assert aselect("features", tmp_path / "fixed", pictures, "--output", output)[0] == 0
+    code, _, stderr = aselect("select", tmp_path / "fixed", pictures)
+    assert code == 2
+    assert "aselect: error: selecting a timestep is not possible: this model is fixed to timestep 70" in stderr
+
+
+def test_a_fixed_timestep_does_not_convert_to_diffusers(aselect, checkpoint, tmp_path):
+    code, _, stderr = aselect("convert", checkpoint, tmp_path / "out", "--to", "diffusers", "--fix-timestep")
+    assert code == 2
+    assert "fix_timestep needs to='aselect'" in stderr
 
 
 @pytest.mark.parametrize(

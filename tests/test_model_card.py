@@ -19,7 +19,7 @@ from aselect_hf.hub.card_merge import merge_cards
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
-from aselect_hf.hub.upload import prepare_folder, prepare_upload
+from aselect_hf.hub.upload import count_parameters, prepare_folder, prepare_upload
 
 TRAINING = {
     "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},
@@ -137,6 +137,27 @@ def test_a_head_names_its_classes_and_everything_it_reads(make_config):
     assert "to timesteps t = 20, 60, one forward pass each runs up to block 2" in text
     assert "`blocks.0.key`, `blocks.2.hidden` are the features" in text
     assert "| classes | cat, dog |" in text
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_fixed_timestep_is_named(selected, make_model, tmp_path, again):
+    """With the selection that chose it, or without one where something else was fixed."""
+    model, selection = selected
+    fixed = model.fix_timestep(selection.timestep + 7 if again else None, class_label=3)
+    save_model(fixed, tmp_path / "fixed")
+    upload = prepare_upload(tmp_path / "fixed", "ada/dit", selection=None if again else selection)
+    text = upload.card.text
+    assert f"t = {fixed.config.timestep} of 0..999 ({'given' if again else 'chosen by `hfr`'})" in text
+    assert "| fixed | timestep, noise and class 3 are folded into the weights: a plain ViT" in text
+    assert "| noise draw | seed 0, part of the position embedding |" in text
+    assert "the first 2 of 3 blocks" in text
+    assert "on the checkpoint this one was made from" in text
+    assert "interpolated" not in text
+    parameters = count_parameters(tmp_path / "fixed", ())
+    assert parameters == fixed.num_parameters()
+    assert f"{parameters / 1e6:,.1f} M parameters in all" in text
+    assert upload.sizes()["model.safetensors"] < 4 * parameters + 5000
+    assert {"fixed_timestep.py", "blocks.py"} <= upload.files.keys()
 
 
 def test_code_in_the_card_is_python(card, content):

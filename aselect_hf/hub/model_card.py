@@ -208,15 +208,20 @@ class CardContent:
     def _facts(self) -> Iterator[tuple[str, str]]:
         config, schedule, t = self.config, self.schedule, self.timestep
         chosen = f"chosen by `{self.selection.method}`" if self.selection else "not selected: a tenth of the schedule"
+        if config.fixed_to and not self.selection:
+            chosen = "given"
         names = list((config.id2label or {}).values())
         if self.task != "image-feature-extraction" and len(names) <= MAX_CLASSES:
             yield "classes", ", ".join(map(str, names))
         yield "timestep", f"t = {t} of 0..{schedule.num_train_timesteps - 1} ({chosen})"
+        if config.fixed_to:
+            yield "fixed", self._fixed(config.fixed_to)
         noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
         yield "noise there", noise
         yield "feature", f"`{config.feature}`, {config.num_patches} tokens of width {config.hidden_size}"
         averaged = f", averaged over {config.num_noise_draws} draws" if config.num_noise_draws > 1 else ""
-        yield "noise draw", f"seed {config.noise_seed}{averaged}, stored in the checkpoint"
+        stored = "part of the position embedding" if config.fixed_to else "stored in the checkpoint"
+        yield "noise draw", f"seed {config.noise_seed}{averaged}, {stored}"
         side = config.image_size
         if config.vae_config is None:
             yield "input", f"{side} x {side} pixels, {config.num_channels} channel(s), in [-1, 1]"
@@ -224,14 +229,24 @@ class CardContent:
             vae = config.vae_config.get("_class_name", "AutoencoderKL")
             size = f"{config.num_channels} x {config.sample_size} x {config.sample_size}"
             yield "input", f"{side} x {side} pixels in [-1, 1], encoded to {size} latents by the `{vae}` inside"
+        depth = f"{config.num_hidden_layers} blocks"
+        if config.fixed_to:
+            depth = f"the first {config.num_kept_layers} of {depth}"
         yield (
             "network",
-            f"{config.num_hidden_layers} blocks, {config.num_attention_heads} heads, patch {config.patch_size}, "
+            f"{depth}, {config.num_attention_heads} heads, patch {config.patch_size}, "
             f"{self.num_parameters / 1e6:,.1f} M parameters in all",
         )
         if self.license:
             inherited = self.license == (config.base_model_license or "").lower()
             yield "licence", self.license + (" (the base model's)" if inherited else "")
+
+    def _fixed(self, fixed: dict[str, Any]) -> str:
+        """What a model with a fixed timestep still is."""
+        label, null_class = fixed["class_label"], self.config.num_condition_classes
+        condition = "the null class" if label in (None, null_class) else f"class {label}"
+        names = ", ".join(f"`{name}`" for name in fixed["features"])
+        return f"timestep, noise and {condition} are folded into the weights: a plain ViT that computes {names} only"
 
     def _convention(self) -> str:
         schedule = self.schedule
@@ -336,19 +351,26 @@ class CardContent:
 
     def _limits(self) -> Iterator[str]:
         config = self.config
+        again = " with `aselect select`" + (", on the checkpoint this one was made from" if config.fixed_to else "")
         if self.selection is None:
-            yield "No timestep was selected for this checkpoint: choose one on your images with `aselect select`."
+            yield f"No timestep was selected for this checkpoint: choose one on your images{again}."
         elif self.selection.method == "fixed":
             yield "The timestep was given, not chosen by a criterion; another one may suit your images better."
         else:
             yield (
                 f"The timestep was chosen on {self.selection.num_images:,} images of one data set; on very different "
-                "images choose again with `aselect select`."
+                f"images choose again{again}."
             )
-        yield (
-            f"Made for {config.image_size} x {config.image_size} pixels; at other sizes the position embedding is "
-            "interpolated, and the noise is another draw of the same seed."
-        )
+        if config.fixed_to:
+            yield (
+                f"It takes {config.image_size} x {config.image_size} pixels, and gives what it is fixed to: it cannot "
+                "denoise, nor be asked for another timestep, feature, class or noise."
+            )
+        else:
+            yield (
+                f"Made for {config.image_size} x {config.image_size} pixels; at other sizes the position embedding is "
+                "interpolated, and the noise is another draw of the same seed."
+            )
         if config.vae_config is not None:
             yield "Encoding needs `diffusers`, and with the VAE is a large part of the cost: cache the latents."
         yield "A generative model saw its training images in full: whatever biases they have are in the features."

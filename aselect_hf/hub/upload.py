@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from aselect_hf.compare import Comparison
-from aselect_hf.conversion import detect_format
+from aselect_hf.conversion import DERIVED_KEYS, detect_format
 from aselect_hf.hub.model_card import TEMPLATES, CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
@@ -78,7 +78,7 @@ def prepare_upload(
         config,
         repo_id,
         architecture=(config.architectures or ["ASelectDiTModel"])[0],
-        num_parameters=count_parameters(folder),
+        num_parameters=count_parameters(folder, () if config.fixed_timestep else DERIVED_KEYS),
         selection=selection,
         results=[] if results is None or isinstance(results, Comparison) else list(results),
         comparison=results if isinstance(results, Comparison) else comparison,
@@ -133,8 +133,8 @@ def read_config(folder: Path) -> ASelectDiTConfig:
         raise ValueError(f"{folder / 'config.json'} does not describe a model of this package: {reason}") from error
 
 
-def count_parameters(folder: Path) -> int:
-    """Parameters in the weight files, without the two buffers that the checkpoint also stores.
+def count_parameters(folder: Path, buffers: Iterable[str]) -> int:
+    """Parameters in the weight files, without the named `buffers` that the checkpoint also stores.
 
     Raises:
         ValueError: there are no weights, or they are damaged.
@@ -144,7 +144,7 @@ def count_parameters(folder: Path) -> int:
         try:
             with safe_open(path, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    if not name.endswith(("position_embedding", "evaluation_noise")):
+                    if not name.endswith(tuple(buffers)):
                         size = 1
                         for side in tensors.get_slice(name).get_shape():
                             size *= side

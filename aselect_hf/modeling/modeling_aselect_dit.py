@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .blocks import (
+    MAX_PERIOD,
+    ASelectDiTBlock,
+    ASelectDiTConditionEmbedding,
+    ASelectDiTFinalLayer,
+    ASelectDiTLayer,
+    ASelectDiTSelfAttention,
+    ConditionLinear,
+    ZeroLinear,
+)
 from .configuration_aselect_dit import ASelectDiTConfig
 from .features import FEATURE_KINDS, FeatureName, parse_feature, tokens_to_map
+from .fixed_timestep import ASelectDiTFixedLayer, check_request, fixed_config, fixed_layers, fold
 from .noise_schedule import NoiseSchedule
 
 try:
@@ -33,9 +41,6 @@ except ImportError:
     diffusers = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
-
-FREQUENCY_CHANNELS = 256
-MAX_PERIOD = 10000
 
 
 def sincos_positions(hidden_size: int, grid_size: tuple[int, int], trained_grid_size: tuple[int, int]) -> torch.Tensor:
@@ -61,168 +66,6 @@ def seeded_noise(seed: int, shape: Sequence[int]) -> torch.Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class ZeroLinear(nn.Linear):
-    """Starts at zero (adaLN-Zero)."""
-
-
-class ConditionLinear(nn.Linear):
-    """Starts at `initializer_range`."""
-
-
-class ASelectDiTConditionEmbedding(nn.Module):
-    """Timestep and class embedding, summed: the vector every adaLN modulation reads."""
-
-    def __init__(self, config: ASelectDiTConfig) -> None:
-        super().__init__()
-        self.freq_shift = config.timestep_freq_shift
-        self.fc1 = ConditionLinear(FREQUENCY_CHANNELS, config.hidden_size)
-        self.fc2 = ConditionLinear(config.hidden_size, config.hidden_size)
-        self.class_embedding = nn.Embedding(config.num_condition_classes + 1, config.hidden_size)
-
-    def forward(self, model_time: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        half = FREQUENCY_CHANNELS // 2
-        steps = torch.arange(half, dtype=torch.float32, device=model_time.device)
-        frequencies = torch.exp(-math.log(MAX_PERIOD) * steps / (half - self.freq_shift))
-        angles = model_time.float()[:, None] * frequencies[None]
-        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
-        return self.fc2(nn.functional.silu(self.fc1(sinusoid))) + self.class_embedding(class_labels)
-
-
-class ASelectDiTAttention(nn.Module):
-    def __init__(self, config: ASelectDiTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_dropout
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend over projected `(batch, tokens, width)` queries, keys and values; returns output and weights."""
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        heads = [x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (query, key, value)]
-        dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attention(self, *heads, None, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.o_proj(output.flatten(2).contiguous()), weights
-
-
-class ASelectDiTMLP(nn.Module):
-    def __init__(self, config: ASelectDiTConfig) -> None:
-        super().__init__()
-        width = int(config.hidden_size * config.mlp_ratio)
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, width)
-        self.fc2 = nn.Linear(width, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
-class ASelectDiTLayer(GradientCheckpointingLayer):
-    """An adaLN-Zero block (DiT, section 3.2) that can stop after any of its named features."""
-
-    def __init__(self, config: ASelectDiTConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=1e-6)
-        self.attention = ASelectDiTAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=config.mlp_norm_eps)
-        self.mlp = ASelectDiTMLP(config)
-        self.modulation = ZeroLinear(config.hidden_size, 6 * config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        conditioning: torch.Tensor,
-        kinds: Sequence[str] = ("hidden",),
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Run up to the deepest of `kinds`.
-
-        Returns:
-            The block's output (`None` if it stopped before), then the other features asked for in the order of
-            `FEATURE_KINDS`: a flat tuple, since reentrant gradient checkpointing detaches tensors inside a dict.
-        """
-        deepest = max(kinds, key=FEATURE_KINDS.index)
-        features = {}
-        for kind, feature in self.steps(hidden_states, conditioning, **kwargs):
-            if kind in kinds:
-                features[kind] = feature
-            if kind == deepest:
-                break
-        return features.pop("hidden", None), *features.values()
-
-    def steps(
-        self, hidden_states: torch.Tensor, conditioning: torch.Tensor, **kwargs: Any
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Compute the block one named feature at a time, in the order of `FEATURE_KINDS`."""
-        modulation = self.modulation(nn.functional.silu(conditioning))[:, None]
-        attention_shift, attention_scale, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=-1)
-
-        attention_norm = self.attention_norm(hidden_states) * (1 + attention_scale) + attention_shift
-        yield "attention_norm", attention_norm
-        query = self.attention.q_proj(attention_norm)
-        yield "query", query
-        key = self.attention.k_proj(attention_norm)
-        yield "key", key
-        value = self.attention.v_proj(attention_norm)
-        yield "value", value
-        attention, _ = self.attention(query, key, value, **kwargs)
-        yield "attention", attention
-        attention_gated = attention_gate * attention
-        yield "attention_gated", attention_gated
-        hidden_states = hidden_states + attention_gated
-
-        mlp_norm = self.mlp_norm(hidden_states) * (1 + mlp_scale) + mlp_shift
-        yield "mlp_norm", mlp_norm
-        mlp = self.mlp(mlp_norm)
-        yield "mlp", mlp
-        mlp_gated = mlp_gate * mlp
-        yield "mlp_gated", mlp_gated
-        yield "hidden", hidden_states + mlp_gated
-
-
-class ASelectDiTFinalLayer(nn.Module):
-    """Modulated norm and projection back to patches of the denoiser's output."""
-
-    def __init__(self, config: ASelectDiTConfig) -> None:
-        super().__init__()
-        channels = config.num_channels * (2 if config.learned_sigma else 1)
-        self.norm = nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=1e-6)
-        self.modulation = ZeroLinear(config.hidden_size, 2 * config.hidden_size)
-        self.proj = ZeroLinear(config.hidden_size, config.patch_size**2 * channels)
-
-    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-        shift, scale = self.modulation(nn.functional.silu(conditioning))[:, None].chunk(2, dim=-1)
-        return self.proj(self.norm(hidden_states) * (1 + scale) + shift)
-
-
 class ASelectDiTPreTrainedModel(PreTrainedModel):
     config: ASelectDiTConfig
     config_class = ASelectDiTConfig
@@ -230,14 +73,14 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ASelectDiTLayer"]  # noqa: RUF012
+    _no_split_modules = ["ASelectDiTLayer", "ASelectDiTFixedLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": ASelectDiTLayer,
-        "attentions": ASelectDiTAttention,
+        "hidden_states": ASelectDiTBlock,
+        "attentions": ASelectDiTSelfAttention,
     }
     _input_embed_layer = "patch_embedding"
 
@@ -250,6 +93,8 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
         if noise_seed is not None or num_noise_draws is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             dit: Any = getattr(model, cls.base_model_prefix, model)
+            if dit.config.fixed_timestep:
+                raise dit.config.fixed_error("another noise_seed or num_noise_draws")
             for config in (model.config, dit.config):
                 config.noise_seed = config.noise_seed if noise_seed is None else noise_seed
                 config.num_noise_draws = num_noise_draws or config.num_noise_draws
@@ -278,7 +123,12 @@ class ASelectDiTPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, ASelectDiTModel):
             init.copy_(module.position_embedding, module.compute_positions(self.config.grid_size))
-            init.copy_(module.evaluation_noise, module.compute_noise((self.config.sample_size,) * 2))
+            if not self.config.fixed_timestep:
+                init.copy_(module.evaluation_noise, module.compute_noise((self.config.sample_size,) * 2))
+        elif isinstance(module, ASelectDiTFixedLayer):
+            for gate in (module.attention_gate, module.mlp_gate):
+                if gate is not None:
+                    init.ones_(gate)
 
 
 def average_draws(forward: Callable) -> Callable:
@@ -311,8 +161,23 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         self.noise_schedule = NoiseSchedule.from_dict(config.noise_schedule or {})
         self.vae = self._build_vae(config) if config.vae_config is not None else None
         self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+            bias=not config.fixed_timestep,
         )
+        if config.fixed_timestep:
+            config.check_fixed()  # again: `from_pretrained` changes fields after the config has checked them
+            tables = torch.zeros(config.num_noise_draws, config.num_patches, config.hidden_size)
+            self.position_embedding = nn.Parameter(tables)
+            self.layers = fixed_layers(config)
+        else:
+            self._build_denoiser(config)
+        self.post_init()
+
+    def _build_denoiser(self, config: ASelectDiTConfig) -> None:
+        """What a fixed timestep makes constant, and the blocks that read it."""
         device = self.patch_embedding.weight.device
         self.register_buffer("position_embedding", self.compute_positions(config.grid_size).to(device))
         self.register_buffer("evaluation_noise", self.compute_noise((config.sample_size,) * 2).to(device))
@@ -320,7 +185,6 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         self.condition_embeddings = nn.ModuleList(ASelectDiTConditionEmbedding(config) for _ in range(embedders))
         self.layers = nn.ModuleList(ASelectDiTLayer(config) for _ in range(config.num_hidden_layers))
         self.final_layer = ASelectDiTFinalLayer(config)
-        self.post_init()
 
     @can_return_tuple
     @average_draws
@@ -351,12 +215,13 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             With `output_hidden_states` or `output_attentions` all blocks are run and returned.
 
         Raises:
-            ValueError: wrong channels or size, NaN, unknown feature, timestep out of range.
+            ValueError: wrong channels or size, NaN, unknown feature, timestep out of range; anything but the defaults
+                of a model that is fixed to them, see `fix_timestep`.
         """
         names = [feature or str(self.config.feature)] if feature is None or isinstance(feature, str) else list(feature)
         if not names:
             raise ValueError("feature must be a name or a non-empty list of names")
-        timestep = self.default_timestep if timestep is None else self.noise_schedule.check_timestep(timestep)
+        timestep = self.resolve_timestep(timestep)
         flags = ("output_hidden_states", "output_attentions")
         whole = any(kwargs.get(flag, getattr(self.config, flag, False)) for flag in flags)
         latents = self.prepare_latents(pixel_values, latents)
@@ -524,6 +389,33 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         self._check_input(latents, "latents")
         return latents
 
+    def fix_timestep(
+        self, timestep: int | None = None, feature: str | Sequence[str] | None = None, class_label: int | None = None
+    ) -> ASelectDiTModel:
+        """The same model for one timestep and feature only: a plain ViT on latents, smaller and faster.
+
+        The timestep, the class and the stored noise are folded into the weights, and what the feature does not depend
+        on is left out (see `fixed_timestep.py`). The result is a checkpoint like any other (same classes, pipelines,
+        heads, ONNX export) that cannot denoise, and refuses other timesteps, features, classes, noises and resolutions.
+
+        Args:
+            timestep: default `config.timestep`.
+            feature: one or several names to keep; default `config.feature`.
+            class_label: class it is conditioned on; default the null class.
+
+        Returns:
+            A new model; this one is unchanged.
+
+        Raises:
+            ValueError: no such timestep, feature or class, or the model is fixed already.
+        """
+        names = [feature or str(self.config.feature)] if feature is None or isinstance(feature, str) else feature
+        return fold(self, fixed_config(self.config, self.resolve_timestep(timestep), names, class_label))
+
+    def resolve_timestep(self, timestep: int | None) -> int:
+        """`timestep` checked, or the default one."""
+        return self.default_timestep if timestep is None else self.noise_schedule.check_timestep(timestep)
+
     @property
     def default_timestep(self) -> int:
         """`config.timestep`, or a tenth of the schedule (with a warning) where none has been selected."""
@@ -553,6 +445,9 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
         """Features `(batch, tokens, width)` at one timestep, averaged over the stored noise draws."""
+        if self.config.fixed_timestep:
+            check_request(self.config, latents, names, timestep, noise, class_labels)
+            return self._fixed_features(latents, names, **kwargs)
         draws = self.stored_noise(latents) if noise is None else noise.to(latents).expand_as(latents)[None]
         noisy = self.noise_schedule.add_noise(latents[None].float(), draws.float(), timestep).flatten(0, 1)
         if class_labels is not None:
@@ -560,9 +455,22 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             class_labels = class_labels.repeat(len(draws))
         steps = torch.full((len(noisy),), timestep, device=noisy.device)
         features, _ = self._run_blocks(noisy, steps, class_labels, names, **kwargs)
-        if len(draws) > 1:
-            features = {name: x.unflatten(0, (len(draws), -1)).mean(dim=0) for name, x in features.items()}
-        return features
+        return self._average(features, len(draws))
+
+    def _fixed_features(
+        self, latents: torch.Tensor, names: Sequence[str], min_depth: int = 0, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """`_features_at` of a fixed model: noise and positions are one table per draw; `min_depth` runs all of it."""
+        hidden_states = (self._patches(latents)[None] + self.position_embedding[:, None]).flatten(0, 1)
+        kept = (self.config.fixed_to or {})["features"] if min_depth else []
+        features = self._read_blocks(hidden_states, [None], [*names, *kept], **kwargs)
+        return self._average({name: features[name] for name in names}, len(self.position_embedding))
+
+    @staticmethod
+    def _average(features: dict[str, torch.Tensor], draws: int) -> dict[str, torch.Tensor]:
+        if draws == 1:
+            return features
+        return {name: x.unflatten(0, (draws, -1)).mean(dim=0) for name, x in features.items()}
 
     def _run_blocks(
         self,
@@ -573,14 +481,26 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
         min_depth: int = 0,
         **kwargs: Any,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Features of noisy latents, and the (first) conditioning vector; `min_depth` as in `_read_blocks`."""
+        if self.config.fixed_timestep:
+            raise self.config.fixed_error("denoising, or features of inputs that are noisy already,")
+        conditions = self._conditions(timesteps, class_labels, len(noisy_latents))
+        return self._read_blocks(self._embed(noisy_latents), conditions, names, min_depth, **kwargs), conditions[0]
+
+    def _read_blocks(
+        self,
+        hidden_states: torch.Tensor,
+        conditions: Sequence[torch.Tensor | None],
+        names: Sequence[str],
+        min_depth: int = 0,
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
         """Run blocks up to the deepest name asked for; `min_depth` whole blocks at least."""
+        resolved = {name: parse_feature(name, self.config.num_hidden_layers) for name in names}
         wanted: dict[int, set[str]] = {}
-        for name in names:
-            block, kind = parse_feature(name, len(self.layers))
+        for block, kind in resolved.values():
             wanted.setdefault(block, set()).add(kind)
         last = max(wanted)
-        conditions = self._conditions(timesteps, class_labels, len(noisy_latents))
-        hidden_states = self._embed(noisy_latents)
         features: dict[FeatureName, torch.Tensor] = {}
         for index, layer in enumerate(self.layers[: max(last + 1, min_depth)]):
             kinds = wanted.get(index, set())
@@ -590,7 +510,7 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             recorded = dict(zip(sorted(kinds - {"hidden"}, key=FEATURE_KINDS.index), others, strict=True))
             recorded["hidden"] = hidden_states
             features |= {FeatureName(index, kind): recorded[kind] for kind in wanted.get(index, ())}
-        return {name: features[parse_feature(name, len(self.layers))] for name in names}, conditions[0]
+        return {name: features[feature] for name, feature in resolved.items()}
 
     def _predict(
         self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None, **kwargs: Any
@@ -628,8 +548,11 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
                 f"got {class_labels.tolist()}"
             )
 
+    def _patches(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+
     def _embed(self, noisy_latents: torch.Tensor) -> torch.Tensor:
-        patches = self.patch_embedding(noisy_latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        patches = self._patches(noisy_latents)
         return patches + self._positions(self.grid_size(noisy_latents)).to(patches.dtype)
 
     def _positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -643,6 +566,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
 
     def stored_noise(self, latents: torch.Tensor) -> torch.Tensor:
         """`(draws, 1, channels, height, width)`; for another resolution, drawn for it from the same seed."""
+        if self.config.fixed_timestep:
+            raise self.config.fixed_error("stored noise")
         size = (latents.shape[-2], latents.shape[-1])
         noise = self.evaluation_noise
         if noise.shape[-2:] != size:

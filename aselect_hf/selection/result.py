@@ -149,6 +149,8 @@ class TimestepSelection:
         config = model.config
         if config.noise_schedule != self.schedule:
             raise ValueError("this selection was made for another noise schedule than the model's")
+        if config.fixed_timestep and (self.timestep, self.feature) != (config.timestep, config.feature):
+            raise config.fixed_error(f"timestep {self.timestep} of {self.feature}")
         config.timestep, config.feature = self.timestep, self.feature
         config.selection = {name: getattr(self, name) for name in APPLIED}
         config.check_choice()

@@ -109,6 +109,8 @@ def select_timestep(
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; accepted are {', '.join(accepted)}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if model.config.fixed_timestep:
+        raise model.config.fixed_error("selecting a timestep")
     schedule = model.noise_schedule
     if timesteps is None or isinstance(timesteps, int):
         propose = gate_timesteps if method == "gate" else default_timesteps

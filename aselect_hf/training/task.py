@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
 
-from aselect_hf.conversion import load_model, locate
+from aselect_hf.conversion import load_model
 from aselect_hf.files import check_writable
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
@@ -124,8 +124,6 @@ class TaskRun:
     def _build_model(self) -> HeadModel:
         """A backbone's checkpoint gets a new head, a task model keeps its own where the classes agree."""
         args, names = self.model_args, self.data.label_names
-        source = args.model_name_or_path or ""
-        load_model(source)  # whatever is wrong with the checkpoint is said in one line
         overrides: dict[str, Any] = {
             "id2label": dict(enumerate(names)),
             "label2id": {x: i for i, x in enumerate(names)},
@@ -136,9 +134,7 @@ class TaskRun:
         model_class: Any = ASelectDiTForImageClassification
         if self.segmentation:
             model_class = ASelectDiTForSemanticSegmentation
-        model = model_class.from_pretrained(
-            locate(source), dtype=torch.float32, ignore_mismatched_sizes=True, **overrides
-        )
+        model = load_model(args.model_name_or_path or "", model_class, new_head=True, dtype=torch.float32, **overrides)
         model.set_attn_implementation(args.attn_implementation)
         return model
 

@@ -98,6 +98,28 @@ def test_image_feature_extraction(build: Any, pictures: list[Image.Image], tmp_p
     torch.testing.assert_close(tokens, expected.last_hidden_state, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("task", "model_class"),
+    [
+        ("image-classification", ASelectDiTForImageClassification),
+        ("image-segmentation", ASelectDiTForSemanticSegmentation),
+        ("image-feature-extraction", ASelectDiTModel),
+    ],
+)
+def test_a_fixed_timestep_in_every_pipeline(
+    build: Any, pictures: list[Image.Image], tmp_path: Path, task: str, model_class: type
+) -> None:
+    whole = build(model_class, 3)
+    options: Any = {"pool": True} if model_class is ASelectDiTModel else {}
+    results = []
+    for name, model in (("whole", whole), ("fixed", whole.fix_timestep())):
+        save_model(model, tmp_path / name)
+        found: Any = pipeline(task, model=str(tmp_path / name), trust_remote_code=False, **options)(pictures)
+        results.append([summary(task, result) for result in found])
+    for result, expected in zip(*reversed(results), strict=True):
+        assert result == pytest.approx(expected, abs=1e-5)
+
+
 def test_label_maps_follow_their_images(build: Any, pictures: list[Image.Image]) -> None:
     """The segmentation processor resizes image and map alike, labels untouched, and without a crop."""
     processor = make_image_processor(build(ASelectDiTForSemanticSegmentation, 3).config, segmentation=True)

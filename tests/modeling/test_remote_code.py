@@ -94,6 +94,22 @@ def test_a_folder_loads_without_the_package(
     assert saved_again == {path.name: path.read_text() for path in (tmp_path / "model").glob("*.py")}
 
 
+@pytest.mark.parametrize("task", CLASSES)
+def test_a_fixed_timestep_loads_without_the_package(
+    build: Any, normal: Any, tmp_path: Path, run_elsewhere: Any, task: str
+) -> None:
+    """The plain ViT of `fix_timestep` is the same classes, and its folder as whole."""
+    whole, images = build(task, num_noise_draws=2), normal(2, 2, 8, 8)
+    whole.fix_timestep(70).save_pretrained(tmp_path / "model")
+    arguments = (str(tmp_path / "model"), CLASSES[task][1], OUTPUT[task], json.dumps(images.tolist()))
+    found = run_elsewhere(LOAD, *arguments, blocked=("aselect_hf", "diffusers"))
+    whole.config.timestep = 70
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(found["numbers"]), whole(images)[OUTPUT[task]], rtol=1e-5, atol=1e-5)
+    assert found["again"] == found["numbers"]
+    assert found["timestep"] == 70
+
+
 def test_a_folder_with_a_vae_needs_diffusers_only(
     make_config: Any, randomize: Any, tiny_kl: Any, normal: Any, tmp_path: Path, run_elsewhere: Any
 ) -> None:

@@ -139,6 +139,23 @@ class ASelectDiTEarlyExitModelTest(ASelectDiTModelTest):
 
 
 @require_torch
+class ASelectDiTFixedTimestepModelTest(ASelectDiTModelTest):
+    """The plain blocks of a fixed timestep, with a gate and an affine norm that could not be folded."""
+
+    feature = "blocks.1.hidden"
+    head: dict[str, Any] = {  # noqa: RUF012
+        "fixed_timestep": True,
+        "fixed_to": {
+            "timestep": 50,
+            "features": ["blocks.0.attention", "blocks.0.mlp_norm", "blocks.1.hidden"],
+            "class_label": None,
+            "noise_seed": 0,
+            "num_noise_draws": 1,
+        },
+    }
+
+
+@require_torch
 class ASelectDiTLargeHeadsModelTest(ASelectDiTModelTest):
     """Heads with every option, on several features and timesteps."""
 
