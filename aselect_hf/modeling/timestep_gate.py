@@ -4,10 +4,12 @@ The published note asks for a light attention-based gate that reads the transfor
 to end with the task and costs no forward passes beyond those of training. The form below is ours:
 
     weights w = softmax(query . key / temperature),      key_k = linear(mean feature at k) + embedding(log-SNR of k)
-    feature = sum_k w_k feature_k, estimated from the M candidates that an image visits (Horvitz & Thompson 1952)
+    loss = sum_k w_k loss(head(feature_k)), estimated from the M candidates an image visits (Horvitz & Thompson 1952)
 
-Visits follow the weights, so that little is computed where the gate has lost interest; while training, the temperature
-falls until the weights are practically one-hot.
+It is the expected loss of inference at one timestep drawn from the weights. The loss of the weighted feature,
+loss(head(sum_k w_k feature_k)), is another: a mixture tells what its parts do not, and its favourites scattered over
+the axis. Visits follow the weights, so that little is computed where the gate has lost interest; while training, the
+temperature falls until the weights are practically one-hot.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ ANNEALED_AT = 0.75
 FREQUENCIES = 16
 MIN_EXPLORATION = 0.01  # what rounding does to an inclusion probability stays far below the least one
 MEMORY = 1000
-"""Visits over which a candidate's mean feature is averaged."""
+"""Visits over which a candidate's mean feature and mean losses are averaged."""
 UNIT = 2**30
 """Inclusion probabilities are whole multiples of `1 / UNIT`: sums of them are exact, so no candidate is drawn twice."""
 
@@ -65,6 +67,7 @@ class TimestepGate(nn.Module):
         width: of the feature.
         timesteps: candidates.
         log_snr: of each candidate; may be infinite.
+        num_heads: heads that train side by side, whose losses are told apart; the best one leads the gate.
         key_width: of query and keys.
         exploration: share of the visits that is spread evenly over the candidates, in [0.01, 1].
 
@@ -75,6 +78,7 @@ class TimestepGate(nn.Module):
     timesteps: torch.Tensor
     log_snr: torch.Tensor
     mean_features: torch.Tensor
+    mean_losses: torch.Tensor
     visit_counts: torch.Tensor
     settled: torch.Tensor
 
@@ -84,6 +88,7 @@ class TimestepGate(nn.Module):
         timesteps: Sequence[int],
         log_snr: Sequence[float],
         *,
+        num_heads: int = 1,
         key_width: int = 64,
         exploration: float = 0.2,
     ) -> None:
@@ -102,6 +107,7 @@ class TimestepGate(nn.Module):
         self.register_buffer("timesteps", torch.tensor([int(t) for t in timesteps]))
         self.register_buffer("log_snr", clipped)
         self.register_buffer("mean_features", torch.zeros(len(timesteps), width))
+        self.register_buffer("mean_losses", torch.zeros(num_heads, len(timesteps)))
         self.register_buffer("visit_counts", torch.zeros(len(timesteps), dtype=torch.long))
         self.register_buffer("settled", torch.tensor(-1))
 
@@ -155,38 +161,44 @@ class TimestepGate(nn.Module):
         only = nn.functional.one_hot(self.settled, len(weights)) + 0 * weights
         return Visits(indices, only[indices], only)
 
-    def combine(self, features: torch.Tensor, visits: Visits) -> torch.Tensor:
-        """Unbiased estimate of `sum_k w_k feature_k` over all candidates: `(batch, ..., width)`.
+    def expected_losses(self, losses: torch.Tensor, visits: Visits) -> torch.Tensor:
+        """Unbiased estimates of `sum_k w_k loss_k` over all candidates, `(heads,)`.
 
-        Each feature is taken as the difference from its candidate's running mean, which comes in whole (a control
-        variate): what tells timesteps apart but not images adds no variance.
+        Each loss is taken as the difference from its candidate's running mean, which comes in whole (a control
+        variate): what tells timesteps apart but not images adds no variance. Every head learns from its own losses,
+        weighted; the weights learn from that head alone which has had the least expected loss.
 
         Args:
-            features: `(batch, num_visited, ..., width)`, in the order of `visits.indices`.
+            losses: `(heads, batch, num_visited)`, in the order of `visits.indices`.
         """
-        between = [1] * (features.ndim - 3)
-        means = self.mean_features.float().clone()  # `observe` may change them before the backward pass
-        offsets = means[visits.indices]
-        offsets = offsets.view(*offsets.shape[:2], *between, -1)
-        importance = visits.importance.view(*visits.importance.shape, *between, 1)
-        combined = (importance * (features.float() - offsets)).sum(dim=1) + visits.weights @ means
-        return combined.to(features.dtype)
+        seen = self.visit_counts > 0
+        means = self.mean_losses.float()
+        unseen = means[:, seen].mean(dim=1, keepdim=True) if seen.any() else torch.zeros_like(means[:, :1])
+        means = torch.where(seen, means, unseen)
+        leader = (means @ visits.weights.detach()).nan_to_num(torch.inf).argmin()
+        leads = torch.arange(len(means), device=means.device) == leader
+        importance = torch.where(leads[:, None, None], visits.importance, visits.importance.detach())
+        weights = torch.where(leads[:, None], visits.weights, visits.weights.detach())
+        return (importance * (losses - means[:, visits.indices])).sum(dim=2).mean(dim=1) + (weights * means).sum(dim=1)
 
     @torch.no_grad()
-    def observe(self, pooled: torch.Tensor, visits: Visits) -> None:
-        """Take pooled features `(batch, num_visited, width)` into the candidates' running means.
+    def observe(self, pooled: torch.Tensor, losses: torch.Tensor, visits: Visits) -> None:
+        """Take pooled features `(batch, num_visited, width)` and losses `(heads, batch, num_visited)` into the means.
 
-        A plain mean at first, later one that forgets. Averaged over all processes, so that all hold the same.
+        Plain means at first, later ones that forget. Averaged over all processes, so that all hold the same.
         """
-        values = pooled.float().flatten(0, 1)
+        values = torch.cat([pooled.float().flatten(0, 1), losses.float().flatten(1).T], dim=1)
         seen = nn.functional.one_hot(visits.indices.flatten(), len(self.timesteps)).to(values.dtype)
         sums = torch.cat([seen.T @ values, seen.sum(dim=0)[:, None]], dim=1)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         sums, counts = sums[:, :-1], sums[:, -1:]
         known = self.visit_counts[:, None].clamp(max=MEMORY)
-        means = (known * self.mean_features.float() + sums) / (known + counts).clamp(min=1)
-        self.mean_features.copy_(means)
+        means = torch.cat([self.mean_features, self.mean_losses.T], dim=1).float()
+        means = (known * means + sums) / (known + counts).clamp(min=1)
+        width = self.mean_features.shape[1]
+        self.mean_features.copy_(means[:, :width])
+        self.mean_losses.copy_(means[:, width:].T)
         self.visit_counts += counts[:, 0].long()
 
     @property

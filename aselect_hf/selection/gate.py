@@ -1,8 +1,8 @@
 """The learnable gate: weights over candidate timesteps, trained together with a linear head on the frozen backbone.
 
 Every image visits a few candidates a step, in one batched run, with the noise that inference sees. Features are
-layer-normalised, centred by their candidate's running mean (so that no timestep is told by its offset), combined by
-the gate and classified; the cross-entropy trains head and gate alike. See `TimestepGate`; the recipe is ours.
+layer-normalised and classified; the cross-entropy, weighted by the gate, trains head and gate alike. See
+`TimestepGate`; the recipe is ours.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ def select(
                 visits = gate.visit(uniforms, num_visited, gate_temperature(seen / (num_epochs * count)))
                 pooled = _pooled(inputs, pixel_values, gate.timesteps[visits.indices])
                 normed = nn.functional.layer_norm(pooled, pooled.shape[-1:])
-                gate.observe(normed, visits)
-                targets = torch.from_numpy(labels[rows.numpy()]).to(model.device)
-                loss = nn.functional.cross_entropy(head(gate.combine(normed, visits)), targets)
+                targets = torch.from_numpy(labels[rows.numpy()]).to(model.device)[:, None].expand(-1, num_visited)
+                losses = nn.functional.cross_entropy(head(normed).movedim(2, 1), targets, reduction="none")[None]
+                loss = gate.expected_losses(losses, visits).sum()
+                gate.observe(normed, losses, visits)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -54,7 +54,7 @@ class TaskModelArguments(ModelArguments):
     timestep: int | None = _field(None, "fixed: the timestep; default a tenth of the schedule.")
     num_selection_images: int = _field(64, "hfr: random training images to look at.")
     num_visited_timesteps: int = _field(2, "gate: candidates that each image visits in a step.")
-    gate_learning_rate: float = _field(1e-2, "gate: its learning rate.")
+    gate_learning_rate: float = _field(3e-3, "gate: its learning rate.")
     feature: str | None = _field(None, "blocks.<i>.<kind>; default the checkpoint's own.")
     freeze_backbone: bool = _field(False, "Train heads alone, many side by side; validation chooses one.")
     lora_rank: int = _field(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")

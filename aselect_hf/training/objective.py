@@ -140,7 +140,8 @@ class TaskObjective(nn.Module):
             tokens = batch["tokens"] if "tokens" in batch else self.read_features(batch)
             return torch.stack([self._logits(head, tokens) for head in self.heads])
         if "tokens" in batch:
-            return self._losses(*self._flipped(batch, "tokens", draws), None)
+            tokens, labels = self._flipped(batch, "tokens", draws)
+            return self._losses(tokens[:, None], labels)
         latents, labels = self._inputs(batch, draws)
         visits: Visits | None = None
         timesteps = self._constant(latents)
@@ -155,11 +156,9 @@ class TaskObjective(nn.Module):
         if self.denoising_loss_weight:
             noise = draws.normal(timesteps.shape[1], *latents.shape[1:]).to(latents)
         tokens, denoising_loss = self._read(latents, timesteps, noise)
-        if self.gate is not None and visits is not None:
-            tokens = self._combine(self.gate, tokens, visits)
-        else:
-            tokens = tokens[:, 0]
-        return self._losses(tokens, labels, denoising_loss)
+        if self.pools:
+            tokens = tokens.mean(dim=2, keepdim=True)
+        return self._losses(tokens, labels, visits, denoising_loss)
 
     def read_features(self, batch: dict[str, Any], mirrored: bool = False) -> torch.Tensor:
         """Features `(batch, tokens, features, width)` of an evaluation batch, at the timestep of inference."""
@@ -169,29 +168,29 @@ class TaskObjective(nn.Module):
         return self._read(latents, self._constant(latents), None)[0][:, 0].float()
 
     def _losses(
-        self, tokens: torch.Tensor, labels: torch.Tensor, denoising_loss: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor,
+        visits: Visits | None = None,
+        denoising_loss: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        losses = [self._task_loss(self._logits(head, tokens), labels) for head in self.heads]
-        task_loss = torch.stack(losses).mean()
+        """Losses of `forward`, from tokens `(batch, visited, tokens, features, width)`."""
+        visited = tokens.shape[1]
+        repeated = labels.repeat_interleave(visited, dim=0)
+        losses = torch.stack(
+            [self._image_losses(self._logits(head, tokens.flatten(0, 1)), repeated) for head in self.heads]
+        )
+        if self.gate is None or visits is None:
+            task_loss = losses.mean()
+        else:
+            losses = losses.unflatten(1, (-1, visited))
+            task_loss = self.gate.expected_losses(losses, visits).mean()
+            self.gate.observe(tokens.mean(dim=2).flatten(2), losses, visits)
         found = {"loss": task_loss, "task_loss": task_loss.detach()}
         if denoising_loss is not None:
             found["loss"] = task_loss + self.denoising_loss_weight * denoising_loss
             found["denoising_loss"] = denoising_loss.detach()
         return found
-
-    def _combine(self, gate: TimestepGate, tokens: torch.Tensor, visits: Visits) -> torch.Tensor:
-        """One feature of several timesteps', `(batch, tokens, features, width)`.
-
-        While the gate explores, what heads read is normalised as they will do anyway, so that it cannot follow scales.
-        """
-        if self.pools:
-            tokens = tokens.mean(dim=2, keepdim=True)
-        if self.progress >= SETTLED:
-            return tokens[:, 0] * visits.importance[..., None, None]
-        tokens = F.layer_norm(tokens.float(), tokens.shape[-1:]).flatten(3)
-        combined = gate.combine(tokens, visits)
-        gate.observe(tokens.detach().mean(dim=2), visits)
-        return combined.unflatten(-1, (len(self.features), -1))
 
     def _inputs(self, batch: dict[str, Any], draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents and labels, mirrored where the draw says so."""
@@ -252,13 +251,17 @@ class TaskObjective(nn.Module):
             tokens = tokens.float()
             return head(tokens, self.dit.config.grid_size) if self.segmentation else head(tokens)
 
-    def _task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over the images, or over the pixels that count, of all processes together."""
+    def _image_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of every image; for masks, scaled so that their mean is that over the pixels that count.
+
+        The pixels of all processes together: their number differs from one to the next.
+        """
         if not self.segmentation:
-            return F.cross_entropy(logits, labels)
+            return F.cross_entropy(logits, labels, reduction="none")
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum")
-        return total / mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
+        losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
+        pixels = mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
+        return losses * (len(labels) / pixels)
 
 
 def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:

@@ -181,7 +181,8 @@ class TaskRun:
             if not isinstance(candidates, list):
                 candidates = gate_timesteps(schedule, candidates or NUM_GATE_TIMESTEPS)
             width = len(model.features) * model.config.hidden_size
-            gate = TimestepGate(width, candidates, [schedule.log_snr(t) for t in candidates])
+            log_snr = [schedule.log_snr(t) for t in candidates]
+            gate = TimestepGate(width, candidates, log_snr, num_heads=len(settings))
         weight = args.denoising_loss_weight
         return TaskObjective(
             model,

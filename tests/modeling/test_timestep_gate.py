@@ -42,10 +42,11 @@ def test_weights_start_uniform_and_gradients_flow(normal: Callable[..., torch.Te
     optimizer = torch.optim.SGD(gate.parameters(), lr=1.0)
     for step in range(2):  # a query of zero hides the keys from the first step only
         visits = gate.visit(uniforms(8, 16, seed=step), 2)
-        features = normal(8, 2, WIDTH, seed=step)
-        gate.observe(features, visits)  # between the forward and the backward pass, as in training
+        losses = normal(1, 8, 2, seed=step).exp()
+        loss = gate.expected_losses(losses, visits).sum()
+        gate.observe(normal(8, 2, WIDTH, seed=step), losses, visits)  # before the backward pass, as in training
         optimizer.zero_grad()
-        gate.combine(features, visits).square().sum().backward()
+        loss.backward()
         assert gate.query.grad.abs().max() > 0
         optimizer.step()
     assert gate.key.weight.grad.abs().max() > 0
@@ -107,34 +108,55 @@ def test_a_certain_favourite_is_always_visited() -> None:
 
 @pytest.mark.parametrize("num_visited", [1, 2, 7])
 def test_estimate_is_unbiased(num_visited: int, normal: Callable[..., torch.Tensor]) -> None:
-    gate, features, count = make_gate(spread=10.0), normal(16, 3, WIDTH), 40_000
-    gate.mean_features.copy_(normal(16, WIDTH, seed=1))  # any means leave it unbiased
+    gate, losses, count = make_gate(spread=10.0), normal(1, 16).exp(), 40_000
+    gate.mean_losses.copy_(normal(1, 16, seed=1).exp())  # any means leave it unbiased
+    gate.visit_counts.fill_(1)
     visits = gate.visit(uniforms(count, 16), num_visited)
-    estimates = gate.combine(features[visits.indices], visits)
-    assert estimates.shape == (count, 3, WIDTH)
-    full = torch.einsum("k,kij->ij", gate.weights(), features)
-    error = estimates.std(dim=0) / count**0.5
-    assert ((estimates.mean(dim=0) - full).abs() <= 4 * error + 1e-6).all()
-    gradient, expected = (torch.autograd.grad(x.sum(), gate.query)[0] for x in (estimates.mean(dim=0), full))
+    visited = losses[:, visits.indices]
+    singles = [gate.expected_losses(visited[:, row], _rows(visits, row)) for row in torch.arange(count).split(100)]
+    estimate, error = torch.stack(singles).mean(dim=0), torch.stack(singles).std(dim=0) / len(singles) ** 0.5
+    full = losses @ gate.weights()
+    assert ((estimate - full).abs() <= 4 * error + 1e-6).all()
+    gradient, expected = (torch.autograd.grad(x.sum(), gate.query)[0] for x in (estimate, full))
     torch.testing.assert_close(gradient, expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
 
 
+def _rows(visits: Visits, rows: Any) -> Visits:
+    return Visits(visits.indices[rows], visits.importance[rows], visits.weights)
+
+
 def test_visiting_all_is_exact(normal: Callable[..., torch.Tensor]) -> None:
-    gate, features = make_gate(spread=10.0), normal(5, 16, 3, WIDTH)
-    gate.mean_features.copy_(normal(16, WIDTH, seed=1))
+    gate, losses = make_gate(spread=10.0, num_heads=3), normal(3, 5, 16).exp()
+    gate.mean_losses.copy_(normal(3, 16, seed=1))
+    gate.visit_counts.fill_(1)
     visits = gate.visit(uniforms(5, 16), 16)
-    visited = features.gather(1, visits.indices[..., None, None].expand_as(features))
-    full = torch.einsum("k,bkij->bij", gate.weights(), features)
-    torch.testing.assert_close(gate.combine(visited, visits), full)
+    visited = losses.gather(2, visits.indices.expand_as(losses))
+    torch.testing.assert_close(gate.expected_losses(visited, visits), (losses @ gate.weights()).mean(dim=1))
 
 
 def test_what_tells_timesteps_apart_adds_no_variance(normal: Callable[..., torch.Tensor]) -> None:
-    gate, offsets = make_gate(spread=3.0), 10 * normal(16, WIDTH)
+    gate, offsets = make_gate(spread=3.0), 10 * normal(16)
     for step in range(20):
         visits = gate.visit(uniforms(500, 16, step), 2)
-        gate.observe(offsets[visits.indices], visits)
-    estimates = gate.combine(offsets[visits.indices], visits)
-    torch.testing.assert_close(estimates, (gate.weights() @ offsets).expand_as(estimates), rtol=1e-3, atol=1e-3)
+        losses = offsets[visits.indices][None]
+        gate.observe(normal(500, 2, WIDTH), losses, visits)
+    for row in range(50):
+        estimate = gate.expected_losses(losses[:, row : row + 1], _rows(visits, slice(row, row + 1)))
+        torch.testing.assert_close(estimate, (visits.weights @ offsets)[None], rtol=1e-3, atol=1e-3)
+
+
+def test_the_best_head_leads_the_weights_and_all_heads_learn(normal: Callable[..., torch.Tensor]) -> None:
+    gate, visits = make_gate(spread=3.0, num_heads=3), make_gate().visit(uniforms(64, 16), 2)
+    gate.observe(normal(64, 2, WIDTH), torch.tensor([torch.nan, 1.0, 2.0])[:, None, None].expand(3, 64, 2), visits)
+    losses = normal(3, 64, 2).exp().requires_grad_()
+    visits = gate.visit(uniforms(64, 16), 2)
+    of_weights = [
+        torch.autograd.grad(head, gate.query, retain_graph=True, allow_unused=True)[0]
+        for head in gate.expected_losses(losses, visits)
+    ]
+    assert [gradient is not None and bool(gradient.any()) for gradient in of_weights] == [False, True, False]
+    gate.expected_losses(losses, visits)[1:].sum().backward()
+    torch.testing.assert_close(losses.grad[1:], (visits.importance / 64).detach().expand(2, -1, -1))
 
 
 def test_visits_do_not_depend_on_the_batch() -> None:
@@ -147,20 +169,20 @@ def test_visits_do_not_depend_on_the_batch() -> None:
 
 def test_running_means_are_means_and_then_forget(normal: Callable[..., torch.Tensor]) -> None:
     gate, features = make_gate(), 5 + 3 * normal(40, 2, WIDTH)
-    visits = gate.visit(uniforms(40, 16), 2)
+    visits, losses = gate.visit(uniforms(40, 16), 2), features[..., 0][None]
     for rows in (slice(0, 15), slice(15, 40)):
-        part = Visits(visits.indices[rows], visits.importance[rows], visits.weights)
-        gate.observe(features[rows], part)
+        gate.observe(features[rows], losses[:, rows], _rows(visits, rows))
     for candidate in range(16):
         seen = features[visits.indices == candidate]
         assert gate.visit_counts[candidate] == len(seen)
         if len(seen):
             torch.testing.assert_close(gate.mean_features[candidate], seen.mean(dim=0))
+            torch.testing.assert_close(gate.mean_losses[0, candidate], seen[:, 0].mean())
     gate.visit_counts.fill_(10**6)
     gate.mean_features.zero_()
     constant = torch.arange(WIDTH).float()
     for step in range(200):
-        gate.observe(constant.expand(64, 2, -1), gate.visit(uniforms(64, 16, step), 2))
+        gate.observe(constant.expand(64, 2, -1), torch.ones(1, 64, 2), gate.visit(uniforms(64, 16, step), 2))
     error = gate.mean_features / constant.max() - constant / constant.max()
     assert 0.05 < error.abs().max() < 0.5  # 1,600 visits each at a memory of 1,000: exp(-1.6) of it is left
 
@@ -170,8 +192,8 @@ def _observe_half(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     gate, (features, visits) = make_gate(), torch.load(folder / "all.pt", weights_only=False)
     rows = slice(0, 10) if rank == 0 else slice(10, 40)
-    gate.observe(features[rows], Visits(visits.indices[rows], visits.importance[rows], visits.weights))
-    torch.save((gate.mean_features, gate.visit_counts), folder / f"{rank}.pt")
+    gate.observe(features[rows], features[None, rows, :, 0], _rows(visits, rows))
+    torch.save((gate.mean_features, gate.mean_losses, gate.visit_counts), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -181,11 +203,12 @@ def test_processes_share_what_they_see(normal: Callable[..., torch.Tensor], tmp_
     with torch.no_grad():
         visits = gate.visit(uniforms(40, 16), 2)
     torch.save((features, visits), tmp_path / "all.pt")
-    gate.observe(features, visits)
+    gate.observe(features, features[None, ..., 0], visits)
     torch.multiprocessing.start_processes(_observe_half, args=(tmp_path,), nprocs=2, start_method="fork")
     for rank in range(2):
-        means, counts = torch.load(tmp_path / f"{rank}.pt")
+        means, losses, counts = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(means, gate.mean_features)
+        torch.testing.assert_close(losses, gate.mean_losses)
         assert torch.equal(counts, gate.visit_counts)
 
 
@@ -204,10 +227,12 @@ def test_a_planted_timestep_is_found(planted: int) -> None:
         visits = gate.visit(torch.rand(64, candidates + 1, generator=generator), 2, temperature)
         features = offsets[visits.indices] + torch.randn(64, 2, WIDTH, generator=generator)
         features[..., 0] += (visits.indices == planted) * (4.0 * labels[:, None] - 2.0)
-        normed = F.layer_norm(features, (WIDTH,))
-        gate.observe(normed, visits)
+        logits, targets = head(F.layer_norm(features, (WIDTH,))), labels[:, None].expand(-1, 2)
+        losses = F.cross_entropy(logits.movedim(2, 1), targets, reduction="none")[None]
+        loss = gate.expected_losses(losses, visits).sum()
+        gate.observe(features, losses, visits)
         optimizer.zero_grad()
-        F.cross_entropy(head(gate.combine(normed, visits)), labels).backward()
+        loss.backward()
         optimizer.step()
     assert gate.timestep == gate.timesteps[planted]
     assert gate.weights(gate_temperature(1.0)).max() > 0.99
@@ -223,7 +248,7 @@ def test_temperature_falls_and_then_stays() -> None:
 
 def test_state_dict_round_trip(normal: Callable[..., torch.Tensor]) -> None:
     gate = make_gate(spread=3.0)
-    gate.observe(normal(8, 2, WIDTH), gate.visit(uniforms(8, 16), 2))
+    gate.observe(normal(8, 2, WIDTH), normal(1, 8, 2), gate.visit(uniforms(8, 16), 2))
     other = TimestepGate(WIDTH, range(16), [0.0] * 16)
     other.load_state_dict(gate.state_dict())
     assert other.named_weights() == gate.named_weights()
@@ -236,13 +261,13 @@ def test_half_precision(dtype: torch.dtype, normal: Callable[..., torch.Tensor])
     gate = make_gate(spread=3.0)
     expected = gate.weights()
     gate.to(dtype)
-    features = normal(8, 2, 5, WIDTH).to(dtype)
+    features, losses = normal(8, 2, WIDTH).to(dtype), normal(1, 8, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         visits, weights = gate.visit(uniforms(8, 16), 2), gate.weights()
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights, expected, rtol=0.1, atol=0.01)
-    gate.observe(features.mean(dim=2), visits)
-    assert gate.combine(features, visits).dtype == dtype
+    gate.observe(features, losses, visits)
+    assert torch.isfinite(gate.expected_losses(losses, visits)).all()
     assert gate.visit_counts.sum() == 16
     assert torch.isfinite(gate.weights()).all()
 

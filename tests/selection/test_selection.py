@@ -211,7 +211,7 @@ class TestGate:
     def test_noise_is_that_of_inference(self, run, model, labelled, monkeypatch):
         """The features it reads are those that the model gives at the timestep by itself."""
         seen = []
-        monkeypatch.setattr(TimestepGate, "observe", lambda self, pooled, visits: seen.append((pooled, visits)))
+        monkeypatch.setattr(TimestepGate, "observe", lambda self, pooled, losses, visits: seen.append((pooled, visits)))
         images = labelled.subset([0, 1])
         run("gate", images=images, num_visited=4)
         (pooled, visits), *_ = seen
