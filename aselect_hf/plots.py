@@ -23,12 +23,22 @@ COLORS = {
 }
 
 
-def plot_selection(selection: TimestepSelection, path: Path) -> None:
-    """The score with a band of 1.96 standard errors, raw score and control above it, the choice as a line."""
+def plot_selection(selection: TimestepSelection, path: Path, beside: TimestepSelection | None = None) -> None:
+    """The score with a band of 1.96 standard errors, the choice as a line; above it raw score and control, if any.
+
+    Args:
+        beside: another selection of the same model, whose scores are shown above in the same way.
+    """
     raw = selection.raw_scores is not None and selection.options.get("noise_correction", False)
-    figure = Figure(figsize=(7.5, 6.0 if raw else 3.8), layout="constrained")
-    axes = figure.subplots(2 if raw else 1, 1, sharex=True, squeeze=False)[:, 0]
-    if raw:
+    above = raw or beside is not None
+    figure = Figure(figsize=(7.5, 6.0 if above else 3.8), layout="constrained")
+    axes = figure.subplots(1 + above, 1, sharex=True, squeeze=False)[:, 0]
+    if beside is not None:
+        _band(axes[0], beside.timesteps, beside.scores, beside.standard_errors, beside.score_name, "score")
+        axes[0].axvline(beside.timestep, color=COLORS["score"], ls="--", lw=1, label=f"t = {beside.timestep}")
+        axes[0].set_ylabel(beside.score_name)
+        axes[0].legend(frameon=False)
+    elif raw:
         axes[0].plot(
             selection.timesteps, selection.raw_scores or [], "o-", ms=3, color=COLORS["raw"], label="HFR of images"
         )

@@ -14,6 +14,7 @@ from aselect_hf.files import atomic_files
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.timestep_gate import gate_temperature
+from aselect_hf.plots import plot_selection
 from aselect_hf.selection import SelectionCost, TimestepSelection
 from aselect_hf.training import pictures
 from aselect_hf.training.arguments import TrainingArguments
@@ -33,6 +34,7 @@ class RunReport:
 
     Args:
         selection: how the timestep was chosen, with its cost.
+        hfr: of the same candidates, to show beside a gate's weights; its cost is counted nowhere.
         setting: of the head that validation chose among `num_heads`.
         validation, test: its metrics by name; `test` is `None` without a test split.
         record: of the training: `steps`, `seconds`, `history`.
@@ -43,6 +45,7 @@ class RunReport:
 
     run: TaskRun
     selection: TimestepSelection
+    hfr: TimestepSelection | None
     setting: HeadSetting
     num_heads: int
     validation: dict[str, float]
@@ -131,7 +134,7 @@ class RunReport:
             save_model(model.cpu().eval(), folder)
             self.selection.save(folder / "selection.json")
             if self.selection.scores:
-                self.selection.plot(folder / "selection.png")
+                plot_selection(self.selection, folder / "selection.png", beside=self.hfr)
             pictures.plot_history(self.record["history"], self.main_metric, folder / "history.png")
             for name, content in (
                 ("results.json", self.content()),

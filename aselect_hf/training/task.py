@@ -83,7 +83,7 @@ class TaskRun:
 
     def _run(self) -> RunReport | None:
         self.state.print(f"{self.model_args.model_name_or_path}: {self.data.describe()}")
-        selection = None
+        selection, hfr = None, None
         if self.model_args.timestep_selection != "gate":
             selection = self._choose_timestep()
             selection.apply(self.model)
@@ -107,11 +107,14 @@ class TaskRun:
         cost = training_cost(objective, record, images)
         if objective.gate is not None:
             selection = gate_selection(objective, self.data.train, cost, images, self.args)
+            if self.state.is_main_process:
+                hfr = self._select("hfr", selection.timesteps)
+                self.state.print(f"HFR among the same timesteps would choose t = {hfr.timestep}")
         assert selection is not None
         put_head(self.model, objective.heads[best])
         merge_lora(self.model)
         report = RunReport(
-            self, selection, objective.settings[best], len(self.scores), self.scores[best], test, record, cost,
+            self, selection, hfr, objective.settings[best], len(self.scores), self.scores[best], test, record, cost,
             batch_size, trainer.accelerator.mixed_precision,
         )  # fmt: skip
         if self.state.is_main_process:
@@ -154,13 +157,15 @@ class TaskRun:
                 raise ValueError("timestep_selection=grid needs every image: it cannot run with --streaming")
             options = {"validation": data.validation, "task": "segmentation" if self.segmentation else "classification"}
         if self.state.is_main_process and not (self.args.resume_from_checkpoint and self._selection_file.is_file()):
-            selection = select_timestep(
-                self.model.dit, data.train, method=method, timesteps=args.candidates, seed=self.args.seed,
-                num_images=args.num_selection_images, batch_size=self.args.per_device_eval_batch_size, **options,
-            )  # fmt: skip
-            selection.save(self._selection_file)
+            self._select(method, args.candidates, **options).save(self._selection_file)
         self.state.wait_for_everyone()
         return TimestepSelection.load(self._selection_file)
+
+    def _select(self, method: str, timesteps: int | list[int] | None, **options: Any) -> TimestepSelection:
+        return select_timestep(
+            self.model.dit, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
+            num_images=self.model_args.num_selection_images, batch_size=self.args.per_device_eval_batch_size, **options,
+        )  # fmt: skip
 
     def _build_objective(self) -> TaskObjective:
         """Freeze or prepare the backbone; make the bank of heads and the gate."""

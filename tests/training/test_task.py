@@ -68,6 +68,8 @@ def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy
     assert "scored once" in card
     for picture in ("history.png", "predictions.png", *(["selection.png"] if strategy != "fixed" else [])):
         assert Image.open(folder / picture).size[0] > 100
+    if strategy in ("hfr", "gate"):  # raw and control above the score; HFR above the gate's weights
+        assert Image.open(folder / "selection.png").size[1] > 600
     kind = {"classify": "image-classification", "segment": "image-segmentation"}[task]
     output = pipeline(kind, model=str(folder), trust_remote_code=False)(load_images("sample", "test")[0]["image"])
     assert output[0]["label"] in loaded.config.label2id
