@@ -61,7 +61,7 @@ class HeadEvaluation:
     def _metrics(self) -> list[Any]:
         count = len(self.label_names)
         if self.segmentation:
-            return [MeanIoU(count, self.ignore_index), PixelAccuracy(count, self.ignore_index)]
+            return [MeanIoU(count, self.ignore_index, self.label_names), PixelAccuracy(count, self.ignore_index)]
         return [Accuracy(), *([TopKAccuracy(5)] if count > 5 else [])]
 
     def _add_masks(self, metrics: list[list[Any]], logits: torch.Tensor, masks: list[torch.Tensor]) -> None:
@@ -75,12 +75,8 @@ class HeadEvaluation:
             for metric in each:
                 metric.add_confusion(found)
 
-    def _compute(self, metrics: list[Any]) -> dict[str, float]:
-        values: dict[str, Any] = {}
-        for metric in metrics:
-            values |= metric.compute()
-        scalars = {name: float(value) for name, value in values.items() if not hasattr(value, "__len__")}
-        for name, iou in zip(self.label_names, values.get("per_category_iou", ()), strict=False):
-            if not math.isnan(iou):  # of a class that is neither there nor predicted
-                scalars[f"iou/{name}"] = float(iou)
-        return scalars
+    @staticmethod
+    def _compute(metrics: list[Any]) -> dict[str, float]:
+        """All metrics that are numbers; a class that is neither there nor predicted has none."""
+        values = {name: value for metric in metrics for name, value in metric.compute().items()}
+        return {name: value for name, value in values.items() if isinstance(value, float) and not math.isnan(value)}
