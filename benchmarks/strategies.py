@@ -69,7 +69,8 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         cost = row["selection"]
-        share = f"1/{grid / cost['flops']:.0f}" if grid and cost["flops"] else "0"
+        ratio = grid / cost["flops"] if cost["flops"] else 0.0
+        share = f"1/{ratio:.0f}" if ratio > 1 else str(round(ratio))
         scores = [
             f"{100 * row[split]['mean']:.2f} ± {100 * row[split]['deviation']:.2f} %"
             for split in ("validation", "test")

@@ -5,8 +5,8 @@
 The published pair (the SD-VAE and TAESD, which was distilled from it) cannot be had without a network, so the same is
 made in small, from scratch, on 32 x 32 images: an `AutoencoderKL` of 16 x 16 x 4 latents (L1 + KL), an encoder of
 `AutoencoderTiny`'s architecture distilled from its posterior means, and a DiT on the latents. Then the DiT's features
-are compared, image for image, with either encoder before it: cosine similarity of tokens, and the validation accuracy of
-a linear probe that was trained on features of the same encoder, or on those of the KL encoder. The KL encoder in
+are compared, image for image, with either encoder before it: cosine similarity of tokens, and the validation accuracy
+of a linear probe that was trained on features of the same encoder, or on those of the KL encoder. The KL encoder in
 bfloat16 is a third.
 
 Protocol: all three networks train on the first 40,000 training images, probes on 3,000 of the others, 1,000 more
