@@ -9,11 +9,12 @@ eye, not hand-made truth. Classes: background, nucleus, border (the outer two pi
 Intensities are shown by their square root, so that dim nuclei are visible too. Frames 0-12 are train, 13-15 validation,
 16-19 test; `pretrain` holds twice as dense tiles of the training frames, without masks. The DiT of the README:
 
-    accelerate launch -m aselect_hf.training.pretrain --dataset_name data/nuclei/pretrain --output_dir runs/nuclei-dit \\
-        --config_overrides hidden_size=128,num_hidden_layers=6,num_attention_heads=4,patch_size=4,sample_size=64,\\
-    num_channels=1,num_condition_classes=0,learned_sigma=false --attn_implementation eager --mixed_precision bf16 \\
-        --per_device_train_batch_size 64 --learning_rate 1e-3 --num_warmup_steps 100 --max_train_steps 900 \\
-        --ema_decay 0.998 --seed 0
+    accelerate launch -m aselect_hf.training.pretrain --dataset_name data/nuclei/pretrain \\
+        --output_dir runs/nuclei-dit \\
+        --config_overrides hidden_size=128,num_hidden_layers=6,num_attention_heads=4,patch_size=4,\\
+    sample_size=64,num_channels=1,num_condition_classes=0,learned_sigma=false \\
+        --attn_implementation eager --mixed_precision bf16 --per_device_train_batch_size 64 --learning_rate 1e-3 \\
+        --num_warmup_steps 100 --max_train_steps 900 --ema_decay 0.998 --seed 0
 """
 
 from __future__ import annotations
