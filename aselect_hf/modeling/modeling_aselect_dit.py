@@ -549,7 +549,8 @@ class ASelectDiTModel(ASelectDiTPreTrainedModel):
             )
 
     def _patches(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        return patches.contiguous()  # else every block computes on transposed memory, and every norm copies
 
     def _embed(self, noisy_latents: torch.Tensor) -> torch.Tensor:
         patches = self._patches(noisy_latents)
