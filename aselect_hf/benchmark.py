@@ -257,13 +257,15 @@ class _Peers:
         self.vit = PlainViT(config, feature).to(model.device, model.dtype).eval()
         self.transformer: Any = None
         self.no_diffusers = ""
+        twin = _with_vae(model, None)
+        twin.config.timestep_freq_shift = 1  # the only one that diffusers can save; what the model has is set below
         try:
-            self.transformer, self.scheduler = to_diffusers(model)
+            self.transformer, self.scheduler = to_diffusers(twin)
         except ValueError as error:
             self.no_diffusers = str(error)
             return
         self.transformer.to(model.device)
-        for block in self.transformer.transformer_blocks:  # exactly the same network, by whomever it was trained
+        for block in self.transformer.transformer_blocks:
             block.norm1.emb.time_proj.downscale_freq_shift = config.timestep_freq_shift
 
     def from_latents(self) -> list[_Contender]:
@@ -383,6 +385,7 @@ def _measure(
     description: str | None,
 ) -> list[Row]:
     """Warm up, compare the features, and time all contenders on one batch."""
+    gc.collect()
     outputs, peaks, started = [], [], time.perf_counter()
     for each in contenders:
         output, peak = peak_memory(partial(each.run, batch), batch.device)
@@ -444,7 +447,6 @@ def _differences(contenders: list[_Contender], outputs: list[torch.Tensor]) -> l
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
     """What `run` gives, and the bytes it took beyond those in use before; `None` where that cannot be measured."""
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from aselect_hf import ASelectDiTConfig, ASelectDiTModel, make_image_processor
+from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTModel, make_image_processor
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features
 from aselect_hf.modeling.modeling_aselect_dit import sincos_positions
 
