@@ -42,7 +42,7 @@ from aselect_hf.versions import hardware, installed_versions
 
 BATCH_SIZES = (1, 8, 64)
 MIN_ROUNDS, MAX_ROUNDS = 3, 10
-MAX_SECONDS = 30.0
+MAX_SECONDS = 20.0
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """By how much a feature may differ from diffusers', relative to its greatest value, in the least precise dtype used."""
 
