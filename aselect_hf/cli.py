@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import diffusers
 import torch
 import typer
 from rich.console import Console
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.compare import compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
@@ -238,6 +240,35 @@ def convert(
     print(f"wrote {output_dir}: {model.num_parameters() / 1e6:.1f} M parameters as {to}")
 
 
+@app.command(epilog="Example: `aselect benchmark sample --batch_sizes 1,8 --output runs/benchmark.json`")
+def benchmark(
+    model: Model,
+    feature: Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: half of the depth.")] = None,
+    batch_sizes: Annotated[str, typer.Option("--batch-sizes", "--batch_sizes", help="Separated by commas.")] = "1,8,64",
+    pixels: Annotated[bool, typer.Option(help="Also from pixels, where the model has a VAE.")] = True,
+    rounds: Annotated[int, typer.Option(help="Runs of every contender at a batch size, at most.")] = MAX_ROUNDS,
+    max_seconds: Annotated[
+        float,
+        typer.Option("--max-seconds", "--max_seconds", help="Time per batch size; longer: skipped."),
+    ] = MAX_SECONDS,
+    device: Device = None,
+    dtype: DType = "float32",
+    output: Annotated[Path, typer.Option(help="File to write; the table goes beside it, as .md.")] = Path(
+        "benchmark.json"
+    ),
+) -> None:
+    """Images per second and memory: your model as it is and fixed, against diffusers and a plain ViT of its size."""
+    check_writable(output)
+    backbone = _load(model, device, dtype)
+    result = benchmark_model(
+        backbone, name=Path(model).name, feature=feature, batch_sizes=_integers(batch_sizes, "batch_sizes"),
+        pixels=pixels, rounds=rounds, max_seconds=max_seconds,
+    )  # fmt: skip
+    result.save(output)
+    print(result.markdown())
+    print(f"wrote {output}, {output.with_suffix('.md')}")
+
+
 @app.command(epilog="Example: `aselect push runs/model me/my-dit --private --tag v1.0`")
 def push(
     folder: Annotated[Path, typer.Argument(help="Saved model; its selection, compare and training .json go along.")],
@@ -277,6 +308,7 @@ def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
     if dtype not in dtypes:
         raise ValueError(f"dtype must be one of {', '.join(dtypes)}; got {dtype!r}")
     logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()  # it warns about every cast
     backbone: Any = load_model(model, dtype=dtypes[dtype])
     return backbone.to(device or _default_device()).eval()
 
@@ -296,12 +328,14 @@ def _images(
 
 
 def _timestep_list(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
+    return None if text is None else _integers(text, "timesteps")
+
+
+def _integers(text: str, name: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"timesteps must be integers such as '0,50,100'; got {text!r}") from None
+        raise ValueError(f"{name} must be integers such as '0,50,100'; got {text!r}") from None
 
 
 def _timesteps(text: str | None) -> list[int] | int | None:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""What torch's counter leaves out: the CPU's own attention."""
+
+
+@torch.no_grad()
+def count_flops(run: Callable[[], Any]) -> float:
+    """Operations (two per multiply-add) of matrix products, convolutions and attention while `run` is called."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        run()
+    return float(counter.get_total_flops())
 
 
 def encode_flops(model: ASelectDiTModel) -> float:
@@ -14,9 +33,7 @@ def encode_flops(model: ASelectDiTModel) -> float:
         return 0.0
     side = model.config.image_size or 0
     pixels = torch.zeros(1, model.vae.config.in_channels, side, side, device=model.device, dtype=model.vae.dtype)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.encode(pixels)
-    return float(counter.get_total_flops())
+    return count_flops(lambda: model.encode(pixels))
 
 
 def feature_flops(model: ASelectDiTModel, *features: str) -> float:
@@ -24,6 +41,4 @@ def feature_flops(model: ASelectDiTModel, *features: str) -> float:
     config = model.config
     latents = torch.zeros(1, config.num_channels, config.sample_size, config.sample_size, device=model.device)
     timesteps = torch.zeros(1, dtype=torch.long, device=model.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.features_of_noisy(latents, timesteps, features)
-    return float(counter.get_total_flops())
+    return count_flops(lambda: model.features_of_noisy(latents, timesteps, features))

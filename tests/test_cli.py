@@ -117,6 +117,18 @@ def test_convert_to_diffusers_and_back(aselect, checkpoint, make_model, tmp_path
     assert all(torch.equal(before[name], after[name]) for name in before if name != "evaluation_noise")
 
 
+def test_convert_with_a_tiny_autoencoder(aselect, make_model, tiny_taesd, tmp_path, normal):
+    save_model(make_model(num_channels=4), tmp_path / "latent")
+    tiny_taesd.save_pretrained(tmp_path / "taesd")
+    code, _, stderr = aselect("convert", tmp_path / "latent", tmp_path / "out", "--vae", tmp_path / "taesd")
+    assert code == 0, stderr
+    model = ASelectDiTModel.from_pretrained(tmp_path / "out").eval()
+    assert (model.config.vae_config["_class_name"], model.config.image_size) == ("AutoencoderTiny", 16)
+    with torch.no_grad():
+        expected = (tiny_taesd.encode(normal(1, 3, 16, 16)).latents - 0.25) * 1.5
+        torch.testing.assert_close(model.encode(normal(1, 3, 16, 16)), expected)
+
+
 @pytest.mark.parametrize("head", [None, ASelectDiTForSemanticSegmentation])
 def test_convert_to_a_fixed_timestep(aselect, make_model, pictures, tmp_path, head):
     whole = make_model(num_channels=1)
@@ -163,6 +175,10 @@ def test_a_fixed_timestep_does_not_convert_to_diffusers(aselect, checkpoint, tmp
         (["select", "{checkpoint}", "{pictures}", "--output-dir", "{checkpoint}/config.json"], "is not writable"),
         (["select", "{checkpoint}", "{pictures}", "--save-model", "{checkpoint}"], "exists already"),
         (["features", "{checkpoint}"], "DATA is missing"),
+        (["benchmark", "{checkpoint}", "--batch_sizes", "1,b"], "batch_sizes must be integers"),
+        (["benchmark", "{checkpoint}", "--batch_sizes", "0"], "batch_sizes must be positive"),
+        (["benchmark", "{checkpoint}", "--feature", "blocks.1.mlp"], "hidden, query, key, value"),
+        (["benchmark", "{checkpoint}", "--output", "{checkpoint}/config.json/x.json"], "is not writable"),
         (["convert", "{pictures}", "out"], "is not a checkpoint"),
     ],
     ids=str,
@@ -196,7 +212,7 @@ def test_another_model_type_is_named(aselect, pictures, tmp_path):
     assert "model of type 'vit'" in stderr
 
 
-@pytest.mark.parametrize("command", ["select", "compare", "features", "convert", "push"])
+@pytest.mark.parametrize("command", ["select", "compare", "features", "convert", "benchmark", "push"])
 def test_help_has_an_example(command):
     result = subprocess.run(
         [sys.executable, "-m", "aselect_hf.cli", command, "--help"],

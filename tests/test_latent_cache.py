@@ -200,6 +200,19 @@ def test_key_follows_encoder_data_and_preprocessing_but_not_the_dit(make_latent_
     assert len(keys) == 9
 
 
+@pytest.mark.parametrize("vae", ["tiny_kl", "tiny_taesd"])
+def test_a_vae_of_lower_precision_has_a_folder_of_its_own(vae, make_latent_model, data, tmp_path, request):
+    model = make_latent_model(request.getfixturevalue(vae))
+    precise = cache(model, data, tmp_path)
+    model.vae.to(torch.bfloat16, memory_format=torch.channels_last)
+    fast = cache(model, data, tmp_path)
+    assert fast.folder != precise.folder
+    assert fast[0].dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(fast.gather(range(len(data))), model.encode(data.items), rtol=0.02, atol=0.02)
+    assert not torch.equal(fast[0], precise[0])
+
+
 def test_columns_of_one_data_set_are_told_apart(pixel_model, tmp_path):
     columns = {name: [Image.new("RGB", (16, 16), name)] for name in ("red", "blue")}
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features({name: datasets.Image() for name in columns}))

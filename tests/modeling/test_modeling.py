@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from aselect_hf import ASelectDiTConfig, ASelectDiTModel, make_image_processor
+from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTModel, make_image_processor
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features
 from aselect_hf.modeling.modeling_aselect_dit import sincos_positions
 
@@ -498,6 +498,31 @@ def test_pixels_are_encoded_to_the_scaled_posterior_mean(make_latent_model: Any,
     assert latents.shape == (2, 4, 8, 8)
     from_pixels, from_latents = model.extract_features(pixels), model.extract_features(latents=latents)
     torch.testing.assert_close(from_pixels["blocks.1.query"], from_latents["blocks.1.query"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_the_vae_may_have_a_dtype_and_memory_format_of_its_own(
+    make_latent_model: Any, vae: Any, normal: Any, head: bool
+) -> None:
+    model, pixels = make_latent_model(), normal(2, 3, 16, 16).clamp(-1, 1)
+    if head:
+        owner = ASelectDiTForImageClassification(model.config).eval()
+        owner.dit.load_state_dict(model.state_dict())
+        model = owner.dit
+    with torch.no_grad():
+        precise, tokens = model.encode(pixels), model(pixels).last_hidden_state
+        model.vae.to(torch.bfloat16, memory_format=torch.channels_last)
+        fast, log_variance = model.encode_posterior(pixels)
+        assert fast.dtype == torch.float32
+        assert log_variance is None or log_variance.dtype == torch.float32
+        assert 0 < (fast - precise).abs().max() < 0.05 * precise.abs().max()
+        found = model(pixels).last_hidden_state
+        assert found.dtype == torch.float32
+        assert 0 < (found - tokens).abs().max() < 0.05 * tokens.abs().max()
+        by_hand = model.vae.encode(pixels.bfloat16())
+        mean = by_hand.latents if hasattr(by_hand, "latents") else by_hand.latent_dist.mean
+        expected = (mean.float() - vae.config.shift_factor) * vae.config.scaling_factor
+        assert torch.equal(fast, expected), "shifted and scaled in float32"
 
 
 def test_latents_skip_the_vae(make_latent_model: Any, normal: Any) -> None:
