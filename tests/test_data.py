@@ -196,3 +196,14 @@ def test_sample_is_what_its_card_says():
     data = ImageData.of("sample")
     assert np.bincount(data.labels).tolist() == [400] * 10
     assert data.label_names[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_from_workers(folder, make_config, num_workers):
+    config, data = make_config(num_channels=1), ImageData.of(folder)
+    state = torch.get_rng_state()
+    batches = list(data.batches(config, 4, num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    expected = image_pixels(config)([data.decode(index) for index in range(len(data))])
+    assert torch.equal(torch.cat(batches), expected)
