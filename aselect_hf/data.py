@@ -214,7 +214,7 @@ class ImageData:
             num_workers: processes that decode ahead; 0 decodes when asked.
         """
         pixels = image_pixels(config, segmentation=segmentation)
-        loader = DataLoader(
+        loader: DataLoader = DataLoader(
             self,  # type: ignore[arg-type]
             batch_size=batch_size,
             collate_fn=lambda pairs: pixels([image for image, _ in pairs]),

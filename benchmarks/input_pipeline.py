@@ -3,10 +3,10 @@
     python -m benchmarks.input_pipeline
 
 Protocol. Loading: images a second of decoding and preprocessing alone, by number of worker processes, against images a
-second of what reads them: the sample model on the sample (28 pixels, PNG), and on 256 x 256 RGB JPEG files of smoothed
-noise, an `AutoencoderKL` of the shape given with the 6-block DiT behind it. Latent cache: a frozen backbone's first epoch over those files
-encodes every image (`cached_latents`), the second finds and reads them all; both without the DiT. Wall-clock seconds,
-best of `--repeats`; writes `benchmarks/results/input-pipeline.json`.
+second of the model that reads them: the sample model on the sample (28 pixels, PNG), and a small `AutoencoderKL` with a
+6-block DiT behind it on 256 x 256 pixels, from RGB JPEG files of smoothed noise. Latent cache: a frozen backbone's
+first epoch over those files encodes every image (`cached_latents`), a later one finds and reads them all; both without
+the DiT and the head. Wall-clock seconds, best of `--repeats`; writes `benchmarks/results/input-pipeline.json`.
 """
 
 from __future__ import annotations
@@ -110,24 +110,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     sample = load_model("sample").to(arguments.device).eval()
-    latent = (
-        ASelectDiTModel(
-            ASelectDiTConfig(
-                hidden_size=384,
-                num_hidden_layers=6,
-                num_attention_heads=6,
-                patch_size=2,
-                sample_size=32,
-                num_channels=4,
-                num_condition_classes=0,
-                timestep=100,
-                feature="blocks.-1.hidden",
-                vae_config=SMALL_VAE,
-            )  # fmt: skip
-        )
-        .to(arguments.device)
-        .eval()
-    )
+    config = ASelectDiTConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=6, patch_size=2, sample_size=32, num_channels=4,
+        num_condition_classes=0, timestep=100, feature="blocks.-1.hidden", vae_config=SMALL_VAE,
+    )  # fmt: skip
+    latent = ASelectDiTModel(config).to(arguments.device).eval()
     with tempfile.TemporaryDirectory() as folder:
         files = photos(Path(folder), arguments.images)
         images = ImageData.of(load_images("sample", "train")).sample(1000, 0)

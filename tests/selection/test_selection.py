@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -194,17 +195,21 @@ class TestHFR:
         assert selection.options.items() >= options.items()
 
 
+FEATURES = ["blocks.4.mlp", "blocks.4.query"]
+
+
 @pytest.fixture(scope="module")
 def sample() -> tuple:
-    """The sample model and 64 images, with the selection of all timesteps and images."""
-    model, images = load_model("sample"), load_images("sample", "train").select(range(64))
-    return model, images, select_timestep(model, images, timesteps=9, progress=False)
+    """The sample model, 32 images, and the selection by all of them at all timesteps for each of two features."""
+    model, images = load_model("sample"), load_images("sample", "train").select(range(32))
+    run = partial(select_timestep, model, images, timesteps=9, progress=False)
+    return model, images, run, {feature: run(feature=feature) for feature in FEATURES}
 
 
 class TestCheaperHFR:
     """On the sample: searches that skip work choose what the full one chooses, and say what they did not run."""
 
-    @pytest.mark.parametrize("feature", ["blocks.4.mlp", "blocks.4.query"])
+    @pytest.mark.parametrize("feature", FEATURES)
     @pytest.mark.parametrize(
         "options",
         [
@@ -215,12 +220,10 @@ class TestCheaperHFR:
         ids=str,
     )
     def test_same_choice_with_fewer_passes(self, sample, options, feature, tmp_path):
-        model, images, full = sample
-        if feature != full.feature:
-            full = select_timestep(model, images, feature=feature, timesteps=9, progress=False)
-        passes = []
+        model, _, run, selections = sample
+        full, passes = selections[feature], []
         hook = model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
-        selection = select_timestep(model, images, feature=feature, timesteps=9, progress=False, **options)
+        selection = run(feature=feature, **options)
         hook.remove()
         assert selection.timestep == full.timestep
         assert sum(passes) - 1 == selection.cost.forward_passes < 0.8 * full.cost.forward_passes
@@ -238,7 +241,7 @@ class TestCheaperHFR:
         assert selection.plot(tmp_path / "selection.png").stat().st_size > 10_000
 
     def test_images_that_are_not_needed_are_not_read(self, sample):
-        model, images, _ = sample
+        model, images, *_ = sample
         opened = []
 
         class Watched(ImageData):
