@@ -46,6 +46,9 @@ NumImages = Annotated[int, typer.Option(help="Random images that label-free stra
 MaxSamples = Annotated[int | None, typer.Option("--max-samples", "--max_samples", help="Use at most this many images.")]
 Seed = Annotated[int, typer.Option(help="Seed of the image sample and of the noise.")]
 BatchSize = Annotated[int, typer.Option(help="Forward passes run at once.")]
+AutoBatchSize = Annotated[
+    int | None, typer.Option(help="Forward passes run at once; default: 64, for hfr on an accelerator what fits.")
+]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: what there is.")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 OnError = Annotated[str, typer.Option(help="At an unreadable image: 'stop', or 'skip' it.")]
@@ -70,10 +73,14 @@ def select(
     cutoff: Annotated[float, typer.Option(help="hfr: cycles per token above which a frequency is high.")] = 0.15,
     dims: Annotated[int, typer.Option(help="hfr: 2 for the patch grid, 1 for the token sequence.")] = 2,
     spectrum: Annotated[str, typer.Option(help="hfr: power or amplitude.")] = "power",
+    search: Annotated[str, typer.Option(help="hfr: full, or coarse_to_fine: fewer timesteps are scored.")] = "full",
+    early_stopping: Annotated[
+        float | None, typer.Option(help="hfr: accepted probability of a worse timestep (0.05); fewer images are run.")
+    ] = None,
     timestep: Annotated[int | None, typer.Option(help="fixed: the timestep.")] = None,
     max_samples: MaxSamples = None,
     seed: Seed = 0,
-    batch_size: BatchSize = 64,
+    batch_size: AutoBatchSize = None,
     device: Device = None,
     dtype: DType = "float32",
     on_error: OnError = "stop",
@@ -86,6 +93,7 @@ def select(
     options: dict[str, Any] = {}
     if method == "hfr":
         options = {"noise_correction": noise_correction, "cutoff": cutoff, "dims": dims, "spectrum": spectrum}
+        options |= {"search": search, "early_stopping": early_stopping}
     elif method == "fixed":
         options = {"timestep": timestep}
     backbone = _load(model, device, dtype)
@@ -127,7 +135,7 @@ def compare(
     label_column: LabelColumn = "label",
     max_samples: MaxSamples = None,
     seed: Seed = 0,
-    batch_size: BatchSize = 64,
+    batch_size: AutoBatchSize = None,
     device: Device = None,
     dtype: DType = "float32",
     on_error: OnError = "stop",

@@ -27,6 +27,7 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_comparison
 from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection import TimestepSelection, select_timestep
+from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
@@ -106,7 +107,7 @@ class Comparison:
             f"{100 * (best.test_accuracy_mean - floor):+.2f} points from it."
         ]
         hfr, grid = self.row("hfr"), self.row("grid")
-        if hfr is not None and hfr.selection.raw_scores is not None:
+        if hfr is not None and hfr.selection.raw_scores is not None and _scored_all(hfr.selection):
             raw = hfr.selection.timesteps[int(np.argmax(hfr.selection.raw_scores))]
             line = f"HFR without noise correction would pick t = {raw}"
             if grid is not None and raw in grid.selection.timesteps:
@@ -174,7 +175,7 @@ def compare_strategies(
     num_seeds: int = 3,
     probe: str = "linear",
     pool_size: int = 1,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
     strategy_options: dict[str, dict[str, Any]] | None = None,
@@ -195,20 +196,22 @@ def compare_strategies(
         raise ValueError(f"compare needs labels; {', '.join(unlabelled)} has none")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-    run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
+    run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
     chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
     rows: list[ComparisonRow] = []
     scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:
         selection = select_timestep(
             model, splits["train"], method=strategy, feature=feature, timesteps=timesteps, num_images=num_images,
-            seed=seed, validation=splits["validation"], **run, **chosen.get(strategy, {}),
+            seed=seed, validation=splits["validation"], batch_size=batch_size, **run, **chosen.get(strategy, {}),
         )  # fmt: skip
         if selection.timestep not in scored:
             features = {}
             for name, data in splits.items():
                 arguments = (model, data, [selection.timestep], selection.feature)
-                features[name] = pooled_features(*arguments, pool_size=pool_size, **run).values[0]
+                features[name] = pooled_features(
+                    *arguments, pool_size=pool_size, batch_size=batch_size or DEFAULT_BATCH_SIZE, **run
+                ).values[0]
             scored[selection.timestep] = score_probes(features, splits, probe, num_seeds)
         rows.append(ComparisonRow(strategy, selection, *scored[selection.timestep]))
     pixels = {name: raw_pixels(data, model.config) for name, data in splits.items()}
@@ -248,6 +251,11 @@ def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:
     side = min(config.image_size or RAW_PIXEL_SIDE, RAW_PIXEL_SIDE)
     batches = [torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in data.batches(config, 256)]
     return torch.cat(batches).flatten(1).numpy()
+
+
+def _scored_all(selection: TimestepSelection) -> bool:
+    """Whether every candidate was scored on every image, so that another score of them has a choice too."""
+    return selection.options.get("search", "full") == "full" and selection.options.get("early_stopping") is None
 
 
 def _relative(flops: float, grid_flops: float) -> str:

@@ -206,12 +206,22 @@ class ImageData:
         return 1 + max(int(mask.max(where=mask != IGNORED, initial=0)) for mask in masks)
 
     def batches(
-        self, config: ASelectDiTConfig, batch_size: int, *, segmentation: bool = False
+        self, config: ASelectDiTConfig, batch_size: int, *, segmentation: bool = False, num_workers: int = 0
     ) -> Iterator[torch.Tensor]:
-        """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`."""
+        """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`.
+
+        Args:
+            num_workers: processes that decode ahead; 0 decodes when asked.
+        """
         pixels = image_pixels(config, segmentation=segmentation)
-        for start in range(0, len(self), batch_size):
-            yield pixels([self.decode(index) for index in range(start, min(start + batch_size, len(self)))])
+        loader: DataLoader = DataLoader(
+            self,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            collate_fn=lambda pairs: pixels([image for image, _ in pairs]),
+            num_workers=num_workers,
+            generator=torch.Generator(),  # its own: the caller's random state is left alone
+        )
+        yield from loader
 
     @property
     def fingerprint(self) -> str:

@@ -193,6 +193,7 @@ def cached_latents(
     batch_size: int = 64,
     dtype: str = "float32",
     cache_dir: str | Path | None = None,
+    num_workers: int = 0,
     progress: bool = True,
 ) -> LatentCache:
     """What the DiT sees of every image: read from disk, or encoded now where it is not there yet.
@@ -208,6 +209,7 @@ def cached_latents(
         segmentation: preprocess for segmentation, see `make_image_processor`.
         dtype: of the stored values, `"float32"` or, at half the size, `"float16"`.
         cache_dir: default `HF_HOME/aselect/latents`.
+        num_workers: processes that decode images while others are encoded.
 
     Raises:
         ValueError: an unknown `dtype`, `log_variance` of a model that has none, images of several sizes, latents that
@@ -234,7 +236,7 @@ def cached_latents(
         contents=tuple(contents),
         pixel_space=model.vae is None,
     )
-    _fill(cache, model, data, segmentation, batch_size, progress)
+    _fill(cache, model, data, segmentation, batch_size, num_workers, progress)
     metadata = [cache.verify_shard(content, shard) for content in contents for shard in range(cache.num_shards)]
     cache.seconds = sum(float(record["seconds"]) for record in metadata)
     return cache
@@ -265,7 +267,13 @@ def cache_key(model: ASelectDiTModel, data: ImageData, dtype: str, shard_size: i
 
 
 def _fill(
-    cache: LatentCache, model: ASelectDiTModel, data: ImageData, segmentation: bool, batch_size: int, progress: bool
+    cache: LatentCache,
+    model: ASelectDiTModel,
+    data: ImageData,
+    segmentation: bool,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
 ) -> None:
     """Encode what is missing, together with whoever else does."""
     missing = {shard: contents for shard in range(cache.num_shards) if (contents := cache.missing(shard))}
@@ -280,6 +288,7 @@ def _fill(
         )
     done = len(cache) - sum(len(cache.shard_rows(shard)) for shard in missing)
     name = f"latents of {data.name}"
+    reading: dict[str, Any] = {"segmentation": segmentation, "num_workers": num_workers}
     with tqdm(total=len(cache), initial=done, desc=name, unit="image", disable=not progress) as bar:
         for timeout in (0, -1):  # first what nobody works on; then wait for the others, and take over from the dead
             for shard in list(missing):
@@ -287,7 +296,7 @@ def _fill(
                 try:
                     with FileLock(cache.folder / "locks" / f"{shard:05d}.lock", timeout=timeout):
                         if contents := cache.missing(shard, warn=True):
-                            batches = data.subset(rows).batches(model.config, batch_size, segmentation=segmentation)
+                            batches = data.subset(rows).batches(model.config, batch_size, **reading)
                             _encode_shard(cache, model, batches, shard, contents, bar)
                         else:
                             bar.update(len(rows))

@@ -57,6 +57,10 @@ def test_select_writes_curve_picture_and_model(aselect, checkpoint, pictures, tm
         pictures,
         "--timesteps",
         "0,200,800",
+        "--search",
+        "coarse_to_fine",
+        "--early-stopping",
+        "0.1",
         "--output-dir",
         out,
         "--save-model",
@@ -66,6 +70,7 @@ def test_select_writes_curve_picture_and_model(aselect, checkpoint, pictures, tm
     assert "log-SNR" in stdout
     selection = json.loads((out / "selection.json").read_text())
     assert selection["timesteps"] == [0, 200, 800]
+    assert selection["options"].items() >= {"search": "coarse_to_fine", "early_stopping": 0.1}.items()
     assert (out / "selection.png").stat().st_size > 10_000
     config = json.loads((tmp_path / "chosen" / "config.json").read_text())
     assert config["timestep"] == selection["timestep"]

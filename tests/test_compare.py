@@ -48,6 +48,12 @@ def test_rows_and_cost(comparison):
     assert all(len(row.test_accuracies) == 3 for row in comparison.rows)
 
 
+def test_what_uncorrected_hfr_would_pick_is_said_only_where_all_was_scored(comparison):
+    assert "HFR without noise correction would pick" in comparison.summary()[1]
+    comparison.row("hfr").selection.options["search"] = "coarse_to_fine"
+    assert len(comparison.summary()) == 1
+
+
 def test_same_timestep_gives_the_same_accuracy(comparison):
     by_timestep = {}
     for row in comparison.rows:

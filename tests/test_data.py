@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from aselect_hf.data import ImageData, load_images, split_train_validation
+from aselect_hf.data import ImageData, image_pixels, load_images, split_train_validation
 
 GREY = {"num_channels": 1, "patch_size": 4, "sample_size": 8}
 
@@ -196,3 +196,14 @@ def test_sample_is_what_its_card_says():
     data = ImageData.of("sample")
     assert np.bincount(data.labels).tolist() == [400] * 10
     assert data.label_names[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_from_workers(folder, make_config, num_workers):
+    config, data = make_config(**GREY), ImageData.of(folder)
+    state = torch.get_rng_state()
+    batches = list(data.batches(config, 4, num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(batch) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+    expected = image_pixels(config)([data.decode(index) for index in range(len(data))])
+    assert torch.equal(torch.cat(batches), expected)

@@ -308,7 +308,10 @@ class CardContent:
         facts = [("method", f"`{selection.method}`" + (f" with {options}" if options else ""))]
         if selection.timesteps:
             first, last = selection.timesteps[0], selection.timesteps[-1]
-            facts.append(("candidates", f"{len(selection.timesteps)} timesteps, {first} to {last}"))
+            scored = len(selection.timesteps)
+            candidates = selection.options.get("candidates", scored)
+            some = f", {scored} of them scored" if scored < candidates else ""
+            facts.append(("candidates", f"{candidates} timesteps{some}, {first} to {last}"))
         if selection.num_images:
             facts.append(("images", f"{selection.num_images:,}, noise seed {selection.seed}"))
         if selection.scores:

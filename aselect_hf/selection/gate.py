@@ -122,7 +122,7 @@ def _pooled(inputs: SelectionInputs, pixel_values: torch.Tensor, timesteps: torc
     total = torch.zeros(batch * visits, model.config.hidden_size, device=model.device)
     for noise in draws:
         noisy = model.noise_schedule.add_noise(clean, noise.repeat_interleave(visits, dim=0), steps)
-        parts = zip(noisy.split(inputs.batch_size), steps.split(inputs.batch_size), strict=True)
+        parts = zip(noisy.split(inputs.fixed_batch_size), steps.split(inputs.fixed_batch_size), strict=True)
         runs = [
             model.features_of_noisy(part, part_steps, [inputs.feature])[inputs.feature] for part, part_steps in parts
         ]

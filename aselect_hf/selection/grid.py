@@ -114,7 +114,7 @@ def image_samples(inputs: SelectionInputs, data: ImageData, pool_size: int) -> S
     """Every image, with its label."""
     features = pooled_features(
         inputs.model, data, inputs.timesteps, inputs.feature,
-        pool_size=pool_size, batch_size=inputs.batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+        pool_size=pool_size, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
     )  # fmt: skip
     return Samples(features, np.asarray(data.labels), np.arange(len(data)))
 
@@ -136,7 +136,7 @@ def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> 
     tokens = images * config.num_patches + chosen % config.num_patches
     features = token_features(
         inputs.model, data if len(used) == len(data) else data.subset(used), inputs.timesteps, inputs.feature,
-        tokens=tokens, batch_size=inputs.batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+        tokens=tokens, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
     )  # fmt: skip
     return Samples(features, labels[chosen], images)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from aselect_hf.data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
+DEFAULT_BATCH_SIZE = 64
+
 
 @dataclass
 class SelectionInputs:
@@ -20,7 +22,7 @@ class SelectionInputs:
         feature: resolved name, `blocks.<i>.<kind>`.
         timesteps: candidates, ascending.
         seed: of every random draw.
-        batch_size: forward passes run at once.
+        batch_size: forward passes run at once; `None` for what the strategy finds best.
         cache_dir: where features are kept; `None` for the default.
         progress: show a progress bar.
     """
@@ -31,6 +33,16 @@ class SelectionInputs:
     feature: str
     timesteps: list[int]
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
     cache_dir: str | Path | None = None
     progress: bool = True
+
+    @property
+    def fixed_batch_size(self) -> int:
+        """`batch_size`, or 64."""
+        return self.batch_size or DEFAULT_BATCH_SIZE
+
+    @property
+    def latents_dir(self) -> Path | None:
+        """Where VAE latents are kept, as by `pooled_features`; `None` for the default."""
+        return Path(self.cache_dir) / "latents" if self.cache_dir else None

@@ -41,14 +41,15 @@ class TimestepSelection:
         method: name of the strategy.
         feature: `blocks.<i>.<kind>`.
         timestep: the choice, on the axis of `NoiseSchedule`.
-        timesteps: candidates, ascending.
-        scores: one per candidate, higher is better; `score_name` says what they are. Empty for a fixed timestep.
+        timesteps: the candidates that were scored, ascending.
+        scores: one per timestep, higher is better; `score_name` says what they are. Empty for a fixed timestep.
         standard_errors: of the scores, over images.
         cost: see `SelectionCost`.
         schedule: fields of the model's `NoiseSchedule`.
+        num_images: images that were used.
         options: everything that was chosen by the caller or by default.
         raw_scores, control_scores: HFR of the images and of pure noise at the same sigma; `None` for other methods.
-        per_image_scores: `(images, timesteps)`, where the method scores single images.
+        per_image_scores: `(images, timesteps)`, where the method scores single images; `None` for those not scored.
     """
 
     method: str
@@ -66,7 +67,7 @@ class TimestepSelection:
     model: str = ""
     raw_scores: list[float] | None = None
     control_scores: list[float] | None = None
-    per_image_scores: list[list[float]] | None = None
+    per_image_scores: list[list[float | None]] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property

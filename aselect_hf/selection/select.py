@@ -67,7 +67,7 @@ def select_timestep(
     num_images: int | None = 64,
     seed: int = 0,
     validation: Any = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     on_error: str = "stop",
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -88,11 +88,12 @@ def select_timestep(
         num_images: random images to use; `None` for all. `"gate"` and `"grid"` always use all.
         seed: of the sample of images and of every other random draw.
         validation: images with labels or masks on which `"grid"` compares; default a fifth of `images`.
-        batch_size: forward passes run at once.
+        batch_size: forward passes run at once; default 64, or for `"hfr"` on an accelerator as many as fit its memory.
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
-        cache_dir: folder for the features of `"grid"`.
+        cache_dir: folder for VAE latents and for the features of `"grid"`.
         progress: show a progress bar.
-        options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `cutoff`, ...),
+        options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `search`,
+            `early_stopping`, ...),
             `gate.select`, `grid.select` (`task`, `probe`, ...), `fixed.select`.
 
     Returns:
@@ -107,7 +108,7 @@ def select_timestep(
     accepted = [name for name, p in inspect.signature(strategy).parameters.items() if p.kind is p.KEYWORD_ONLY]
     if unknown := sorted(set(options) - set(accepted)):
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; accepted are {', '.join(accepted)}")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if model.config.fixed_timestep:
         raise model.config.fixed_error("selecting a timestep")

@@ -151,8 +151,9 @@ def encode_once(
     if not args.cache_latents:
         return None
     return cached_latents(
-        model, data, flipped=flipped, segmentation=segmentation, batch_size=batch_size, cache_dir=args.cache_dir
-    )
+        model, data, flipped=flipped, segmentation=segmentation, batch_size=batch_size, cache_dir=args.cache_dir,
+        num_workers=args.dataloader_num_workers,
+    )  # fmt: skip
 
 
 def _columns(args: TaskDataArguments, segmentation: bool) -> dict[str, Any]:

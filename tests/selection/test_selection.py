@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -121,6 +122,50 @@ class TestHFR:
     def test_batching_changes_nothing(self, run, batch_size):
         np.testing.assert_allclose(run("hfr", batch_size=batch_size).scores, run("hfr").scores, atol=1e-6)
 
+    @pytest.mark.parametrize("batch_size", [1, 7, 1000])
+    @pytest.mark.parametrize("options", [{"standardize": True}, {"search": "coarse_to_fine", "early_stopping": 0.05}])
+    def test_batching_changes_no_variant(self, run, options, batch_size):
+        other, selection = (run("hfr", num_images=20, batch_size=size, **options) for size in (batch_size, None))
+        assert (other.timestep, other.timesteps) == (selection.timestep, selection.timesteps)
+        np.testing.assert_allclose(other.scores, selection.scores, atol=1e-6)
+
+    def test_the_batch_size_is_found_by_trying(self, run, model):
+        """Of a network that runs out of memory above 5 samples; nothing that has been run is run again."""
+        expected, passes = run("hfr"), []
+
+        def limit(module, args):
+            if len(args[0]) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+            passes.append(len(args[0]))
+
+        model.patch_embedding.register_forward_pre_hook(limit)
+        selection = run("hfr")
+        assert max(passes) == 4
+        assert sum(passes) - 1 == selection.cost.forward_passes == expected.cost.forward_passes
+        assert selection.timestep == expected.timestep
+        np.testing.assert_allclose(selection.scores, expected.scores, atol=1e-6)
+        with pytest.raises(torch.OutOfMemoryError):
+            run("hfr", batch_size=8)
+
+    def test_a_vae_encodes_every_image_once(self, make_model, tiny_kl, normal, tmp_path):
+        vae_config = dict(tiny_kl.config) | {"_class_name": "AutoencoderKL"}
+        model, encoded = make_model(num_channels=4, vae_config=vae_config), []
+        model.vae.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+        images = normal(20, 3, 16, 16)
+        options = {"timesteps": TIMESTEPS, "cache_dir": tmp_path, "progress": False}
+        first = select_timestep(model, images, **options)
+        assert sum(encoded) == 20 + 1  # the one that counts the FLOPs
+        encoded.clear()
+        second = select_timestep(model, images, **options)
+        assert sum(encoded) == 1
+        assert (second.scores, second.cost.flops) == (first.scores, first.cost.flops)
+        with torch.no_grad():
+            latents = model.encode(images)
+        pixel_space = make_model(num_channels=4)
+        pixel_space.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("vae.")})
+        direct = select_timestep(pixel_space, latents, **options)
+        np.testing.assert_allclose(first.scores, direct.scores, atol=1e-6)
+
     def test_cost_counts_the_passes_that_were_run(self, run, model):
         passes = []
         model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
@@ -148,6 +193,70 @@ class TestHFR:
         selection = run("hfr", **options)
         assert selection.scores != run("hfr").scores
         assert selection.options.items() >= options.items()
+
+
+FEATURES = ["blocks.4.mlp", "blocks.4.query"]
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple:
+    """The sample model, 32 images, and the selection by all of them at all timesteps for each of two features."""
+    model, images = load_model("sample"), load_images("sample", "train").select(range(32))
+    run = partial(select_timestep, model, images, timesteps=9, progress=False)
+    return model, images, run, {feature: run(feature=feature) for feature in FEATURES}
+
+
+class TestCheaperHFR:
+    """On the sample: searches that skip work choose what the full one chooses, and say what they did not run."""
+
+    @pytest.mark.parametrize("feature", FEATURES)
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"search": "coarse_to_fine"},
+            {"early_stopping": 0.05},
+            {"search": "coarse_to_fine", "early_stopping": 0.05},
+        ],
+        ids=str,
+    )
+    def test_same_choice_with_fewer_passes(self, sample, options, feature, tmp_path):
+        model, _, run, selections = sample
+        full, passes = selections[feature], []
+        hook = model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+        selection = run(feature=feature, **options)
+        hook.remove()
+        assert selection.timestep == full.timestep
+        assert sum(passes) - 1 == selection.cost.forward_passes < 0.8 * full.cost.forward_passes
+        assert selection.options.items() >= {"candidates": 9, **options}.items()
+        columns = [full.timesteps.index(timestep) for timestep in selection.timesteps]
+        assert len(columns) < 9 or options == {"early_stopping": 0.05}
+        scores = np.array(selection.per_image_scores, dtype=float)
+        assert scores.shape == (selection.num_images, len(columns))
+        assert np.isfinite(scores).sum() * 2 == selection.cost.forward_passes
+        expected = np.array(full.per_image_scores)[: selection.num_images, columns]
+        np.testing.assert_allclose(scores, np.where(np.isnan(scores), np.nan, expected), atol=1e-6)
+        np.testing.assert_allclose(selection.scores, np.nanmean(scores, axis=0), atol=1e-12)
+        assert TimestepSelection.load(selection.save(tmp_path / "selection.json")) == selection
+        json.loads((tmp_path / "selection.json").read_text(), parse_constant=pytest.fail)
+        assert selection.plot(tmp_path / "selection.png").stat().st_size > 10_000
+
+    def test_images_that_are_not_needed_are_not_read(self, sample):
+        model, images, *_ = sample
+        opened = []
+
+        class Watched(ImageData):
+            def decode(self, index):
+                opened.append(index)
+                return super().decode(index)
+
+            def subset(self, indices):
+                return Watched(super().subset(indices).items)
+
+        selection = select_timestep(
+            model, Watched(list(images["image"])), timesteps=[0, 900], early_stopping=0.05, progress=False
+        )
+        assert selection.num_images == 16
+        assert len(opened) == 16 + 1  # the first also tells the size
 
 
 class TestGrid:
@@ -273,6 +382,9 @@ def test_default_timesteps_are_dense_at_low_noise(num):
         ({"method": "hfr", "feature": "blocks.9.query"}, "no block 9"),
         ({"method": "hfr", "num_images": 1}, "at least 2 images"),
         ({"method": "hfr", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"method": "hfr", "search": "binary"}, "search must be one of full, coarse_to_fine; got 'binary'"),
+        ({"method": "hfr", "early_stopping": 1.0}, "early_stopping must be a probability between 0 and 1"),
+        ({"method": "hfr", "early_stopping": 0.1, "standardize": True}, "give one of the two"),
         ({"method": "hfr", "on_error": "ignore"}, "on_error must be one of stop, skip"),
         ({"method": "hfr", "images": torch.full((2, 2, 8, 8), float("nan"))}, "NaN"),
         ({"method": "hfr", "images": torch.zeros(2, 3, 8, 8)}, "must be \\(batch, 2, height, width\\)"),

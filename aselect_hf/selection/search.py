@@ -1,0 +1,103 @@
+"""Finding the best candidate without scoring every candidate on every image.
+
+`race` drops candidates as soon as the images seen so far tell them apart from the leader; `coarse_to_fine` scores
+every fourth candidate and closes in on the leaders. Both read scores through one function and compare candidates image
+by image: what an image adds to all of its scores cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from scipy.stats import t as student_t
+
+Scores = Callable[[list[int], int], np.ndarray]
+"""`scores(candidates, num_images)`: those of the first images, `(num_images, len(candidates))`."""
+
+FIRST_LOOK = 16
+STRIDE = 4
+SEARCHES = ("full", "coarse_to_fine")
+LEADERS_ALPHA = 0.05
+"""Without early stopping: how sure a coarse search has to be that a candidate is no leader."""
+
+
+def choose(scores: Scores, num: int, num_images: int, search: str = "full", early_stopping: float | None = None) -> int:
+    """The best of `num` ordered candidates by mean score over at most `num_images`.
+
+    Args:
+        search, early_stopping: see `hfr.select`.
+    """
+    looks = [num_images] if early_stopping is None else looks_at(num_images)
+    level = (early_stopping or LEADERS_ALPHA) / (max(1, num - 1) * len(looks))
+
+    def leaders_of(candidates: list[int]) -> list[int]:
+        return race(scores, candidates, looks, level)
+
+    return leaders_of(list(range(num)))[0] if search == "full" else coarse_to_fine(leaders_of, num)
+
+
+def looks_at(num_images: int) -> list[int]:
+    """Numbers of images after which candidates are compared: 16, doubled until all are used."""
+    looks: list[int] = []
+    while FIRST_LOOK * 2 ** len(looks) < num_images:
+        looks.append(FIRST_LOOK * 2 ** len(looks))
+    return [*looks, num_images]
+
+
+def race(scores: Scores, candidates: list[int], looks: list[int], level: float) -> list[int]:
+    """The candidates that are not beaten, best mean first (of equals the first).
+
+    A candidate is beaten, and dropped for good, where a one-sided paired t test says at `level` that the leader's mean
+    score is higher. That ends when one is left or the images are used up.
+
+    This is a blocking race (Moore & Lee 1994), stopped early as in successive elimination (Even-Dar et al. 2006). With
+    `level = alpha / (other candidates * looks)` (Bonferroni) the probability to drop the truly best candidate, and so
+    to stop on a worse one, is at most `alpha`, whatever the number of images: the best is dropped only if one of the
+    others beats it at one of the looks. The t test is exact where differences between candidates are normally
+    distributed over images, and conservative where they have heavy symmetric tails; it errs more often where they are
+    strongly skewed (no test of so few images can promise anything for all distributions).
+
+    Args:
+        scores: see `Scores`.
+        candidates: ascending.
+        looks: see `looks_at`.
+    """
+    alive, values = list(candidates), np.empty((0, 0))
+    for num_images in looks:
+        values = scores(alive, num_images)
+        kept = ~beaten(values, level)
+        alive, values = [c for c, keep in zip(alive, kept, strict=True) if keep], values[:, kept]
+        if len(alive) == 1:
+            break
+    order = np.argsort(-values.mean(axis=0), kind="stable")
+    return [alive[index] for index in order]
+
+
+def beaten(values: np.ndarray, level: float) -> np.ndarray:
+    """Which columns of `(images, candidates)` have a mean significantly below the highest, one-sided at `level`."""
+    num_images = len(values)
+    leader = values.mean(axis=0).argmax()
+    differences = values[:, [leader]] - values
+    errors = differences.std(axis=0, ddof=1) / num_images**0.5
+    return differences.mean(axis=0) > student_t.isf(level, num_images - 1) * errors
+
+
+def coarse_to_fine(leaders_of: Callable[[list[int]], list[int]], num: int, stride: int = STRIDE) -> int:
+    """The best of `num` ordered candidates, reached from every `stride`-th one.
+
+    Gaps beside a leader are halved until none is left. Where scores rise to a peak and fall from there (flat stretches
+    allowed) that is the very candidate that scoring all of them would give. On any other curve it is the best of those
+    around the best coarse ones: a peak narrower than `stride` candidates elsewhere is missed.
+
+    Args:
+        leaders_of: the best of some candidates first, and with it those that cannot be told apart from it.
+    """
+    scored = sorted({*range(0, num, stride), num - 1})
+    while True:
+        leaders = leaders_of(scored)
+        gaps = [(a, b) for a, b in pairwise(scored) if b - a > 1 and not {a, b}.isdisjoint(leaders)]
+        if not gaps:
+            return leaders[0]
+        scored = sorted({*scored, *((a + b) // 2 for a, b in gaps)})

@@ -1,0 +1,120 @@
+"""High-Frequency Ratios of images, and of pure noise, at candidate timesteps: run when first asked for, and once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import find_executable_batch_size
+from tqdm.auto import tqdm
+
+from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.latent_cache import cached_latents, latent_shape
+from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio, standardize_channels
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.result import SelectionCost
+
+LARGEST_BATCH = {"cpu": 64}
+"""Runs at once by default: larger batches do not help a CPU (measured); elsewhere 1,024, halved until they fit."""
+
+
+class HFRSweep:
+    """Ratios of the first images at any candidates, `nan` where they were not asked for.
+
+    Timesteps, images and their controls share batches, each sample at its own timestep. Every image is encoded once
+    (with a VAE: through `cached_latents`, under `cache_dir/latents`) and has one noise, which its control is.
+
+    Args:
+        inputs: a `batch_size` of `None` is found automatically, see `LARGEST_BATCH`.
+        spectrum_options: of `high_frequency_ratio`.
+        standardize: standardise channels over all images of a timestep first; then all images must be asked for.
+
+    Attributes:
+        raw, control: `(images, candidates)`, of the images and of their noise.
+        batch_size: runs at once; what was found, after the first call.
+    """
+
+    def __init__(self, inputs: SelectionInputs, spectrum_options: dict[str, Any], standardize: bool) -> None:
+        self.started = time.perf_counter()
+        self.inputs, self.spectrum_options, self.standardize = inputs, spectrum_options, standardize
+        count = len(inputs.images)
+        self.raw, self.control = np.full((2, count, len(inputs.timesteps)), np.nan)
+        shape = latent_shape(inputs.model, inputs.images)
+        self.noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(inputs.seed))
+        self.latents = torch.empty(0, *shape)
+        self.batch_size = inputs.batch_size or LARGEST_BATCH.get(inputs.model.device.type, 1024)
+        self.bar = tqdm(total=2 * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
+
+    def run(self, candidates: list[int], num_images: int) -> None:
+        """Fill `raw` and `control` for the first images at these candidates (indices)."""
+        self._encode(num_images)
+        columns = np.asarray(candidates)
+        missing, images = np.nonzero(np.isnan(self.raw[:num_images, columns].T))
+        if not len(images):
+            return
+        columns = columns[missing]
+        ratios = self._ratios(np.tile(images, 2), np.tile(columns, 2), np.repeat([1.0, 0.0], len(images)))
+        self.raw[images, columns], self.control[images, columns] = ratios.reshape(2, -1)
+
+    def cost(self) -> SelectionCost:
+        """Of everything so far; seconds as if no latents had been cached before."""
+        self.bar.close()
+        model, passes = self.inputs.model, 2 * int(np.isfinite(self.raw).sum())
+        flops = len(self.latents) * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
+        return SelectionCost(passes, time.perf_counter() - self.started, flops)
+
+    def _encode(self, num_images: int) -> None:
+        """Extend `latents` to the first `num_images`."""
+        model, missing = self.inputs.model, range(len(self.latents), num_images)
+        if not missing:
+            return
+        images = self.inputs.images.subset(missing) if len(missing) < len(self.inputs.images) else self.inputs.images
+        batch_size = self.inputs.fixed_batch_size
+        if model.vae is None:
+            new = [model.prepare_latents(pixels) for pixels in images.batches(model.config, batch_size)]
+        else:
+            folder = self.inputs.latents_dir
+            before, progress = time.perf_counter(), self.inputs.progress
+            cache = cached_latents(model, images, batch_size=batch_size, cache_dir=folder, progress=progress)
+            self.started += time.perf_counter() - before - cache.seconds
+            new = [cache.gather(range(len(images)))]
+        self.latents = torch.cat([self.latents, *(latents.float() for latents in new)])
+
+    def _ratios(self, images: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Ratio of every run, float64: of image `i` times its weight (0: pure noise) at a candidate."""
+        steps = torch.tensor(self.inputs.timesteps)[columns]
+        rows, scales = torch.from_numpy(images), torch.from_numpy(weights).float().view(-1, 1, 1, 1)
+        grid = self.inputs.model.grid_size(self.noise)
+        done: list[torch.Tensor] = []
+
+        def halve() -> int:
+            self.batch_size //= 2
+            return self.batch_size
+
+        def finish(batch_size: int) -> None:
+            while (start := sum(map(len, done))) < len(rows):
+                together = slice(start, start + (len(self.raw) if self.standardize else batch_size))
+                parts = zip(*(x[together].split(batch_size) for x in (rows, scales, steps)), strict=True)
+                tokens = torch.cat([self._tokens(*part) for part in parts])
+                if self.standardize:
+                    tokens = standardize_channels(tokens)
+                done.append(high_frequency_ratio(tokens, grid, **self.spectrum_options).double().cpu())
+                self.bar.update(len(tokens))
+
+        if self.inputs.batch_size is None:
+            find_executable_batch_size(finish, self.batch_size, halve)()
+        else:
+            finish(self.batch_size)
+        ratios = torch.cat(done).numpy()
+        if not np.isfinite(ratios).all():
+            raise ValueError(f"{self.inputs.feature} holds NaN or infinite values in {self.inputs.model.dtype}")
+        return ratios
+
+    def _tokens(self, rows: torch.Tensor, scales: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """The feature of one batch, `(batch, tokens, width)` float32."""
+        model, feature = self.inputs.model, self.inputs.feature
+        clean, noise, steps = (x.to(model.device) for x in (scales * self.latents[rows], self.noise[rows], steps))
+        noisy = model.noise_schedule.add_noise(clean, noise, steps)
+        return model.features_of_noisy(noisy, steps, [feature])[feature].float()
