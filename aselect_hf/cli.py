@@ -26,7 +26,7 @@ from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import select_timestep
+from aselect_hf.selection import STRATEGIES, select_timestep
 
 app = typer.Typer(
     help="Diffusion Transformers as vision backbones, at the timestep their own features choose.",
@@ -42,7 +42,9 @@ Feature = Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: t
 Timesteps = Annotated[
     str | None, typer.Option(help="Candidates '0,50,100', or how many of the default ones (20; gate: 16).")
 ]
-NumImages = Annotated[int, typer.Option(help="Random images that label-free strategies look at.")]
+NumImages = Annotated[
+    int | None, typer.Option(help="Random images to look at; default: hfr 64, label-free criteria 256, few labels 500.")
+]
 MaxSamples = Annotated[int | None, typer.Option("--max-samples", "--max_samples", help="Use at most this many images.")]
 Seed = Annotated[int, typer.Option(help="Seed of the image sample and of the noise.")]
 BatchSize = Annotated[int, typer.Option(help="Forward passes run at once.")]
@@ -62,10 +64,10 @@ CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled featur
 def select(
     model: Model,
     data: Data,
-    method: Annotated[str, typer.Option(help="hfr, gate, grid or fixed.")] = "hfr",
-    feature: Feature = None,
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "hfr",
+    feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
     timesteps: Timesteps = None,
-    num_images: NumImages = 64,
+    num_images: NumImages = None,
     split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
     image_column: ImageColumn = "image",
     label_column: LabelColumn = "label",
@@ -123,7 +125,7 @@ def compare(
     strategies: Annotated[str, typer.Option(help="Names, separated by commas.")] = "hfr,grid,fixed",
     feature: Feature = None,
     timesteps: Timesteps = None,
-    num_images: NumImages = 64,
+    num_images: NumImages = None,
     fixed_timestep: Annotated[int | None, typer.Option(help="For 'fixed'; default a tenth of the schedule.")] = None,
     probe: Annotated[str, typer.Option(help="linear or knn.")] = "linear",
     pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,

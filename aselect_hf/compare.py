@@ -170,7 +170,7 @@ def compare_strategies(
     strategies: list[str] | tuple[str, ...] = ("hfr", "grid", "fixed"),
     feature: str | None = None,
     timesteps: list[int] | int | None = None,
-    num_images: int = 64,
+    num_images: int | None = None,
     seed: int = 0,
     num_seeds: int = 3,
     probe: str = "linear",
@@ -185,7 +185,7 @@ def compare_strategies(
     Args:
         splits: labelled `"train"`, `"validation"` and `"test"` images.
         strategies: names in `STRATEGIES`.
-        num_images: images that label-free strategies may see.
+        num_images: images that strategies may see that do not need all; default each one's own number.
         num_seeds: probes per strategy, each on its own 80 % of the training split.
         pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
         strategy_options: extra options by strategy name.

@@ -44,7 +44,7 @@ class CachedFeatures:
 
 
 @dataclass
-class _Kept:
+class KeptRows:
     """What is kept of the tokens, and where.
 
     Args:
@@ -81,14 +81,7 @@ def pooled_features(
     feature. An interrupted run leaves its finished images, and the next one goes on after them. VAE latents come from
     `cached_latents`, under `cache_dir/latents`.
     """
-    if not 1 <= pool_size <= min(model.config.grid_size):
-        raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
-
-    def pool(tokens: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
-        return adaptive_avg_pool2d(tokens_to_map(tokens, grid_size), pool_size).flatten(1)
-
-    columns = pool_size**2 * model.config.hidden_size
-    kept = _Kept(f"pooled {pool_size}", np.arange(len(data) + 1), columns, pool)
+    kept = pooled_rows(model, len(data), pool_size)
     return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
 
 
@@ -109,6 +102,24 @@ def token_features(
         tokens: ascending numbers of tokens over the whole data set: token `k` of image `i` is `i * num_patches + k`,
             row-major on the patch grid of the trained resolution. One row each.
     """
+    kept = token_rows(model, data, tokens)
+    return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
+
+
+def pooled_rows(model: ASelectDiTModel, num_images: int, pool_size: int) -> KeptRows:
+    """One row an image, see `pooled_features`."""
+    if not 1 <= pool_size <= min(model.config.grid_size):
+        raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
+
+    def pool(tokens: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
+        return adaptive_avg_pool2d(tokens_to_map(tokens, grid_size), pool_size).flatten(1)
+
+    columns = pool_size**2 * model.config.hidden_size
+    return KeptRows(f"pooled {pool_size}", np.arange(num_images + 1), columns, pool)
+
+
+def token_rows(model: ASelectDiTModel, data: ImageData, tokens: np.ndarray) -> KeptRows:
+    """One row a token, see `token_features`."""
     per_image = model.config.num_patches
     first_rows = np.searchsorted(tokens, per_image * np.arange(len(data) + 1))
 
@@ -122,8 +133,7 @@ def token_features(
         return batch.flatten(0, 1)[torch.from_numpy(rows).to(batch.device)]
 
     description = f"tokens {hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest()}"
-    kept = _Kept(description, first_rows, model.config.hidden_size, pick, segmentation=True)
-    return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
+    return KeptRows(description, first_rows, model.config.hidden_size, pick, segmentation=True)
 
 
 def _cached(
@@ -131,7 +141,7 @@ def _cached(
     data: ImageData,
     timesteps: list[int],
     feature: str,
-    kept: _Kept,
+    kept: KeptRows,
     batch_size: int,
     cache_dir: str | Path | None,
     progress: bool,
@@ -173,7 +183,7 @@ def _compute(
     data: ImageData,
     timesteps: list[int],
     feature: str,
-    kept: _Kept,
+    kept: KeptRows,
     folder: Path,
     latents_dir: Path | None,
     batch_size: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from sklearn.metrics import accuracy_score
@@ -61,9 +61,7 @@ def select(
     Raises:
         ValueError: the images have no labels (or masks).
     """
-    if task not in (None, *SCORE_NAMES):
-        raise ValueError(f"task must be one of {', '.join(SCORE_NAMES)}; got {task!r}")
-    task = task or ("classification" if inputs.images.masks is None else "segmentation")
+    task = resolve_task(inputs.images, task)
     options: dict[str, Any] = {"task": task, "probe": probe}
     train_data, validation_data = split(inputs, task)
     if task == "classification":
@@ -98,6 +96,13 @@ def select(
     )
 
 
+def resolve_task(images: ImageData, task: str | None) -> str:
+    """`task` checked; by default segmentation where the images have masks."""
+    if task not in (None, *SCORE_NAMES):
+        raise ValueError(f"task must be one of {', '.join(SCORE_NAMES)}; got {task!r}")
+    return task or ("classification" if images.masks is None else "segmentation")
+
+
 def split(inputs: SelectionInputs, task: str) -> tuple[ImageData, ImageData]:
     """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
     images, validation = inputs.images, inputs.validation
@@ -121,6 +126,29 @@ def image_samples(inputs: SelectionInputs, data: ImageData, pool_size: int) -> S
 
 def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> Samples:
     """At most `max_tokens` random tokens that are not ignored; images without any are not run."""
+    chosen = choose_tokens(inputs, data, max_tokens)
+    features = token_features(
+        inputs.model, chosen.data, inputs.timesteps, inputs.feature,
+        tokens=chosen.tokens, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+    )  # fmt: skip
+    return Samples(features, chosen.labels, chosen.images)
+
+
+class ChosenTokens(NamedTuple):
+    """Tokens to use: the images they are of, their numbers over those (see `token_features`), classes and images."""
+
+    data: ImageData
+    tokens: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+
+
+def choose_tokens(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> ChosenTokens:
+    """At most `max_tokens` random tokens that are not ignored; images without any are left out.
+
+    Raises:
+        ValueError: no token is left, or `max_tokens` is below 1.
+    """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     config = inputs.model.config
@@ -134,11 +162,7 @@ def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> 
         raise ValueError(f"all pixels of {data.name} are ignored")
     used, images = np.unique(chosen // config.num_patches, return_inverse=True)
     tokens = images * config.num_patches + chosen % config.num_patches
-    features = token_features(
-        inputs.model, data if len(used) == len(data) else data.subset(used), inputs.timesteps, inputs.feature,
-        tokens=tokens, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
-    )  # fmt: skip
-    return Samples(features, labels[chosen], images)
+    return ChosenTokens(data if len(used) == len(data) else data.subset(used), tokens, labels[chosen], images)
 
 
 def _score(train: Samples, validation: Samples, column: int, probe: str, task: str, seed: int) -> tuple[float, float]:
@@ -151,10 +175,7 @@ def _score(train: Samples, validation: Samples, column: int, probe: str, task: s
     score = fitted.validation_score
     if task == "classification":
         return score, (score * (1 - score) / len(truth)) ** 0.5
-    counts = iou_counts(truth, fitted.classifier.predict(features), validation.images)
-    num_images = len(counts)
-    draws = np.random.default_rng(seed).multinomial(num_images, [1 / num_images] * num_images, size=RESAMPLES)
-    return score, float(mean_iou(np.tensordot(draws, counts, axes=1)).std(ddof=1))
+    return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)
 
 
 def iou_counts(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -172,6 +193,13 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
     intersection, union = counts[..., 0], counts[..., 1]
     present = union > 0
     return (intersection / np.maximum(union, 1)).sum(axis=-1) / present.sum(axis=-1)
+
+
+def iou_error(counts: np.ndarray, seed: int) -> float:
+    """Standard error of the mean IoU of all images, by bootstrap over them: `(images, classes, 2)`."""
+    num_images = len(counts)
+    draws = np.random.default_rng(seed).multinomial(num_images, [1 / num_images] * num_images, size=RESAMPLES)
+    return float(mean_iou(np.tensordot(draws, counts, axes=1)).std(ddof=1))
 
 
 def _mean_iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:

@@ -19,7 +19,7 @@ class SelectionInputs:
         model: the backbone, in eval mode.
         images: the images to choose on, already sampled; with labels or masks where the strategy needs them.
         validation: images with labels or masks for strategies that train on `images`; `None` to hold some of them out.
-        feature: resolved name, `blocks.<i>.<kind>`.
+        feature: resolved name, `blocks.<i>.<kind>`; or `auto`, for strategies that choose it.
         timesteps: candidates, ascending.
         seed: of every random draw.
         batch_size: forward passes run at once; `None` for what the strategy finds best.

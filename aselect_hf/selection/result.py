@@ -50,6 +50,7 @@ class TimestepSelection:
         options: everything that was chosen by the caller or by default.
         raw_scores, control_scores: HFR of the images and of pure noise at the same sigma; `None` for other methods.
         per_image_scores: `(images, timesteps)`, where the method scores single images; `None` for those not scored.
+        feature_scores: scores of every feature that was a candidate, by name; `None` where the feature was given.
     """
 
     method: str
@@ -68,6 +69,7 @@ class TimestepSelection:
     raw_scores: list[float] | None = None
     control_scores: list[float] | None = None
     per_image_scores: list[list[float | None]] | None = None
+    feature_scores: dict[str, list[float]] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -113,8 +115,8 @@ class TimestepSelection:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TimestepSelection:
-        """Rebuild from the fields that `save` writes; others are ignored."""
-        fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
+        """Rebuild from the fields that `save` writes; others are ignored, those with a default may be absent."""
+        fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls) if entry.name in content}
         return cls(**fields | {"cost": SelectionCost(**fields["cost"])})
 
     @classmethod

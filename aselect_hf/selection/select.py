@@ -15,6 +15,7 @@ from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.selection import fixed, gate, grid, hfr
+from aselect_hf.selection.criterion import AUTO, CRITERIA, LABELLED, NUM_LABELLED, NUM_UNLABELLED, select_shortlist
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.versions import installed_versions
@@ -24,9 +25,16 @@ STRATEGIES: dict[str, Callable[..., TimestepSelection]] = {
     "gate": gate.select,
     "grid": grid.select,
     "fixed": fixed.select,
+    **CRITERIA,
+    "shortlist": select_shortlist,
 }
 TRAIN_ON_ALL = ("gate", "grid")
 """Strategies that learn from labels and use every image they are given."""
+CHOOSE_FEATURES = (*CRITERIA, "shortlist")
+"""Strategies whose scores can be compared between features, so that they can choose one."""
+NUM_IMAGES = {name: NUM_LABELLED if name in (*LABELLED, "shortlist") else NUM_UNLABELLED for name in CHOOSE_FEATURES}
+DEFAULT_NUM_IMAGES = 64
+"""Images that a strategy looks at by default; of those not in `NUM_IMAGES`."""
 NUM_TIMESTEPS = 20
 NUM_GATE_TIMESTEPS = 16
 NOISIEST = 0.95  # of the schedule
@@ -64,7 +72,7 @@ def select_timestep(
     method: str = "hfr",
     feature: str | None = None,
     timesteps: Sequence[int] | int | None = None,
-    num_images: int | None = 64,
+    num_images: int | None = None,
     seed: int = 0,
     validation: Any = None,
     batch_size: int | None = None,
@@ -82,19 +90,23 @@ def select_timestep(
             `"grid"` labels or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images;
             others: see `ImageData.of`).
         method: a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned weights over timesteps), `"grid"` (a
-            probe at every timestep), `"fixed"`.
-        feature: `blocks.<i>.<kind>`; default `model.config.feature`.
+            probe at every timestep), `"fixed"`; criteria without labels `"rankme"`, `"alpha_req"`, `"lidar"`,
+            `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`, `"logme"`, see `aselect_hf.criteria`; `"shortlist"`:
+            one of the former, then one of the latter.
+        feature: `blocks.<i>.<kind>`; default `model.config.feature`; `"auto"`: chosen together with the timestep, by
+            the criteria and `"shortlist"` only.
         timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).
-        num_images: random images to use; `None` for all. `"gate"` and `"grid"` always use all.
+        num_images: random images to use, all where there are no more; default 64, 256 for criteria without labels and
+            500 for those with. `"gate"` and `"grid"` always use all.
         seed: of the sample of images and of every other random draw.
         validation: images with labels or masks on which `"grid"` compares; default a fifth of `images`.
         batch_size: forward passes run at once; default 64, or for `"hfr"` on an accelerator as many as fit its memory.
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
         cache_dir: folder for VAE latents and for the features of `"grid"`.
         progress: show a progress bar.
-        options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `search`,
-            `early_stopping`, ...),
-            `gate.select`, `grid.select` (`task`, `probe`, ...), `fixed.select`.
+        options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `search`, ...),
+            `gate.select`, `grid.select` (`task`, `probe`, ...), `fixed.select`,
+            `criterion.select_unlabelled`, `select_by_views`, `select_ridge`, `select_knn`, `select_shortlist`.
 
     Returns:
         A `TimestepSelection`; `.apply(model)` writes it into the model's config.
@@ -120,11 +132,20 @@ def select_timestep(
         candidates = sorted({schedule.check_timestep(t, "timesteps") for t in timesteps})
         if not candidates:
             raise ValueError("timesteps must not be empty")
+    if feature == AUTO and method not in CHOOSE_FEATURES:
+        raise ValueError(
+            f"feature='auto' needs scores that can be compared between features, which those of {method!r} cannot; "
+            f"methods that choose a feature are {', '.join(CHOOSE_FEATURES)}"
+        )
     if method in TRAIN_ON_ALL:
         num_images = None
+    elif num_images is None:
+        num_images = NUM_IMAGES.get(method, DEFAULT_NUM_IMAGES)
     data = ImageData.of(images, num_images).sample(num_images, seed).readable(on_error)
     held_out = ImageData.of(validation).readable(on_error) if validation is not None else None
-    name = str(parse_feature(feature or str(model.config.feature), model.config.num_hidden_layers))
+    name = feature or str(model.config.feature)
+    if name != AUTO:
+        name = str(parse_feature(name, model.config.num_hidden_layers))
     training = model.training
     model.eval()
     try:

@@ -49,10 +49,10 @@ class PretrainModelArguments(ModelArguments):
 
 @dataclass
 class TaskModelArguments(ModelArguments):
-    timestep_selection: str = _field("hfr", "How the timestep is chosen: hfr, gate, grid or fixed.")
+    timestep_selection: str = _field("hfr", f"How the timestep is chosen: {', '.join(STRATEGIES)}.")
     timesteps: str | None = _field(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
     timestep: int | None = _field(None, "fixed: the timestep; default a tenth of the schedule.")
-    num_selection_images: int = _field(64, "hfr: random training images to look at.")
+    num_selection_images: int | None = _field(None, "Training images to look at; default: hfr 64, criteria 256 or 500.")
     num_visited_timesteps: int = _field(2, "gate: candidates that each image visits in a step.")
     gate_learning_rate: float = _field(3e-3, "gate: its learning rate.")
     feature: str | None = _field(None, "blocks.<i>.<kind>; default the checkpoint's own.")

@@ -177,7 +177,7 @@ def test_folders_of_images_with_masks(tmp_path):
     report = TaskRun(True, *parse_arguments(ARGUMENTS, None, flags)).run()
     assert len(report.run.data.label_names) == 2
     assert report.validation["mean_iou"] > 0.6
-    assert set(report.validation) >= {"mean_iou", "pixel_accuracy", "iou/0", "iou/1"}
+    assert set(report.validation) >= {"mean_iou", "pixel_accuracy", "iou_0", "iou_1"}
 
 
 def test_streaming(run):

@@ -1,0 +1,405 @@
+"""Strategies that sweep the candidates over a sample of images and judge each one's features by a criterion.
+
+What they share: pooled features of the sample at every candidate, from one sweep; with `feature="auto"`, of many blocks
+and kinds from the same sweep, and block and kind are chosen together with the timestep. The criteria and their
+sources are in `aselect_hf.criteria`.
+
+Standard errors are over images. Where every image is right or wrong by itself (`retrieval`, `ridge`, `knn`): of the
+mean over images, which is what a bootstrap of them tends to, classifiers and whitening held fixed. For the mean IoU of
+tokens: by bootstrap of images, as in the grid. Elsewhere: the jackknife over 10 random tenths of the images, because a
+bootstrap's duplicates lower a rank, and are found by their copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from aselect_hf import criteria
+from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
+from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
+from aselect_hf.probe import fit_in_parallel
+from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
+from aselect_hf.selection.grid import choose_tokens, iou_counts, iou_error, mean_iou, resolve_task
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.result import SelectionCost, TimestepSelection
+
+AUTO = "auto"
+KINDS = ("query", "key", "value", "attention", "mlp", "hidden")
+"""Kinds of features that `feature="auto"` chooses among by default."""
+NUM_UNLABELLED, NUM_LABELLED = 256, 500
+"""Images by default, without labels and with."""
+MAX_TOKENS = 4000
+JACKKNIFE_GROUPS = 10
+LEAST_IMAGES = 3
+
+
+class Evidence(NamedTuple):
+    """How sure a score is.
+
+    Args:
+        standard_error: over images.
+        per_image: `(images,)`, where the score is their mean.
+    """
+
+    standard_error: float
+    per_image: np.ndarray | None = None
+
+
+@dataclass
+class Judge:
+    """A criterion for the features `(rows, views, columns)` of one candidate.
+
+    Args:
+        name: of the method.
+        score_name: what the score is.
+        score: higher is better.
+        evidence: for the chosen feature only, so that it may be dearer than the score.
+    """
+
+    name: str
+    score_name: str
+    score: Callable[[np.ndarray], float]
+    evidence: Callable[[np.ndarray], Evidence]
+
+
+@dataclass
+class Labelled:
+    """Labelled rows: images, or tokens with the image that each is of."""
+
+    views: Views
+    rows: KeptRows
+    labels: np.ndarray
+    images: np.ndarray | None
+    options: dict[str, Any]
+
+    @property
+    def jackknife_strata(self) -> np.ndarray | None:
+        return self.labels if self.images is None else None
+
+
+def select_unlabelled(
+    method: str, inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS
+) -> TimestepSelection:
+    """`rankme` and `alpha_req`: the spectrum of the features that the model gives, with its stored noise.
+
+    Args:
+        pool_size: cells per side into which tokens are averaged, see `pooled_features`; 1 is the token mean.
+        kinds: for `feature="auto"`, the kinds to choose among, in all blocks.
+
+    Raises:
+        ValueError: fewer than 3 images, NaN pixels, an unknown kind.
+    """
+    started = _checked(method, inputs)
+    criterion, score_name = {
+        "rankme": (criteria.rankme, "RankMe (effective rank)"),
+        "alpha_req": (criteria.alpha_req, "alpha-ReQ (-|alpha - 1|)"),
+    }[method]
+    rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
+    views = stored_noise_view(inputs.model, inputs.images, inputs.fixed_batch_size)
+    judge = _jackknifed(method, score_name, lambda x, kept: criterion(x[kept, 0]), len(inputs.images), inputs.seed)
+    return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
+
+
+def select_by_views(
+    method: str,
+    inputs: SelectionInputs,
+    *,
+    num_views: int | None = None,
+    pool_size: int = 1,
+    kinds: Sequence[str] = KINDS,
+) -> TimestepSelection:
+    """`lidar`, `retrieval` (random crops and flips) and `snr` (the same image), each view with noise of its own.
+
+    Args:
+        num_views: of every image, the same at every timestep; default 4 for `lidar`, else 2.
+        pool_size, kinds: see `select_unlabelled`.
+
+    Raises:
+        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
+    """
+    started = _checked(method, inputs)
+    num_views = (4 if method == "lidar" else 2) if num_views is None else num_views
+    if num_views < 2:
+        raise ValueError(f"num_views must be at least 2, got {num_views}")
+    count = len(inputs.images)
+    rows = pooled_rows(inputs.model, count, pool_size)
+    make_views = noise_views if method == "snr" else augmented_views
+    views = make_views(inputs.model, inputs.images, num_views, inputs.fixed_batch_size, inputs.seed)
+    if method == "retrieval":
+        judge = Judge(
+            method,
+            "images found among other views",
+            criteria.view_retrieval,
+            lambda x: _of_outcomes(criteria.retrieved(x)),
+        )
+    else:
+        criterion, score_name = {
+            "lidar": (criteria.lidar, "LiDAR (effective rank)"),
+            "snr": (criteria.signal_to_noise, "share of variance between images"),
+        }[method]
+        judge = _jackknifed(method, score_name, lambda x, kept: criterion(x[kept]), count, inputs.seed)
+    return _select(inputs, judge, views, rows, kinds, {"num_views": num_views, "pool_size": pool_size}, started)
+
+
+def select_ridge(
+    inputs: SelectionInputs,
+    *,
+    task: str | None = None,
+    pool_size: int = 1,
+    max_tokens: int = MAX_TOKENS,
+    kinds: Sequence[str] = KINDS,
+) -> TimestepSelection:
+    """Leave-one-out ridge regression on the features that the model gives, with its stored noise.
+
+    Classification: a sample is an image; the score is accuracy. Segmentation: a sample is a token, all tokens of an
+    image are left out together, and the score is the mean IoU of tokens, as in the grid.
+
+    Args:
+        task: `"classification"` or `"segmentation"`; default segmentation where the images have masks.
+        max_tokens: segmentation: random tokens to use at most, of all images.
+        pool_size, kinds: see `select_unlabelled`.
+
+    Raises:
+        ValueError: no labels (or masks), fewer than 2 classes with 2 images each, and as `select_unlabelled`.
+    """
+    started = _checked("ridge", inputs)
+    data = _labelled("ridge", inputs, task, pool_size, max_tokens)
+    judge = _predictor(
+        "ridge", data, inputs.seed, lambda x: criteria.ridge_predictions(x, data.labels, groups=data.images).classes
+    )
+    return _select(inputs, judge, data.views, data.rows, kinds, data.options, started)
+
+
+def select_knn(
+    inputs: SelectionInputs,
+    *,
+    neighbours: int = 5,
+    task: str | None = None,
+    pool_size: int = 1,
+    max_tokens: int = MAX_TOKENS,
+    kinds: Sequence[str] = KINDS,
+) -> TimestepSelection:
+    """Leave-one-out nearest neighbours; samples, scores and errors as `select_ridge`.
+
+    Args:
+        neighbours: that vote; all where there are fewer.
+        task, pool_size, max_tokens, kinds: see `select_ridge`.
+    """
+    started = _checked("knn", inputs)
+    if neighbours < 1:
+        raise ValueError(f"neighbours must be at least 1, got {neighbours}")
+    data = _labelled("knn", inputs, task, pool_size, max_tokens)
+    largest = 1 if data.images is None else int(np.bincount(data.images).max())
+    k = min(neighbours, len(data.labels) - largest)
+    judge = _predictor(
+        "knn", data, inputs.seed, lambda x: criteria.knn_predictions(x, data.labels, k, groups=data.images)
+    )
+    return _select(inputs, judge, data.views, data.rows, kinds, {"neighbours": neighbours} | data.options, started)
+
+
+def select_logme(
+    inputs: SelectionInputs,
+    *,
+    task: str | None = None,
+    pool_size: int = 1,
+    max_tokens: int = MAX_TOKENS,
+    kinds: Sequence[str] = KINDS,
+) -> TimestepSelection:
+    """Log evidence of the labels, per sample; samples and arguments as `select_ridge`."""
+    started = _checked("logme", inputs)
+    data = _labelled("logme", inputs, task, pool_size, max_tokens)
+    judge = _jackknifed(
+        "logme", "LogME (log evidence per sample)", lambda x, kept: criteria.logme(x[kept, 0], data.labels[kept]),
+        len(data.labels), inputs.seed, data.images, data.jackknife_strata,
+    )  # fmt: skip
+    return _select(inputs, judge, data.views, data.rows, kinds, data.options, started)
+
+
+CRITERIA: dict[str, Callable[..., TimestepSelection]] = {
+    "rankme": partial(select_unlabelled, "rankme"),
+    "alpha_req": partial(select_unlabelled, "alpha_req"),
+    "lidar": partial(select_by_views, "lidar"),
+    "retrieval": partial(select_by_views, "retrieval"),
+    "snr": partial(select_by_views, "snr"),
+    "ridge": select_ridge,
+    "knn": select_knn,
+    "logme": select_logme,
+}
+LABELLED = ("ridge", "knn", "logme")
+
+
+def select_shortlist(
+    inputs: SelectionInputs, *, first: str = "retrieval", second: str = "ridge", num_candidates: int = 5
+) -> TimestepSelection:
+    """One criterion's best candidates, confirmed by another: by default a shortlist without labels, then a few labels.
+
+    The result is the second criterion's, over the shortlist; the first one's scores are in its options. A label-free
+    `first` sees the first 256 images. With `feature="auto"`, `first` chooses the feature.
+
+    Args:
+        first, second: names in `CRITERIA`, with their default options.
+        num_candidates: timesteps on the shortlist, at most.
+
+    Raises:
+        ValueError: an unknown name, a shortlist shorter than 2, and as the criteria.
+    """
+    for argument, name in (("first", first), ("second", second)):
+        if name not in CRITERIA:
+            raise ValueError(f"{argument} must be one of {', '.join(CRITERIA)}; got {name!r}")
+    if num_candidates < 2:
+        raise ValueError(f"num_candidates must be at least 2, got {num_candidates}")
+    _checked("shortlist", inputs)
+    if second in LABELLED and inputs.images.labels is None and inputs.images.masks is None:
+        raise ValueError(f"{second} needs labels or masks; {inputs.images.name} has none")
+    some = inputs.images if first in LABELLED else inputs.images.subset(range(min(NUM_UNLABELLED, len(inputs.images))))
+    listed = CRITERIA[first](dataclasses.replace(inputs, images=some))
+    best = np.argsort(-np.array(listed.scores), kind="stable")[:num_candidates]
+    timesteps = sorted(listed.timesteps[index] for index in best)
+    chosen = CRITERIA[second](dataclasses.replace(inputs, feature=listed.feature, timesteps=timesteps))
+    options = {"first": first, "second": second, "num_candidates": num_candidates}
+    options |= {"first_timesteps": listed.timesteps, "first_scores": listed.scores, "first_images": listed.num_images}
+    cost = SelectionCost(*(a + b for a, b in zip(*map(dataclasses.astuple, (listed.cost, chosen.cost)), strict=True)))
+    return dataclasses.replace(
+        chosen, method="shortlist", cost=cost, options=options | chosen.options, feature_scores=listed.feature_scores
+    )
+
+
+def _select(
+    inputs: SelectionInputs,
+    judge: Judge,
+    views: Views,
+    rows: KeptRows,
+    kinds: Sequence[str],
+    options: dict[str, Any],
+    started: float,
+) -> TimestepSelection:
+    """Sweep, judge every feature at every candidate, take the best."""
+    model, auto = inputs.model, inputs.feature == AUTO
+    features = _candidates(kinds, model.config.num_hidden_layers) if auto else [inputs.feature]
+    swept = sweep_features(
+        model, views, inputs.timesteps, features, rows,
+        batch_size=inputs.fixed_batch_size, progress=inputs.progress, name=judge.name,
+    )  # fmt: skip
+    cells = [swept.values[name][column] for name in features for column in range(len(inputs.timesteps))]
+    found = fit_in_parallel(partial(judge.score, cell) for cell in cells)
+    bar = tqdm(found, total=len(cells), desc=f"{judge.name} scores", unit="score", disable=not inputs.progress)
+    scores = np.array([*bar]).reshape(len(features), -1)
+    chosen, best = np.unravel_index(int(scores.argmax()), scores.shape)
+    evidence = [*fit_in_parallel(partial(judge.evidence, cell) for cell in swept.values[features[chosen]])]
+    per_image = [each.per_image for each in evidence if each.per_image is not None]
+    return TimestepSelection(
+        method=judge.name,
+        feature=features[chosen],
+        timestep=inputs.timesteps[best],
+        timesteps=inputs.timesteps,
+        scores=scores[chosen].tolist(),
+        standard_errors=[each.standard_error for each in evidence],
+        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started, swept.flops),
+        schedule=model.noise_schedule.to_dict(),
+        score_name=judge.score_name,
+        options=options | ({"feature": AUTO, "kinds": list(kinds)} if auto else {}),
+        num_images=len(inputs.images),
+        seed=inputs.seed,
+        per_image_scores=np.stack(per_image, axis=1).tolist() if per_image else None,
+        feature_scores=dict(zip(features, scores.tolist(), strict=True)) if auto else None,
+    )
+
+
+def _candidates(kinds: Sequence[str], num_layers: int) -> list[str]:
+    """Names of the features of these kinds, in order of computation."""
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(FEATURE_KINDS):
+        raise ValueError(f"kinds must be a list of names out of {', '.join(FEATURE_KINDS)}; got {kinds!r}")
+    return [name for name in list_features(num_layers) if parse_feature(name, num_layers).kind in kinds]
+
+
+def _checked(method: str, inputs: SelectionInputs) -> float:
+    """The time of the start, unless there are too few images."""
+    if len(inputs.images) < LEAST_IMAGES:
+        raise ValueError(
+            f"{method} needs at least {LEAST_IMAGES} images for its standard errors, got {len(inputs.images)}"
+        )
+    return time.perf_counter()
+
+
+def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size: int, max_tokens: int) -> Labelled:
+    """The labelled samples of a task; for segmentation images are read whole."""
+    task, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
+    needed = "labels" if task == "classification" else "masks"
+    if getattr(data, needed) is None:
+        raise ValueError(f"{method} learns from a few {needed}; {data.name} has none")
+    options: dict[str, Any] = {"task": task}
+    if task == "classification":
+        labels, images = np.asarray(data.labels), None
+        if len(np.unique(labels)) < 2 or np.sort(np.unique(labels, return_counts=True)[1])[-2] < 2:
+            raise ValueError(f"{method} needs at least 2 classes with 2 images each; {data.name} has fewer")
+        rows = pooled_rows(model, len(data), pool_size)
+        options["pool_size"] = pool_size
+    else:
+        chosen = choose_tokens(inputs, data, max_tokens)
+        data, labels, images = chosen.data, chosen.labels, chosen.images
+        if len(np.unique(labels)) < 2 or len(data) < LEAST_IMAGES:
+            raise ValueError(f"{method} needs tokens of 2 classes and {LEAST_IMAGES} images; {data.name} has fewer")
+        rows = token_rows(model, data, chosen.tokens)
+        options["tokens"] = len(labels)
+    views = stored_noise_view(model, data, inputs.fixed_batch_size, segmentation=rows.segmentation)
+    return Labelled(views, rows, labels, images, options)
+
+
+def _predictor(method: str, data: Labelled, seed: int, predict: Callable[[np.ndarray], np.ndarray]) -> Judge:
+    """A judge by left-out predictions: accuracy of images, or mean IoU of tokens."""
+    labels, images = data.labels, data.images
+    if images is None:
+        return Judge(
+            method,
+            f"leave-one-out accuracy ({method})",
+            lambda x: float((predict(x[:, 0]) == labels).mean()),
+            lambda x: _of_outcomes((predict(x[:, 0]) == labels).astype(float)),
+        )
+
+    def counts(x: np.ndarray) -> np.ndarray:
+        return iou_counts(labels, predict(x[:, 0]), images)
+
+    return Judge(
+        method,
+        f"leave-one-image-out mean IoU (tokens, {method})",
+        lambda x: float(mean_iou(counts(x).sum(axis=0))),
+        lambda x: Evidence(iou_error(counts(x), seed)),
+    )
+
+
+def _of_outcomes(outcomes: np.ndarray) -> Evidence:
+    return Evidence(float(outcomes.std(ddof=1) / len(outcomes) ** 0.5), outcomes)
+
+
+def _jackknifed(
+    method: str,
+    score_name: str,
+    score: Callable[[np.ndarray, np.ndarray], float],
+    num_rows: int,
+    seed: int,
+    images: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
+) -> Judge:
+    """A judge by `score(values, rows)`, whose error is the jackknife's over groups of images (alike in `strata`)."""
+    images = np.arange(num_rows) if images is None else images
+    num_images = int(images.max()) + 1
+    shuffled = np.random.default_rng(seed).permutation(num_images)
+    order = shuffled if strata is None else shuffled[np.argsort(strata[shuffled], kind="stable")]
+    num_groups = min(JACKKNIFE_GROUPS, num_images)
+    group_of = np.empty(num_images, dtype=np.int64)
+    group_of[order] = np.arange(num_images) % num_groups
+    group_of = group_of[images]
+
+    def evidence(x: np.ndarray) -> Evidence:
+        left = np.array([score(x, np.flatnonzero(group_of != group)) for group in range(num_groups)])
+        return Evidence(float(np.sqrt((num_groups - 1) * left.var())))
+
+    return Judge(method, score_name, lambda x: score(x, np.arange(num_rows)), evidence)

@@ -1,0 +1,152 @@
+"""Many features of several views of a sample of images at candidate timesteps: one run a view and timestep, for all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from tqdm.auto import tqdm
+
+from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.data import ImageData
+from aselect_hf.feature_cache import KeptRows
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+
+SMALLEST_CROP = 0.2
+LOG_ASPECT = math.log(4 / 3)
+
+
+@dataclass
+class Views:
+    """What the network is shown of every image.
+
+    Args:
+        latents: `(views, images, channels, height, width)`, clean.
+        noise: `(views, draws, images or 1, channels, height, width)`; features are averaged over the draws.
+        encoded: images that were encoded for it.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    encoded: int
+
+
+@dataclass
+class FeatureSweep:
+    """Features by name, each `(timesteps, rows, views, columns)` float32, and what computing them took."""
+
+    values: dict[str, np.ndarray]
+    forward_passes: int
+    flops: float
+
+
+def stored_noise_view(model: ASelectDiTModel, data: ImageData, batch_size: int, *, segmentation: bool = False) -> Views:
+    """Every image once, as the model itself sees it: whole or centre, with the stored evaluation noise."""
+    latents = _encode(model, data, batch_size, segmentation=segmentation)
+    return Views(latents[None], model.stored_noise(latents).float()[None], len(data))
+
+
+def noise_views(model: ASelectDiTModel, data: ImageData, num_views: int, batch_size: int, seed: int) -> Views:
+    """The same image under different noise: `num_views` draws of each image's own."""
+    latents = _encode(model, data, batch_size)
+    noise = _noise((num_views, 1, *latents.shape), torch.Generator().manual_seed(seed), model)
+    return Views(latents.expand(num_views, *latents.shape), noise, len(data))
+
+
+def augmented_views(model: ASelectDiTModel, data: ImageData, num_views: int, batch_size: int, seed: int) -> Views:
+    """Random crops (a fifth to all of the area, aspect 3:4 to 4:3, resized back) and flips, each with its own noise."""
+    generator = torch.Generator().manual_seed(seed)
+    views = [
+        _encode(model, data, batch_size, crops) for crops in torch.rand(num_views, len(data), 5, generator=generator)
+    ]
+    latents = torch.stack(views)
+    return Views(latents, _noise((num_views, 1, *latents.shape[1:]), generator, model), num_views * len(data))
+
+
+def random_resized_crop(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """A random part of `image` `(channels, height, width)` at its size, maybe mirrored.
+
+    Args:
+        draws: 5 uniform numbers in [0, 1): area, aspect ratio, top, left, mirror.
+    """
+    area, aspect, top, left, mirror = draws.tolist()
+    height, width = image.shape[-2:]
+    share = math.sqrt(SMALLEST_CROP + (1 - SMALLEST_CROP) * area)
+    stretch = math.exp(LOG_ASPECT * (aspect - 0.5))  # its square is the aspect ratio
+    rows = min(height, max(1, round(height * share / stretch)))
+    columns = min(width, max(1, round(width * share * stretch)))
+    y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
+    crop = image[:, y : y + rows, x : x + columns]
+    crop = crop.flip(-1) if mirror < 0.5 else crop
+    return interpolate(crop[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def sweep_features(
+    model: ASelectDiTModel,
+    views: Views,
+    timesteps: list[int],
+    features: list[str],
+    rows: KeptRows,
+    *,
+    batch_size: int,
+    progress: bool = False,
+    name: str = "features",
+) -> FeatureSweep:
+    """Run every view at every timestep up to the deepest feature and keep the rows of all features.
+
+    `rows` are made by `pooled_rows` or `token_rows`.
+
+    All stays in memory: `features * timesteps * rows * views * columns * 4` bytes. One feature of DiT-XL/2, of two
+    views of 256 images at 20 timesteps: 47 MB; 168 of them (all blocks, the kinds of `"auto"`): 8 GB.
+    """
+    num_views, count = views.latents.shape[:2]
+    shape = (len(timesteps), int(rows.first_rows[-1]), num_views, rows.columns)
+    values = {feature: np.empty(shape, dtype=np.float32) for feature in features}
+    draws = views.noise.shape[1]
+    passes = len(timesteps) * num_views * draws * count
+    grid_size = model.grid_size(views.latents)
+    with tqdm(total=passes, desc=name, unit="pass", disable=not progress) as bar:
+        for column, t in enumerate(timesteps):
+            for view, (latents, noises) in enumerate(zip(views.latents, views.noise, strict=True)):
+                for first in range(0, count, batch_size):
+                    clean = latents[first : first + batch_size]
+                    kept = slice(rows.first_rows[first], rows.first_rows[first + len(clean)])
+                    steps = torch.full((len(clean),), t, device=clean.device)
+                    sums: dict[str, torch.Tensor] = {}
+                    for noise in noises:
+                        own = noise if len(noise) == 1 else noise[first : first + batch_size]
+                        noisy = model.noise_schedule.add_noise(clean, own.expand_as(clean), t)
+                        for feature, tokens in model.features_of_noisy(noisy, steps, features).items():
+                            found = rows.rows_of(tokens.float(), grid_size, first)
+                            sums[feature] = sums[feature] + found if feature in sums else found
+                        bar.update(len(clean))
+                    for feature, total in sums.items():
+                        values[feature][column, kept, view] = (total / draws).cpu().numpy()
+    flops = views.encoded * encode_flops(model) + passes * feature_flops(model, *features)
+    return FeatureSweep(values, passes, flops)
+
+
+def _encode(
+    model: ASelectDiTModel,
+    data: ImageData,
+    batch_size: int,
+    crops: torch.Tensor | None = None,
+    *,
+    segmentation: bool = False,
+) -> torch.Tensor:
+    """Latents `(images, channels, height, width)` of all images, or of the `crops` `(images, 5)` of them, float32."""
+    parts, first = [], 0
+    for pixels in data.batches(model.config, batch_size, segmentation=segmentation):
+        if crops is not None:
+            own = crops[first : first + len(pixels)]
+            pixels = torch.stack([random_resized_crop(*each) for each in zip(pixels.float(), own, strict=True)])
+        parts.append(model.prepare_latents(pixels.to(model.device)).float())
+        first += len(pixels)
+    return torch.cat(parts)
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator, model: ASelectDiTModel) -> torch.Tensor:
+    return torch.randn(shape, generator=generator).to(model.device)
