@@ -1,8 +1,8 @@
 """The pairs of checkpoint, data and labels, and which of them may develop a rule.
 
 Pairs that `develop` may be looked at while rules and their defaults are settled; those that `confirm` are measured
-after that. Checkpoints beyond the shipped one are made by the commands below, seeds in them; they and the data lie under
-`--root`, by these names.
+after that. Checkpoints beyond the shipped one are made by the commands below, with their seeds; they and the data lie
+under `--root`, by these names.
 
     cifar10      python -m benchmarks.build_cifar10 package ROOT/cifar10
     cifar10-dit  accelerate launch -m aselect_hf.training.pretrain \\
