@@ -69,6 +69,7 @@ class Measurement:
             train, validation = train.subset(rows[:-VALIDATION]), train.subset(rows[-VALIDATION:])
         self.train, self.validation = train.sample(TRAIN, 0), validation.sample(VALIDATION, 0)
 
+    @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """The content of the pair's JSON."""
         rows = [self._rows(data, count, seed) for data, count, seed in (
@@ -171,7 +172,6 @@ class Measurement:
         found["snr"] = self._scores(lambda x, rows: criteria.signal_to_noise(x[rows]), noisy, samples, "snr")
         return found
 
-    @torch.no_grad()
     def _hfr(self) -> dict[str, Curves]:
         """As `select_timestep(method="hfr")`, of all features in one sweep."""
         model, some = self.model, self.train.subset(range(min(HFR_IMAGES, len(self.train))))
