@@ -43,7 +43,7 @@ from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection.pairs import PAIRS, Pair
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
-TRAIN, VALIDATION, VIEWED, HFR_IMAGES = 2000, 1000, 400, 192
+TRAIN, VALIDATION, VIEWED, HFR_IMAGES = 1000, 1000, 300, 128
 TRAIN_TOKENS, VALIDATION_TOKENS = 8000, 6000
 SEEDS, REPETITIONS = 3, 10
 BATCH = 100
@@ -53,10 +53,14 @@ Curves = dict[str, np.ndarray]
 
 
 class Measurement:
-    """Everything about one pair."""
+    """Everything about one pair.
 
-    def __init__(self, pair: Pair, root: Path) -> None:
-        self.pair = pair
+    Args:
+        known: what was computed for other pairs of the same model and data, and will be for this one.
+    """
+
+    def __init__(self, pair: Pair, root: Path, known: dict[str, Any]) -> None:
+        self.pair, self.known = pair, known
         self.model: ASelectDiTModel = load_model(_locate(pair.model, root)).eval()
         config = self.model.config
         self.timesteps = default_timesteps(self.model.noise_schedule)
@@ -72,12 +76,14 @@ class Measurement:
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """The content of the pair's JSON."""
-        rows = [self._rows(data, count, seed) for data, count, seed in (
-            (self.train, TRAIN_TOKENS, 0), (self.validation, VALIDATION_TOKENS, 1),
-        )]  # fmt: skip
-        (train, labels, images), (validation, truth, _) = rows
+        (train, labels, images), (validation, truth, _) = (
+            self._rows(*data)
+            for data in (("train", self.train, TRAIN_TOKENS), ("validation", self.validation, VALIDATION_TOKENS))
+        )
+        if "label-free" not in self.known:
+            self.known["label-free"] = self._label_free(train) | self._hfr()
         curves = self._truth(train, labels, validation, truth)
-        picks = self._few_labels(train, labels, images) | self._label_free(train) | self._hfr()
+        picks = self._few_labels(train, labels, images) | self.known["label-free"]
         return {
             "pair": self.pair.name,
             "role": self.pair.role,
@@ -101,13 +107,19 @@ class Measurement:
         group_of = {label: group for group, members in enumerate(self.pair.coarse) for label in members}
         return np.array([group_of[label] for label in labels.tolist()])
 
-    def _rows(self, data: ImageData, max_tokens: int, seed: int) -> tuple[Curves, np.ndarray, np.ndarray]:
+    def _rows(self, split: str, data: ImageData, max_tokens: int) -> tuple[Curves, np.ndarray, np.ndarray]:
         """Features `(timesteps, rows, width)` by name with the stored noise, labels, and the image of every row."""
+        if split not in self.known:
+            self.known[split] = self._compute_rows(data, max_tokens)
+        values, labels, images = self.known[split]
+        return values, self._labels(data) if labels is None else labels, images
+
+    def _compute_rows(self, data: ImageData, max_tokens: int) -> tuple[Curves, np.ndarray | None, np.ndarray]:
         model = self.model
         if self.pair.task == "classification":
-            kept, labels, images = pooled_rows(model, len(data), 1), self._labels(data), np.arange(len(data))
+            kept, labels, images = pooled_rows(model, len(data), 1), None, np.arange(len(data))
         else:
-            inputs = SelectionInputs(model, data, None, str(model.config.feature), self.timesteps, seed)
+            inputs = SelectionInputs(model, data, None, str(model.config.feature), self.timesteps)
             chosen = choose_tokens(inputs, data, max_tokens)
             data, labels, images = chosen.data, chosen.labels, chosen.images
             kept = token_rows(model, data, chosen.tokens)
@@ -247,12 +259,13 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", choices=PAIRS)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of checkpoints and data, see pairs.py")
     arguments = parser.parse_args()
-    for name in arguments.pairs:
-        content = Measurement(PAIRS[name], arguments.root).run()
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for pair in (PAIRS[name] for name in arguments.pairs):
+        content = Measurement(pair, arguments.root, known.setdefault((pair.model, pair.data, pair.task), {})).run()
         RESULTS.mkdir(parents=True, exist_ok=True)
-        with atomic_file(RESULTS / f"{name}.json") as temporary:
+        with atomic_file(RESULTS / f"{pair.name}.json") as temporary:
             temporary.write_text(json.dumps(content))
-        print(f"wrote {RESULTS / name}.json")
+        print(f"wrote {RESULTS / pair.name}.json")
 
 
 if __name__ == "__main__":
