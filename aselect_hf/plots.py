@@ -35,7 +35,9 @@ def plot_selection(selection: TimestepSelection, path: Path, beside: TimestepSel
     axes = figure.subplots(1 + above, 1, sharex=True, squeeze=False)[:, 0]
     if beside is not None:
         _band(axes[0], beside.timesteps, beside.scores, beside.standard_errors, beside.score_name, "score")
-        axes[0].axvline(beside.timestep, color=COLORS["score"], ls="--", lw=1, label=f"t = {beside.timestep}")
+        axes[0].axvline(
+            beside.timestep, color=COLORS["score"], ls="--", lw=1, label=f"{beside.method}: t = {beside.timestep}"
+        )
         axes[0].set_ylabel(beside.score_name)
         axes[0].legend(frameon=False)
     elif raw:
@@ -56,16 +58,12 @@ def plot_selection(selection: TimestepSelection, path: Path, beside: TimestepSel
     for each in axes:
         each.axvline(selection.timestep, color=COLORS["chosen"], lw=1)
         each.grid(alpha=0.25)
-    axis.annotate(
-        f"t = {selection.timestep}, sigma = {selection.sigma:.2f}",
-        (selection.timestep, 0.03),
-        xycoords=("data", "axes fraction"),
-        xytext=(5, 0),
-        textcoords="offset points",
-        color=COLORS["chosen"],
-    )
     _sigma_axis(axes[0], selection)
-    figure.suptitle(f"{selection.method}, {selection.feature}, {selection.num_images} images", fontsize=11)
+    figure.suptitle(
+        f"{selection.method}, {selection.feature}, {selection.num_images} images: "
+        f"t = {selection.timestep}, sigma = {selection.sigma:.2f}",
+        fontsize=11,
+    )
     figure.savefig(path, dpi=130)
 
 
