@@ -90,10 +90,9 @@ class Measurement:
             "task": self.pair.task,
             "default_feature": str(self.model.config.feature),
             "timesteps": self.timesteps,
-            "truth": {name: {"mean": x.mean(axis=0).tolist(), "deviation": x.std(axis=0, ddof=1).tolist()}
+            "truth": {name: {"mean": _rounded(x.mean(axis=0)), "deviation": _rounded(x.std(axis=0, ddof=1))}
                       for name, x in curves.items()},
-            "scores": {rule: {name: np.round(x, 6).tolist() for name, x in scores.items()}
-                       for rule, scores in picks.items()},
+            "scores": {rule: {name: _rounded(x) for name, x in scores.items()} for rule, scores in picks.items()},
             "images": {"train": len(self.train), "validation": len(self.validation)},
             "protocol": (__doc__ or "").split("Protocol. ")[1].split(" Writes")[0].replace("\n", " "),
             "hardware": hardware(self.model.device),
@@ -237,6 +236,10 @@ def _score(truth: np.ndarray, predicted: np.ndarray, task: str) -> float:
     if task == "classification":
         return float((truth == predicted).mean())
     return float(mean_iou(iou_counts(truth, predicted, np.zeros_like(truth)).sum(axis=0)))
+
+
+def _rounded(values: np.ndarray) -> list[Any]:
+    return np.round(values, 4).tolist()
 
 
 def _rows_of(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
