@@ -133,8 +133,7 @@ def audit_timestep(
     warnings = warn_of_pick(hfr, shares)
     labelled = data.masks is not None or has_classes(data.labels)
     checked = select_timestep(
-        model, data, method="ridge" if labelled else "retrieval", **run,
-        **{} if data.masks is not None else {"pool_size": pool_size},
+        model, data, method="ridge" if labelled else "retrieval", pool_size=pool_size, **run,
     )  # fmt: skip
     correlation = rank_correlation(hfr.scores, checked.scores)
     regret = regret_by(checked, pick, seed)

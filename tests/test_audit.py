@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -106,6 +106,7 @@ def test_a_probe_at_chance_tells_nothing():
     assert sentence.startswith("features tell nothing about these labels at any timestep")
 
 
+@settings(max_examples=20)
 @given(seeds, st.integers(0, 4), st.integers(3, 200), st.floats(0, 1))
 def test_bounds_are_ordered_and_never_negative(seed, pick, images, shared):
     outcomes = answers(np.random.default_rng(seed).random(5).tolist(), images, seed, shared)
@@ -113,6 +114,7 @@ def test_bounds_are_ordered_and_never_negative(seed, pick, images, shared):
     assert 0 <= regret.lower <= regret.estimate <= regret.upper <= 200
 
 
+@settings(max_examples=20)
 @given(seeds, st.tuples(st.floats(0.1, 60), st.floats(0.1, 60)))
 def test_more_tolerance_never_means_less_trust(seed, tolerances):
     accuracies = np.random.default_rng(seed).uniform(0.4, 0.9, 4).tolist()
@@ -121,26 +123,25 @@ def test_more_tolerance_never_means_less_trust(seed, tolerances):
 
 
 @pytest.mark.parametrize(
-    "accuracies",
-    [[0.7] * 8, [0.7, 0.72, 0.74, 0.75, 0.74, 0.7, 0.6, 0.5], [0.6] * 7 + [0.7]],
+    ("accuracies", "images"),
+    [([0.7] * 8, 60), ([0.7, 0.72, 0.74, 0.75, 0.74, 0.7, 0.6, 0.5], 200), ([0.6] * 7 + [0.7], 100)],
     ids=["flat", "hill", "one"],
 )
-@pytest.mark.parametrize("images", [60, 300])
 def test_bounds_cover_the_truth(accuracies, images):
     """In at least 90 of 100 repetitions the true regret is within either bound, where 95 are asked for."""
     truth, below, above = 100 * (max(accuracies) - accuracies[0]), 0, 0
-    for seed in range(150):
+    for seed in range(100):
         outcomes = answers(accuracies, images, seed)
         regret = estimate_regret(range(8), outcomes.mean(axis=0), paired_deviations(outcomes, 0, seed), 0)
         above += regret.upper >= truth - 1e-9
         below += regret.lower <= truth + 1e-9
-    assert above >= 0.9 * 150
-    assert below >= 0.9 * 150
+    assert above >= 90
+    assert below >= 90
 
 
 def test_the_estimate_is_less_cursed_than_the_maximum():
     plain, corrected = [], []
-    for seed in range(100):
+    for seed in range(50):
         outcomes = answers([0.7] * 10, 200, seed, shared=0.5)
         scores = outcomes.mean(axis=0)
         plain.append(100 * (scores.max() - scores[0]))
