@@ -8,7 +8,9 @@ plug-in `max_t d_t` is too large, since the best of many noisy timesteps is also
   So there is no correction for the number of timesteps, and no winner's curse; the price is that it is conservative.
 - Lower bound, one-sided: `max_t (d_t - c s_t)`, `s_t` the bootstrap's standard error and `c` the 95 % quantile of
   `max_t (d*_t - d_t) / s_t`. Here the timestep is chosen for its luck, so the bounds must hold all at once.
-- Estimate: `max_t d_t` less the bootstrap's estimate of its excess, `mean(max_t d*_t) - max_t d_t`.
+- Estimate: `max_t d_t` less the bootstrap's estimate of its excess, `mean(max_t d*_t) - max_t d_t`. That
+  takes only part of the curse away: of ten equally good timesteps, 3.9 points become 2.5 (200 images, simulated), so
+  that verdicts rest on the bounds.
 
 An image is drawn with all its timesteps (paired). To the images of a bootstrap two imaginary ones are added, one right
 at every other timestep only and one right at the pick only, as Bonett and Price (2012) do for paired proportions:
@@ -33,7 +35,7 @@ class Regret:
 
     Args:
         best_timestep: of the highest score.
-        estimate: at least 0, corrected for the winner's curse.
+        estimate: at least 0, with part of the winner's curse taken away.
         lower, upper: one-sided bounds, each with 95 % confidence.
         differs: whether any timestep differs from the pick, in either direction, with 95 % confidence for all at once.
     """
