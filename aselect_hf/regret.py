@@ -87,8 +87,13 @@ def estimate_regret(timesteps: Sequence[int], scores: Sequence[float], deviation
     lower = max(0.0, float((gains - several * errors).max()))
     upper = max(lower, float((gains - np.quantile(deviations, 1 - CONFIDENCE, axis=0)).max()))
     estimate = 2 * gains[best] - (gains + deviations).max(axis=1).mean()
-    points = [100 * float(x) for x in (np.clip(estimate, lower, upper), lower, upper)]
-    return Regret(int(timesteps[best]), *points, differs=bool((np.abs(gains) > either * errors).any()))
+    return Regret(
+        best_timestep=int(timesteps[best]),
+        estimate=100 * float(np.clip(estimate, lower, upper)),
+        lower=100 * lower,
+        upper=100 * upper,
+        differs=bool((np.abs(gains) > either * errors).any()),
+    )
 
 
 def best_exceeds(outcomes: np.ndarray, level: float, seed: int) -> bool:
