@@ -15,18 +15,21 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, audit_timestep
 from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.compare import compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
-from aselect_hf.files import atomic_directory, atomic_file, check_writable
+from aselect_hf.files import atomic_directory, atomic_file, atomic_files, check_writable
 from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, select_timestep
+
+EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
 
 app = typer.Typer(
     help="Diffusion Transformers as vision backbones, at the timestep their own features choose.",
@@ -116,6 +119,50 @@ def select(
     print(
         f"wrote {output_dir / 'selection.json'}, {output_dir / 'selection.png'}" + (f", {save_model}" if folder else "")
     )
+
+
+@app.command(epilog="Example: `aselect audit sample sample --output-dir runs/audit`")
+def audit(
+    model: Model,
+    data: Data,
+    feature: Feature = None,
+    timesteps: Timesteps = None,
+    num_images: Annotated[
+        int | None, typer.Option(help="Random images for every rule; default: hfr 64, probe 500, retrieval 256.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Points of the probe that the pick may lose.")] = TOLERANCE,
+    pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
+    split: Annotated[str, typer.Option(help="Split to look at.")] = "train",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = "label",
+    seed: Seed = 0,
+    batch_size: AutoBatchSize = None,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output_dir: OutputDir = Path("runs/audit"),
+    cache_dir: CacheDir = None,
+) -> None:
+    """Whether to trust the timestep that hfr picks: writes `audit.json` and `audit.png`.
+
+    Labels, where there are any, train a small probe at every timestep; without, another label-free rule is asked.
+    Exit code: 0 trust, 3 uncertain, 4 do not trust; 2 for a mistake.
+    """
+    check_writable(output_dir / "audit.json")
+    backbone = _load(model, device, dtype)
+    images = _images(data, split, image_column, label_column, None, seed, "stop")
+    result = audit_timestep(
+        backbone, images, feature=feature, timesteps=_timesteps(timesteps), num_images=num_images,
+        tolerance=tolerance, pool_size=pool_size, seed=seed, batch_size=batch_size, on_error=on_error,
+        cache_dir=cache_dir,
+    )  # fmt: skip
+    with atomic_files(output_dir) as folder:
+        result.save(folder / "audit.json")
+        result.plot(folder / "audit.png")
+    print(result.selections["hfr"].describe())
+    print(result.describe())
+    print(f"wrote {output_dir / 'audit.json'}, {output_dir / 'audit.png'}")
+    raise typer.Exit(EXIT_CODES[result.verdict])
 
 
 @app.command(epilog="Example: `aselect compare sample sample --strategies hfr,grid,fixed --output-dir runs/compare`")

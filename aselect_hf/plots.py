@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from aselect_hf.audit import Audit
     from aselect_hf.compare import Comparison
     from aselect_hf.selection.result import TimestepSelection
 
@@ -96,6 +98,43 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     left.grid(alpha=0.25)
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _sigma_axis(left, comparison.rows[0].selection)
+    figure.savefig(path, dpi=130)
+
+
+def plot_audit(audit: Audit, path: Path) -> None:
+    """The sentence, over HFR's curves, the curve that checks them and the bootstrap's picks; the pick as a line."""
+    hfr, checked = audit.selections.values()
+    colors = {"trust": COLORS["accuracy"], "uncertain": COLORS["control"], "do not trust": COLORS["chosen"]}
+    figure = Figure(figsize=(8.0, 10.0), layout="constrained")
+    parts, corrected, check, picks = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1.2, 1.2, 0.8))
+    parts.plot(hfr.timesteps, hfr.raw_scores or [], "o-", ms=3, color=COLORS["raw"], label="images")
+    parts.plot(
+        hfr.timesteps, hfr.control_scores or [], "s--", ms=3, color=COLORS["control"], label="pure noise, same sigma"
+    )
+    parts.set_ylabel("HFR")
+    _band(corrected, hfr.timesteps, hfr.scores, hfr.standard_errors, f"{hfr.num_images} images", "score")
+    corrected.set_ylabel("HFR, corrected")
+    label = f"{checked.score_name}, {checked.num_images} images"
+    _band(check, checked.timesteps, 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors), label,
+          "accuracy")  # fmt: skip
+    check.axvline(checked.timestep, color=COLORS["accuracy"], ls="--", lw=1, label=f"its best: t = {checked.timestep}")
+    if audit.chance is not None:
+        check.axhline(100 * audit.chance, color=COLORS["raw"], ls=":", lw=1.2, label="commonest class")
+    check.set_ylabel(f"{checked.method} (%)")
+    shares = 100 * np.array(audit.pick_shares)
+    picks.vlines(hfr.timesteps, 0, shares, color=COLORS["gate"], lw=5)
+    picks.set_ylim(0, 105)
+    picks.set_ylabel("picks of HFR (%)\nfrom resamples")
+    picks.set_xlabel("timestep t (0 clean, larger is noisier)")
+    for axis in (parts, corrected, check, picks):
+        pick = axis.axvline(audit.timestep, color=COLORS["chosen"], lw=1, zorder=0)
+        axis.grid(alpha=0.25)
+        if axis is corrected:
+            pick.set_label(f"pick: t = {audit.timestep}, sigma = {hfr.sigma:.2f}")
+        if axis is not picks:
+            axis.legend(frameon=False, fontsize=9)
+    _sigma_axis(parts, hfr)
+    figure.suptitle(textwrap.fill(f"{audit.verdict}: {audit.sentence}", 88), fontsize=11, color=colors[audit.verdict])
     figure.savefig(path, dpi=130)
 
 

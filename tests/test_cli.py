@@ -217,7 +217,7 @@ def test_another_model_type_is_named(aselect, pictures, tmp_path):
     assert "model of type 'vit'" in stderr
 
 
-@pytest.mark.parametrize("command", ["select", "compare", "features", "convert", "benchmark", "push"])
+@pytest.mark.parametrize("command", ["select", "audit", "compare", "features", "convert", "benchmark", "push"])
 def test_help_has_an_example(command):
     result = subprocess.run(
         [sys.executable, "-m", "aselect_hf.cli", command, "--help"],

@@ -1,0 +1,303 @@
+"""The bounds of a pick's regret, the verdicts they lead to, and the audit of whole models and folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from aselect_hf import cli
+from aselect_hf.audit import (
+    DO_NOT_TRUST,
+    TRUST,
+    UNCERTAIN,
+    VERDICTS,
+    audit_timestep,
+    has_classes,
+    judge_by_agreement,
+    judge_by_probe,
+    rank_correlation,
+    regret_by,
+    warn_of_pick,
+)
+from aselect_hf.conversion import load_model, save_model
+from aselect_hf.regret import best_exceeds, estimate_regret, paired_deviations, pick_shares
+from aselect_hf.selection import TimestepSelection
+from aselect_hf.selection.result import SelectionCost
+
+seeds = st.integers(0, 1000)
+
+
+def answers(accuracies: list[float], images: int, seed: int = 0, shared: float = 0.7) -> np.ndarray:
+    """Right and wrong answers; an image is equally hard at all timesteps with probability `shared`."""
+    rng = np.random.default_rng(seed)
+    hardness = np.where(
+        rng.random((images, len(accuracies))) < shared, rng.random((images, 1)), rng.random((images, len(accuracies)))
+    )
+    return (hardness < np.array(accuracies)).astype(float)
+
+
+def selection(method: str, scores, *, per_image=None, timestep=None, schedule=None, **fields) -> TimestepSelection:
+    timesteps = [100 * index for index in range(len(scores))]
+    return TimestepSelection(
+        method=method,
+        feature="blocks.0.hidden",
+        timestep=timesteps[int(np.argmax(scores))] if timestep is None else timestep,
+        timesteps=timesteps,
+        scores=[float(score) for score in scores],
+        standard_errors=fields.pop("standard_errors", [0.01] * len(scores)),
+        cost=SelectionCost(1, 1.0, 1.0),
+        schedule=schedule or {},
+        num_images=fields.pop("num_images", 100),
+        per_image_scores=None if per_image is None else per_image.tolist(),
+        **fields,
+    )
+
+
+def probed(accuracies: list[float], images: int = 500, pick: int = 0, tolerance: float = 2.0, seed: int = 0, **shared):
+    outcomes = answers(accuracies, images, seed, **shared)
+    probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes, num_images=images)
+    return judge_by_probe(probe, pick, regret_by(probe, pick, seed), tolerance, informative=True)
+
+
+def test_the_best_timestep_is_trusted():
+    verdict, sentence = probed([0.8, 0.7, 0.5, 0.3])
+    assert verdict == TRUST
+    assert sentence == (
+        "t = 0 is within 0.0 points of the best of the grid with 95 % confidence (leave-one-out ridge, 500 images)"
+    )
+
+
+def test_a_bad_timestep_is_not():
+    verdict, sentence = probed([0.5, 0.7, 0.8, 0.3])
+    assert verdict == DO_NOT_TRUST
+    assert "t = 0 loses about" in sentence
+    assert "against t = 200, at least" in sentence
+
+
+def test_few_images_leave_it_open():
+    verdict, sentence = probed([0.8, 0.79, 0.7, 0.6], images=40)
+    assert verdict == UNCERTAIN
+    assert "may lose up to" in sentence
+
+
+def test_flat_curves_are_called_flat():
+    verdict, sentence = probed([0.8] * 5, shared=1.0)
+    assert verdict == TRUST
+    assert sentence.startswith("the curve is flat: any timestep from 0 to 400 is as good; t = 0 is within")
+    verdict, sentence = probed([0.5] * 5, images=60, shared=0.5)
+    assert verdict == UNCERTAIN
+    assert sentence.startswith("the curve is flat within its error")
+
+
+def test_a_probe_at_chance_tells_nothing():
+    outcomes = answers([0.5] * 10, 200, shared=0.0)
+    assert not best_exceeds(outcomes, 0.5, seed=0)
+    assert best_exceeds(answers([0.5] * 9 + [0.75], 200, shared=0.0), 0.5, seed=0)
+    probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes)
+    verdict, sentence = judge_by_probe(probe, 0, regret_by(probe, 0, 0), 2.0, informative=False)
+    assert verdict == DO_NOT_TRUST
+    assert sentence.startswith("features tell nothing about these labels at any timestep")
+
+
+@settings(max_examples=20)
+@given(seeds, st.integers(0, 4), st.integers(3, 200), st.floats(0, 1))
+def test_bounds_are_ordered_and_never_negative(seed, pick, images, shared):
+    outcomes = answers(np.random.default_rng(seed).random(5).tolist(), images, seed, shared)
+    regret = estimate_regret(range(5), outcomes.mean(axis=0), paired_deviations(outcomes, pick, seed), pick)
+    assert 0 <= regret.lower <= regret.estimate <= regret.upper <= 200
+
+
+@settings(max_examples=20)
+@given(seeds, st.tuples(st.floats(0.1, 60), st.floats(0.1, 60)))
+def test_more_tolerance_never_means_less_trust(seed, tolerances):
+    accuracies = np.random.default_rng(seed).uniform(0.4, 0.9, 4).tolist()
+    strict, lenient = (probed(accuracies, 80, tolerance=tolerance, seed=seed)[0] for tolerance in sorted(tolerances))
+    assert VERDICTS.index(lenient) <= VERDICTS.index(strict)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "images"),
+    [([0.7] * 8, 60), ([0.7, 0.72, 0.74, 0.75, 0.74, 0.7, 0.6, 0.5], 200), ([0.6] * 7 + [0.7], 100)],
+    ids=["flat", "hill", "one"],
+)
+def test_bounds_cover_the_truth(accuracies, images):
+    """In at least 90 of 100 repetitions the true regret is within either bound, where 95 are asked for."""
+    truth, below, above = 100 * (max(accuracies) - accuracies[0]), 0, 0
+    for seed in range(100):
+        outcomes = answers(accuracies, images, seed)
+        regret = estimate_regret(range(8), outcomes.mean(axis=0), paired_deviations(outcomes, 0, seed), 0)
+        above += regret.upper >= truth - 1e-9
+        below += regret.lower <= truth + 1e-9
+    assert above >= 90
+    assert below >= 90
+
+
+def test_the_estimate_is_less_cursed_than_the_maximum():
+    plain, corrected = [], []
+    for seed in range(50):
+        outcomes = answers([0.7] * 10, 200, seed, shared=0.5)
+        scores = outcomes.mean(axis=0)
+        plain.append(100 * (scores.max() - scores[0]))
+        corrected.append(estimate_regret(range(10), scores, paired_deviations(outcomes, 0, seed), 0).estimate)
+    assert 0 < np.mean(corrected) < 0.75 * np.mean(plain)  # measured: 0.65
+
+
+def test_scores_of_masks_are_judged_by_their_errors():
+    probe = selection("ridge", [0.3, 0.5, 0.2], standard_errors=[0.01, 0.01, 0.01])
+    regret = regret_by(probe, 0, seed=0)
+    assert regret.lower < 20 < regret.upper
+    assert regret.upper - regret.lower < 10
+    assert regret_by(probe, 1, seed=0).upper == 0
+
+
+@pytest.mark.parametrize(
+    ("at", "correlation", "refuted", "stable", "verdict"),
+    [
+        (1, 0.9, True, True, TRUST),
+        (1, 0.9, False, False, UNCERTAIN),
+        (1, 0.1, False, True, UNCERTAIN),
+        (3, 0.9, False, True, UNCERTAIN),
+        (3, 0.9, True, True, DO_NOT_TRUST),
+        (3, 0.1, False, True, DO_NOT_TRUST),
+    ],
+)
+def test_without_labels_agreement_decides(at, correlation, refuted, stable, verdict):
+    hfr, retrieval = selection("hfr", [3, 2, 1, 0]), selection("retrieval", np.arange(4) == at)
+    found, sentence = judge_by_agreement(hfr, retrieval, correlation, refuted, stable)
+    assert found == verdict
+    assert f"HFR t = 0, retrieval t = {100 * at}" in sentence
+    assert ("do not trust this; label 100 images and run again" in sentence) == (verdict == DO_NOT_TRUST)
+
+
+def test_suspicious_curves_are_warned_of(model):
+    schedule = model.noise_schedule.to_dict()
+    good = selection(
+        "hfr", [0.4, 0.3, 0.1] + [0.0] * 7, schedule=schedule,
+        raw_scores=[0.6] + [0.5] * 9, control_scores=[0.2] + [0.5] * 9,
+    )  # fmt: skip
+    assert warn_of_pick(good, np.eye(10)[0]) == []
+    bad = selection(
+        "hfr", [0.01] + [0.0] * 9, schedule=schedule, num_images=8,
+        raw_scores=[0.5] * 9 + [0.7], control_scores=[0.49] + [0.5] * 8 + [0.7],
+    )  # fmt: skip
+    few, unstable, trap, noise = warn_of_pick(bad, np.full(10, 0.1))
+    assert "only 8 images" in few
+    assert "unstable" in unstable
+    assert "would pick t = 900" in trap
+    assert "98% of the images' HFR" in noise
+
+
+def test_shares_of_picks():
+    sure = np.tile([0.0, 1.0, 0.5], (20, 1))
+    assert pick_shares(sure, 0, 100).tolist() == [0, 1, 0]
+    torn = np.array([[1.0, 0.0], [0.0, 1.0]] * 20)
+    shares = pick_shares(torn, 0, 100)
+    assert shares.sum() == pytest.approx(1)
+    assert 0.3 < shares[0] < 0.75
+
+
+def test_small_functions():
+    assert rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
+    assert not has_classes(None)
+    assert not has_classes([0, 0, 0, 1])
+    assert has_classes([0, 0, 3, 3])
+
+
+@pytest.fixture(scope="module")
+def sample_model():
+    return load_model("sample")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_sample_from_end_to_end(sample_model, labelled, tmp_path):
+    import datasets
+
+    from aselect_hf.data import load_images
+
+    images: datasets.Dataset = load_images("sample", "train").select(range(120))
+    if not labelled:
+        images = images.select_columns(["image"])
+    audit = audit_timestep(sample_model, images, timesteps=[0, 300, 949], num_images=100, progress=False)
+    assert audit.timestep == 0
+    assert audit.verdict in VERDICTS
+    assert list(audit.selections) == ["hfr", "ridge" if labelled else "retrieval"]
+    assert sum(audit.pick_shares) == pytest.approx(1)
+    assert any("would pick t = 949" in warning for warning in audit.warnings)
+    assert (audit.regret is not None) == (audit.chance is not None) == labelled
+    assert audit.describe().startswith(f"{audit.verdict}: {audit.sentence}\nwarning: ")
+    content = json.loads(audit.save(tmp_path / "audit.json").read_text())
+    assert content["selections"]["hfr"]["timestep"] == 0
+    assert audit.plot(tmp_path / "audit.png").stat().st_size > 30_000
+
+
+def test_masks_are_audited(make_model, tmp_path):
+    import datasets
+
+    rng = np.random.default_rng(0)
+    masks = [np.repeat(np.repeat(rng.integers(0, 2, (4, 4)), 2, 0), 2, 1).astype(np.uint8) for _ in range(12)]
+    rows = {"image": [Image.fromarray(200 * mask) for mask in masks], "mask": [Image.fromarray(mask) for mask in masks]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image(), mask=datasets.Image()))
+    audit = audit_timestep(make_model(num_channels=1), data, timesteps=[0, 900], progress=False)
+    assert audit.selections["ridge"].options["task"] == "segmentation"
+    assert audit.regret is not None
+    assert audit.chance is None
+    assert audit.plot(tmp_path / "audit.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"tolerance": 0}, "tolerance must be a positive"), ({"timesteps": [5]}, "timesteps must be at least 2")],
+)
+def test_bad_arguments(model, normal, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        audit_timestep(model, normal(6, 2, 8, 8), progress=False, **arguments)
+
+
+@pytest.fixture
+def files(make_model, tmp_path) -> tuple[Path, Path]:
+    save_model(make_model(num_channels=1), tmp_path / "model")
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        path = tmp_path / "images" / ("ab"[index % 2]) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+    return tmp_path / "model", tmp_path / "images"
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["aselect", "audit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code or 0
+
+
+@pytest.mark.parametrize(("verdict", "code"), [(TRUST, 0), (UNCERTAIN, 3), (DO_NOT_TRUST, 4)])
+def test_exit_codes(files, monkeypatch, capsys, tmp_path, verdict, code):
+    """Noise has no classes; what is replaced is the judgement only."""
+    monkeypatch.setattr("aselect_hf.audit.judge_by_probe", lambda *arguments: (verdict, "because"))
+    assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == code
+    assert f"\n{verdict}: because\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["verdict"] == verdict
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.json", "audit.png"]
+
+
+def test_noise_is_not_trusted_by_the_command(files, monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == 4
+    assert "features tell nothing about these labels" in capsys.readouterr().out
+
+
+def test_nothing_is_left_of_a_failure(files, monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("aselect_hf.audit.plot_audit", fail)
+    assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == 2
+    assert list((tmp_path / "out").iterdir()) == []
