@@ -73,6 +73,7 @@ def lidar(views: Array, *, shrinkage: float = 0.1, standardize: bool = True) -> 
     the images' means, `W` the mean covariance of views of one image. `W` is shrunk towards its mean variance (ours: the
     paper adds 1e-4 to the diagonal, with 10 views of 1,000 images; with fewer samples than channels that constant
     would be the whole criterion). The matrix does not see the channels' scales, the shrinkage does: standardised.
+    Beware of inputs that are nothing but noise: without a signal the matrix is flat, and its rank is highest.
 
     Returns:
         1 to `min(images - 1, width)`.
