@@ -115,11 +115,11 @@ def plot_audit(audit: Audit, path: Path) -> None:
     _band(corrected, hfr.timesteps, hfr.scores, hfr.standard_errors, f"{hfr.num_images} images", "score")
     corrected.set_ylabel("HFR, corrected")
     label = f"{checked.score_name}, {checked.num_images} images"
+    if audit.chance is not None:  # as a line it would flatten the curve
+        label += f"; commonest class {100 * audit.chance:.0f} %"
     _band(check, checked.timesteps, 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors), label,
           "accuracy")  # fmt: skip
     check.axvline(checked.timestep, color=COLORS["accuracy"], ls="--", lw=1, label=f"its best: t = {checked.timestep}")
-    if audit.chance is not None:
-        check.axhline(100 * audit.chance, color=COLORS["raw"], ls=":", lw=1.2, label="commonest class")
     check.set_ylabel(f"{checked.method} (%)")
     shares = 100 * np.array(audit.pick_shares)
     picks.vlines(hfr.timesteps, 0, shares, color=COLORS["gate"], lw=5)
