@@ -31,6 +31,7 @@ from aselect_hf.data import ImageData, load_images
 from aselect_hf.files import atomic_file
 from aselect_hf.selection.search import choose
 from aselect_hf.versions import hardware, installed_versions
+from benchmarks.throughput import SD_VAE
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -38,15 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hfr, coarse to fine": {"search": "coarse_to_fine"},
     "hfr, stopped early": {"early_stopping": 0.05},
     "hfr, both": {"search": "coarse_to_fine", "early_stopping": 0.05},
-}
-SD_VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 256,
 }
 XL_IMAGES, XL_TIMESTEPS, XL_FEATURE = 60_000, 20, "blocks.13.hidden"
 

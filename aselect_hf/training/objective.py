@@ -177,7 +177,8 @@ class TaskObjective(nn.Module):
         """Losses of `forward`, from tokens `(batch, visited, tokens, features, width)`."""
         visited = tokens.shape[1]
         repeated = labels.repeat_interleave(visited, dim=0)
-        losses = torch.stack(
+        scale = self._loss_scale(repeated)
+        losses = scale * torch.stack(
             [self._image_losses(self._logits(head, tokens.flatten(0, 1)), repeated) for head in self.heads]
         )
         if self.gate is None or visits is None:
@@ -252,16 +253,17 @@ class TaskObjective(nn.Module):
             return head(tokens, self.dit.config.grid_size) if self.segmentation else head(tokens)
 
     def _image_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of every image; for masks, scaled so that their mean is that over the pixels that count.
-
-        The pixels of all processes together: their number differs from one to the next.
-        """
+        """Cross-entropy of every image; for masks, the sum over its pixels that count."""
         if not self.segmentation:
             return F.cross_entropy(logits, labels, reduction="none")
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        losses = F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
-        pixels = mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
-        return losses * (len(labels) / pixels)
+        return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
+
+    def _loss_scale(self, labels: torch.Tensor) -> torch.Tensor | float:
+        """What makes the mean over images the mean over pixels that count, of all processes: numbers differ."""
+        if not self.segmentation:
+            return 1.0
+        return len(labels) / mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
 
 
 def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:
