@@ -61,7 +61,8 @@ class HeadEvaluation:
     def _metrics(self) -> list[Any]:
         count = len(self.label_names)
         if self.segmentation:
-            return [MeanIoU(count, self.ignore_index, self.label_names), PixelAccuracy(count, self.ignore_index)]
+            names = self.label_names if len(set(self.label_names)) == count else None  # data sets may repeat one
+            return [MeanIoU(count, self.ignore_index, names), PixelAccuracy(count, self.ignore_index)]
         return [Accuracy(), *([TopKAccuracy(5)] if count > 5 else [])]
 
     def _add_masks(self, metrics: list[list[Any]], logits: torch.Tensor, masks: list[torch.Tensor]) -> None:
