@@ -25,7 +25,7 @@ from aselect_hf.regret import (
     unpaired_deviations,
 )
 from aselect_hf.selection import TimestepSelection, select_timestep
-from aselect_hf.selection.criterion import NUM_LABELLED
+from aselect_hf.selection.criterion import NUM_LABELLED, has_classes
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
 TOLERANCE = 2.0
@@ -124,7 +124,7 @@ def audit_timestep(
     data = ImageData.of(images, num_images or NUM_LABELLED).sample(num_images or NUM_LABELLED, seed).readable(on_error)
     run: dict[str, Any] = {"feature": feature, "timesteps": timesteps, "seed": seed, "batch_size": batch_size}
     run |= {"num_images": num_images, "cache_dir": cache_dir, "progress": progress}
-    hfr = select_timestep(model, data, **run)
+    hfr = select_timestep(model, data, method="hfr", **run)
     grid = hfr.timesteps
     if len(grid) < 2:
         raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
@@ -257,11 +257,6 @@ def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
     else:
         deviations = unpaired_deviations(checked.standard_errors, pick, seed)
     return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
-
-
-def has_classes(labels: Any) -> bool:
-    """Whether there are 2 classes with 2 images each, which a leave-one-out probe needs."""
-    return labels is not None and int((np.unique(np.asarray(labels), return_counts=True)[1] >= 2).sum()) >= 2
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
