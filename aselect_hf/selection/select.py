@@ -115,9 +115,9 @@ def select_timestep(
             `"grid"` labels or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images;
             others: see `ImageData.of`).
         method: `"auto"`, see `automatic_method`; or a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned
-            weights over timesteps), `"grid"` (a probe at every timestep), `"fixed"`; criteria without labels `"rankme"`, `"alpha_req"`, `"lidar"`,
-            `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`, `"logme"`, see `aselect_hf.criteria`; `"shortlist"`:
-            one of the former, then one of the latter.
+            weights over timesteps), `"grid"` (a probe at every timestep), `"fixed"`; criteria without labels
+            `"rankme"`, `"alpha_req"`, `"lidar"`, `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`, `"logme"`, see
+            `aselect_hf.criteria`; `"shortlist"`: one of the former, then one of the latter.
         feature: `blocks.<i>.<kind>`; default `model.config.feature`; `"auto"`: chosen together with the timestep, by
             the criteria and `"shortlist"` only.
         timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).
