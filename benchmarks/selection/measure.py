@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
@@ -56,7 +55,6 @@ class Measurement:
         self.labels, self.images = self._truth_of(sources.train)
         self.num_images = len(sources.train) if self.images is None else 1 + int(self.images.max())
 
-    @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """The content of the pair's JSON."""
         sources, own = self.sources, self.sources.default_feature

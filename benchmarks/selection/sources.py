@@ -130,11 +130,13 @@ class Sources:
             views = noise_views(model, data, 1, BATCH, noise_seed)
         return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "rows").items()}
 
+    @torch.no_grad()
     def _sweep(self, model: ASelectDiTModel, views: Views, kept: KeptRows, features: list[str], name: str) -> Features:
         return sweep_features(
             model, views, self.timesteps, features, kept, batch_size=BATCH, progress=True, name=name
         ).values
 
+    @torch.no_grad()
     def _ratios(self, some: ImageData) -> Features:
         """As `select_timestep(method="hfr")`, of all features in one sweep: image and control, `(..., images, 2)`."""
         model, features = self.model, self.features
