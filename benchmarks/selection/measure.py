@@ -7,15 +7,15 @@ tokens with their class for segmentation. The truth is the validation score (acc
 classifier (penalty by generalised cross-validation on training features), mean over three seeds that train on their own
 80 % each. Every rule sees random samples, without replacement, of up to 1,000 training images (300 for views, 128 for
 HFR), of the size that it has by default (HFR 64, label-free criteria 256, few labels 500 images or the tokens of 64):
-3 samples for every feature; for the checkpoint's own one 30, and 30 of 64 images, and where features depend on the
-stored noise, 30 with another draw of it. The audit's bounds are those of leave-one-out ridge on a sample.
+1 sample for every feature; for the checkpoint's own one 20, and 20 of 64 images, and where features depend on the
+stored noise, 20 with another draw of it. The audit is that of every timestep by leave-one-out ridge, on 1,000 labelled
+images and on 5 samples of 500 (of masks: 6 samples of 4,000 tokens).
 Writes `benchmarks/results/selection/<pair>.json`; `report.py` makes tables and picture.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -26,20 +26,22 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
+from aselect_hf.audit import NUM_AUDITED
 from aselect_hf.criteria import ridge_predictions
 from aselect_hf.files import atomic_file
 from aselect_hf.probe import fit_in_parallel
 from aselect_hf.regret import best_exceeds, estimate_regret, paired_deviations
-from aselect_hf.selection.criterion import NUM_LABELLED
+from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
 from aselect_hf.selection.grid import iou_counts, iou_influence
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection.pairs import PAIRS, Pair
-from benchmarks.selection.rules import AUDITED, IMAGES, LABELLED, RULES, Rule, score_of_classes
+from benchmarks.selection.rules import IMAGES, LABELLED, RULES, Rule, score_of_classes
 from benchmarks.selection.sources import Features, Sources
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
-SEEDS, SAMPLES, OWN_SAMPLES, AUDIT_SAMPLES, OTHER_NOISE = 3, 3, 30, 2, (1,)
+SEEDS, SAMPLES, OWN_SAMPLES, OTHER_NOISE = 3, 1, 20, (1,)
+AUDITS = ((NUM_AUDITED, 0), *((NUM_LABELLED, seed) for seed in range(5)))
 LABELLED_TILES = 64
 
 
@@ -73,7 +75,7 @@ class Measurement:
             "fresh_noise_truth": None if fresh is None else _mean_and_deviation(fresh),
             "scores": {rule: {name: _rounded(x) for name, x in found.items()} for rule, found in scores.items()},
             "own_scores": {name: self._own_scores(rule) for name, rule in RULES.items()},
-            "audit": self._audit(scores),
+            "audit": self._audit(),
             "images": {"train": len(sources.train), "validation": len(sources.validation)},
             "protocol": (__doc__ or "").split("Protocol. ")[1].split(" Writes")[0].replace("\n", " "),
             "hardware": hardware(sources.model.device),
@@ -133,31 +135,33 @@ class Measurement:
     def _own_scores(self, rule: Rule) -> dict[str, Any]:
         """Of the checkpoint's feature: `(draws of noise, samples, timesteps)`; of few images `(samples, timesteps)`."""
         sources, own = self.sources, self.sources.default_feature
-        draws = [{own: sources[rule.source][own]}]
+        draws = [sources.default_rows if rule.source == LABELLED else {own: sources[rule.source][own]}]
         few = self._scores(rule, draws[0], DEFAULT_NUM_IMAGES, OWN_SAMPLES)[own]
         if rule.source in (LABELLED, IMAGES):
             draws += [sources.with_other_noise(rule.source, seed) for seed in OTHER_NOISE]
         usual = [self._scores(rule, draw, rule.num_images, OWN_SAMPLES)[own] for draw in draws]
         return {"usual": _rounded(np.stack(usual)), "few": _rounded(few)}
 
-    def _audit(self, scores: dict[str, Features]) -> dict[str, Any]:
-        """Of every feature and sample: the audit's figures for the picks of some rules."""
-        ridge, features = RULES["ridge"], self.sources[LABELLED]
-        fixed = int(np.abs(np.array(self.sources.timesteps) - 100).argmin())
-        found: dict[str, Any] = {rule: {} for rule in AUDITED}
-        for name in tqdm(features, desc="audit", unit="feature"):
-            for index, rows in enumerate(self._samples(ridge, features, NUM_LABELLED, AUDIT_SAMPLES)):
-                outcomes = np.stack([self._outcomes(values[rows], rows) for values in features[name]], axis=1)
-                labels = self.labels[rows]
-                chance = np.bincount(labels).max() / len(labels)
-                informative = self.images is not None or best_exceeds(outcomes, chance, 0)
-                for rule in AUDITED:
-                    pick = int(scores[rule][name][index].argmax()) if rule in scores else fixed
-                    deviations = paired_deviations(outcomes, pick, 0)
-                    regret = estimate_regret(self.sources.timesteps, outcomes.mean(axis=0), deviations, pick)
-                    found[rule].setdefault(name, []).append(
-                        {"pick": pick, "informative": informative} | _rounded_fields(dataclasses.asdict(regret))
-                    )
+    def _audit(self) -> list[dict[str, Any]]:
+        """By sample of the checkpoint's own feature: estimate and bounds of the audit, in points, for every pick."""
+        (values,) = self.sources.default_rows.values()
+        found = []
+        for count, seed in AUDITS:
+            order = np.random.default_rng(100 + seed).permutation(len(self.labels))
+            rows = np.sort(order[: count if self.images is None else MAX_TOKENS])
+            outcomes = np.stack([self._outcomes(each[rows], rows) for each in values], axis=1)
+            chance = np.bincount(self.labels[rows]).max() / len(rows)
+            regrets = [
+                estimate_regret(
+                    self.sources.timesteps, outcomes.mean(axis=0), paired_deviations(outcomes, pick, 0), pick
+                )
+                for pick in range(outcomes.shape[1])
+            ]
+            found.append({
+                "labelled": count,
+                "informative": self.images is not None or best_exceeds(outcomes, chance, 0),
+                "regrets": [[round(x, 2) for x in (each.estimate, each.lower, each.upper)] for each in regrets],
+            })  # fmt: skip
         return found
 
     def _outcomes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -191,19 +195,15 @@ def _rounded(values: np.ndarray) -> list[Any]:
     return np.round(values, 4).tolist()
 
 
-def _rounded_fields(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 2) if isinstance(value, float) else value for name, value in record.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", choices=PAIRS)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of checkpoints and data, see pairs.py")
     arguments = parser.parse_args()
-    known: dict[tuple[str, str, bool], Sources] = {}
+    known: dict[tuple[str, str, bool, bool], Sources] = {}
     for pair in (PAIRS[name] for name in arguments.pairs):
         model, data = (x if x == "sample" else str(arguments.root / x) for x in (pair.model, pair.data))
-        key = (model, data, pair.task == "segmentation")
+        key = (model, data, pair.task == "segmentation", pair.every_feature)
         if key not in known:
             known[key] = Sources(*key)
         content = Measurement(pair, known[key]).run()

@@ -8,6 +8,7 @@ Regret, in points: the best true score over the grid of timesteps minus that at 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import numpy as np
 from matplotlib import pyplot
 from scipy.stats import spearmanr
 
+from aselect_hf.audit import NUM_AUDITED, TOLERANCE, VERDICTS, verdict_of
 from aselect_hf.files import atomic_file
+from aselect_hf.regret import Regret
+from aselect_hf.selection.criterion import NUM_LABELLED
 from aselect_hf.selection.select import CHOOSE_FEATURES
 from benchmarks.selection.pairs import PAIRS
 from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, RULES
@@ -63,29 +67,32 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
         regrets: at every sample's pick, on the checkpoint's own feature.
         few_regrets: of samples of 64 images.
         stable: share of those samples that pick the commonest timestep or a neighbour of it on the grid.
-        all: mean over all features.
+        all: regret, mean over all features; like the next two only of pairs of which all were measured.
         rank: Spearman correlation of the rule's curve with the true one, mean over features.
         auto: block, kind and timestep chosen together, against the best of all; where the rule can.
     """
     truth = {name: 100 * np.array(curve["mean"]) for name, curve in content["truth"].items()}
     own = truth[content["default_feature"]]
     picks, few = (scores_of(content, rule, kind).argmax(axis=1) for kind in ("usual", "few"))
-    everywhere = feature_scores(content, rule)
+    everywhere = feature_scores(content, rule) if len(truth) > 1 else {}
     mode = int(np.bincount(few).argmax())
     found = {
         "regrets": own.max() - own[picks],
         "few_regrets": own.max() - own[few],
         "stable": float((np.abs(few - mode) <= 1).mean()),
-        "all": float(
-            np.mean([(truth[name].max() - truth[name][x.argmax(axis=1)]).mean() for name, x in everywhere.items()])
-        ),
-        "rank": float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()])),
     }
-    if rule in CHOOSE_FEATURES:
+    if everywhere:
+        found["all"] = float(np.mean([_regrets(truth[name], x).mean() for name, x in everywhere.items()]))
+        found["rank"] = float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()]))
+    if everywhere and rule in CHOOSE_FEATURES:
         stacked = np.concatenate([*everywhere.values()], axis=1)
         flat = np.concatenate([*truth.values()])
         found["auto"] = float((flat.max() - flat[stacked.argmax(axis=1)]).mean())
     return found
+
+
+def _regrets(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    return truth.max() - truth[scores.argmax(axis=1)]
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -113,9 +120,9 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
             cells.append(f"{np.mean([regrets.mean() for regrets in own]):.1f} ({interval(overall)})")
             cells.append(f"{max(x.mean() for x in own):.1f}, {max(x.max() for x in own):.1f}")
         means = {
-            key: np.mean([each[key].mean() if key == "few_regrets" else each[key] for each in pairs.values()])
+            key: np.mean([np.mean(each[key]) for each in pairs.values() if key in each])
             for key in ("few_regrets", "stable", "all", "rank", "auto")
-            if key in next(iter(pairs.values()))
+            if any(key in each for each in pairs.values())
         }
         cells += [f"{means['few_regrets']:.1f}", f"{means['stable']:.0%}", f"{means['all']:.1f}"]
         cells += [f"{means['rank']:.2f}", f"{means['auto']:.1f}" if "auto" in means else "-"]
@@ -146,6 +153,7 @@ def curves(contents: list[Content]) -> str:
         rows.append([
             content["pair"], content["default_feature"], f"{mean[0]:.1f}",
             f"{mean[best]:.1f} ± {deviation[best]:.1f} at t = {content['timesteps'][best]}", f"{mean[-1]:.1f}",
+            "-" if len(content["truth"]) == 1 else
             f"{100 * max(everywhere['mean']):.1f}, {name}, t = {content['timesteps'][best_of_all]}",
             "-" if fresh is None else f"{100 * max(fresh['mean']):.1f} at t = "
             f"{content['timesteps'][int(np.argmax(fresh['mean']))]}, last {100 * fresh['mean'][-1]:.1f}",
@@ -157,30 +165,45 @@ def curves(contents: list[Content]) -> str:
 
 
 def audits(contents: list[Content]) -> str:
-    """How often the audit flags picks that lose more than `BEARABLE` points, and others: own feature, all features."""
+    """What the audit says of picks that lose more than `BEARABLE` points, and of others."""
     rows = []
-    for rule in AUDITED:
-        cells = [rule]
-        for own_only in (True, False):
-            cases = [case for content in contents for case in audit_cases(content, rule, own_only)]
-            for bad in (True, False):
-                flagged = [verdict(case) for regret, case in cases if (regret > BEARABLE) == bad]
-                shares = [f"{flagged.count(name)} {name}" for name in ("do not trust", "uncertain", "trust")]
-                cells.append(f"{len(flagged)}: " + ", ".join(shares))
+    for count, name in itertools.product((NUM_AUDITED, NUM_LABELLED), (*AUDITED, "every timestep")):
+        cases = [case for content in contents for case in audit_cases(content, name, count)]
+        cells = [str(count), name]
+        for bad in (True, False):
+            verdicts = [verdict for loss, verdict in cases if (loss > BEARABLE) == bad]
+            cells += [str(len(verdicts)), *(_share(verdicts.count(each), len(verdicts)) for each in reversed(VERDICTS))]
         rows.append(cells)
-    return table(
-        ["audited pick of", "lost > 2 points, own feature", "lost less", "lost > 2 points, all features", "lost less"],
-        rows,
-    )
+    heads = [
+        "labelled images",
+        "pick of",
+        *(f"{head}{each}" for head in ("lost > 2: ", "lost less: ") for each in ("picks", *reversed(VERDICTS))),
+    ]
+    return table(heads, rows)
 
 
-def audit_cases(content: Content, rule: str, own_only: bool) -> list[tuple[float, dict[str, Any]]]:
-    """True regret in points, and the audit's figures."""
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def audit_cases(content: Content, rule: str, labelled: int) -> list[tuple[float, str]]:
+    """By audited sample: what the pick truly loses, in points, and the verdict.
+
+    Args:
+        labelled: images that the audit is given.
+        rule: whose pick; or `"every timestep"`: as if each was picked once.
+    """
+    curve = 100 * np.array(content["truth"][content["default_feature"]]["mean"])
     cases = []
-    for name, samples in content["audit"][rule].items():
-        if not own_only or name == content["default_feature"]:
-            curve = 100 * np.array(content["truth"][name]["mean"])
-            cases += [(float(curve.max() - curve[case["pick"]]), case) for case in samples]
+    for sample, audit in enumerate(content["audit"]):
+        if audit["labelled"] == labelled:
+            picks = range(len(curve))
+            if rule != "every timestep":
+                scores = scores_of(content, rule, "usual")
+                picks = [int(scores[sample % len(scores)].argmax())]
+            for pick in picks:
+                regret = Regret(0, *audit["regrets"][pick], True)
+                cases.append((float(curve.max() - curve[pick]), verdict_of(regret, TOLERANCE, audit["informative"])))
     return cases
 
 
@@ -286,7 +309,8 @@ Mean and 95 % interval over samples and draws, the checkpoint's own feature.
 
 ## The audit
 
-Picks of three rules on three samples of every pair, judged from 500 labelled images (the tokens of 64).
+What `aselect audit` says of picks, by whether they truly lose more than 2 points: of 1,000 labelled images (one sample
+a pair) and of 500 (five samples); of masks, of 4,000 tokens. `every timestep`: as if each had been picked once.
 
 {audits}
 """
