@@ -27,7 +27,7 @@ from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import STRATEGIES, select_timestep
+from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
 
@@ -125,10 +125,15 @@ def select(
 def audit(
     model: Model,
     data: Data,
-    feature: Feature = None,
+    method: Annotated[
+        str, typer.Option(help=f"The rule that picks: auto (logme with labels, else hfr), {', '.join(STRATEGIES)}.")
+    ] = "auto",
+    selection: Annotated[Path | None, typer.Option(help="A selection.json, whose pick is audited instead.")] = None,
+    timestep: Annotated[int | None, typer.Option(help="fixed: the timestep.")] = None,
+    feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
     timesteps: Timesteps = None,
     num_images: Annotated[
-        int | None, typer.Option(help="Random images for every rule; default: hfr 64, probe 500, retrieval 256.")
+        int | None, typer.Option(help="Random images for every rule; default: hfr 64, without labels 256, with 500.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Points of the probe that the pick may lose.")] = TOLERANCE,
     pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
@@ -143,23 +148,27 @@ def audit(
     output_dir: OutputDir = Path("runs/audit"),
     cache_dir: CacheDir = None,
 ) -> None:
-    """Whether to trust the timestep that hfr picks: writes `audit.json` and `audit.png`.
+    """Whether to trust a rule's timestep, a saved selection's or a guess: writes `audit.json` and `audit.png`.
 
     Labels, where there are any, train a small probe at every timestep; without, another label-free rule is asked.
     Exit code: 0 trust, 3 uncertain, 4 do not trust; 2 for a mistake.
     """
     check_writable(output_dir / "audit.json")
+    if timestep is not None and method != "fixed":
+        raise ValueError(f"timestep goes with method 'fixed'; got {method!r}")
+    options = {"timestep": timestep} if timestep is not None else {}
+    made = TimestepSelection.load(selection) if selection else None
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column, None, seed, "stop")
     result = audit_timestep(
-        backbone, images, feature=feature, timesteps=_timesteps(timesteps), num_images=num_images,
-        tolerance=tolerance, pool_size=pool_size, seed=seed, batch_size=batch_size, on_error=on_error,
-        cache_dir=cache_dir,
+        backbone, images, method=method, selection=made, feature=feature, timesteps=_timesteps(timesteps),
+        num_images=num_images, tolerance=tolerance, pool_size=pool_size, seed=seed, batch_size=batch_size,
+        on_error=on_error, cache_dir=cache_dir, **options,
     )  # fmt: skip
     with atomic_files(output_dir) as folder:
         result.save(folder / "audit.json")
         result.plot(folder / "audit.png")
-    print(result.selections["hfr"].describe())
+    print(result.picked.describe())
     print(result.describe())
     print(f"wrote {output_dir / 'audit.json'}, {output_dir / 'audit.png'}")
     raise typer.Exit(EXIT_CODES[result.verdict])
