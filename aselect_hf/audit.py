@@ -25,7 +25,8 @@ from aselect_hf.regret import (
     unpaired_deviations,
 )
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.criterion import CRITERIA, NUM_LABELLED
+from aselect_hf.selection.criterion import AUTO, CRITERIA, NUM_LABELLED, has_classes
+from aselect_hf.selection.select import automatic_method
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
 
@@ -132,7 +133,7 @@ def audit_timestep(
     model: ASelectDiTModel,
     images: Any,
     *,
-    method: str = "auto",
+    method: str = AUTO,
     selection: TimestepSelection | None = None,
     feature: str | None = None,
     timesteps: Sequence[int] | int | None = None,
@@ -176,13 +177,13 @@ def audit_timestep(
     run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
     run |= {"progress": progress}
     if selection is None:
-        method = resolve_method(method, data)
-        pooled = {"pool_size": pool_size} if method in (*CRITERIA, "grid") else {}
-        picked = select_timestep(
-            model, data, method=method, feature=feature, timesteps=timesteps, **run, **pooled, **options
-        )
+        if method == AUTO:
+            method = automatic_method(data, options)
+        if method in (*CRITERIA, "grid"):
+            options["pool_size"] = pool_size
+        picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
     else:
-        if method != "auto" or feature is not None or timesteps is not None or options:
+        if method != AUTO or feature is not None or timesteps is not None or options:
             raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
         if selection.schedule != model.config.noise_schedule:
             raise ValueError("selection was made for another noise schedule than the model's")
@@ -209,7 +210,8 @@ def audit_timestep(
         informative = True
         if data.masks is None:
             chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
-            informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
+            if checked.per_image_scores is not None:
+                informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
         itself = "ridge" in (picked.method, picked.options.get("second"))
         verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
         if checked.num_images < FEW_LABELLED:
@@ -235,13 +237,6 @@ def audit_timestep(
     )
 
 
-def resolve_method(method: str, data: ImageData) -> str:
-    """`"auto"` is `"logme"` where there are labels of 2 classes or masks, else `"hfr"`; other names stay."""
-    if method != "auto":
-        return method
-    return "logme" if data.masks is not None or has_classes(data.labels) else "hfr"
-
-
 def audited_timesteps(
     model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
 ) -> list[int]:
@@ -252,9 +247,11 @@ def audited_timesteps(
     """
     grid = set(picked.timesteps) | {picked.timestep}
     if not _scored_all(picked):
-        given = isinstance(timesteps, Sequence)
         schedule = model.noise_schedule
-        grid |= set(timesteps if given else default_timesteps(schedule, *[timesteps] if timesteps else []))
+        if timesteps is None:
+            grid |= set(default_timesteps(schedule))
+        else:
+            grid |= set(default_timesteps(schedule, timesteps) if isinstance(timesteps, int) else timesteps)
     if len(grid) < 2:
         raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
     return sorted(grid)
@@ -385,18 +382,17 @@ def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
 
 
 def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np.ndarray | None:
-    """See `Audit.pick_shares`; `None` also where some images were not scored at some timesteps."""
+    """See `Audit.pick_shares`; `None` also where some images were not scored at some timesteps.
+
+    Standard errors do not stand in for scores of images: most of LogME's is common to all timesteps, and independent
+    draws of it would call every pick unstable.
+    """
     scores = np.array(picked.per_image_scores or [], dtype=float)
     if not scores.size or np.isnan(scores).any():
         return None
     shares = np.zeros(len(grid))
     shares[[grid.index(t) for t in picked.timesteps]] = pick_shares(scores, seed, PICK_RESAMPLES)
     return shares
-
-
-def has_classes(labels: Any) -> bool:
-    """Whether there are 2 classes with 2 images each, which a leave-one-out probe needs."""
-    return labels is not None and int((np.unique(np.asarray(labels), return_counts=True)[1] >= 2).sum()) >= 2
 
 
 def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float | None:

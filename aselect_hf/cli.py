@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 
+HFR_DEFAULTS = {name: p.default for name, p in inspect.signature(STRATEGIES["hfr"]).parameters.items()}
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
 
 app = typer.Typer(
@@ -67,7 +69,7 @@ CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled featur
 def select(
     model: Model,
     data: Data,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "hfr",
+    method: Annotated[str, typer.Option(help=f"auto (labels: logme; none: hfr), {', '.join(STRATEGIES)}.")] = "auto",
     feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
     timesteps: Timesteps = None,
     num_images: NumImages = None,
@@ -95,11 +97,10 @@ def select(
 ) -> None:
     """Choose the timestep: writes `selection.json` and `selection.png`."""
     check_writable(output_dir / "selection.json")
-    options: dict[str, Any] = {}
-    if method == "hfr":
-        options = {"noise_correction": noise_correction, "cutoff": cutoff, "dims": dims, "spectrum": spectrum}
-        options |= {"search": search, "early_stopping": early_stopping}
-    elif method == "fixed":
+    given = {"noise_correction": noise_correction, "cutoff": cutoff, "dims": dims, "spectrum": spectrum}
+    given |= {"search": search, "early_stopping": early_stopping}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value != HFR_DEFAULTS[name]}
+    if method == "fixed":
         options = {"timestep": timestep}
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column, max_samples, seed, on_error)
@@ -156,7 +157,7 @@ def audit(
     check_writable(output_dir / "audit.json")
     if timestep is not None and method != "fixed":
         raise ValueError(f"timestep goes with method 'fixed'; got {method!r}")
-    options = {"timestep": timestep} if timestep is not None else {}
+    options: dict[str, Any] = {"timestep": timestep} if timestep is not None else {}
     made = TimestepSelection.load(selection) if selection else None
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column, None, seed, "stop")

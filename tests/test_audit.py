@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,10 @@ from aselect_hf.audit import (
     Audit,
     audit_timestep,
     audited_timesteps,
-    has_classes,
     judge_by_agreement,
     judge_by_probe,
     rank_correlation,
     regret_by,
-    resolve_method,
     rule_name,
     shares_of_picks,
     warn_of_pick,
@@ -36,6 +35,7 @@ from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data import ImageData
 from aselect_hf.regret import best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.selection import TimestepSelection
+from aselect_hf.selection.criterion import has_classes
 from aselect_hf.selection.result import SelectionCost
 
 seeds = st.integers(0, 1000)
@@ -240,12 +240,6 @@ def test_small_functions():
     assert not has_classes(None)
     assert not has_classes([0, 0, 0, 1])
     assert has_classes([0, 0, 3, 3])
-    images = [Image.new("L", (8, 8))] * 4
-    assert resolve_method("auto", ImageData(images)) == "hfr"
-    assert resolve_method("auto", ImageData(images, np.array([0, 0, 0, 1]))) == "hfr"
-    assert resolve_method("auto", ImageData(images, np.array([0, 0, 1, 1]))) == "logme"
-    assert resolve_method("auto", ImageData(images, masks=images)) == "logme"
-    assert resolve_method("gate", ImageData(images)) == "gate"
 
 
 def test_the_grid_of_a_pick(model):
@@ -339,11 +333,12 @@ def test_a_guess_is_audited_where_it_stands(model, labelled_images):
 
 
 def test_a_pick_that_was_made_is_audited(model, labelled_images):
-    made = select_timestep(model, labelled_images, feature="blocks.0.key", timesteps=[0, 400, 900], progress=False)
+    pick = partial(select_timestep, model, labelled_images, timesteps=[0, 400, 900], progress=False)
+    made = pick(method="hfr", feature="blocks.0.key")
     audit = audit_timestep(model, labelled_images, selection=made, progress=False)
     assert audit.picked is audit.selections["hfr"] is made
     assert audit.checked.feature == "blocks.0.key"
-    raw = select_timestep(model, labelled_images, timesteps=[0, 400, 900], noise_correction=False, progress=False)
+    raw = pick(method="hfr", noise_correction=False)
     audit = audit_timestep(model, labelled_images, selection=raw, progress=False)
     assert audit.picked is raw
     assert audit.method == "hfr, uncorrected"

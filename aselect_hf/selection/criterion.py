@@ -272,6 +272,11 @@ def select_shortlist(
     )
 
 
+def has_classes(labels: Any) -> bool:
+    """Whether there are 2 classes with 2 images each, which a leave-one-out probe needs."""
+    return labels is not None and int((np.unique(np.asarray(labels), return_counts=True)[1] >= 2).sum()) >= 2
+
+
 def _select(
     inputs: SelectionInputs,
     judge: Judge,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.selection import fixed, gate, grid, hfr
-from aselect_hf.selection.criterion import AUTO, CRITERIA, LABELLED, NUM_LABELLED, NUM_UNLABELLED, select_shortlist
+from aselect_hf.selection.criterion import (
+    AUTO,
+    CRITERIA,
+    LABELLED,
+    NUM_LABELLED,
+    NUM_UNLABELLED,
+    has_classes,
+    select_shortlist,
+)
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.versions import installed_versions
@@ -28,6 +36,8 @@ STRATEGIES: dict[str, Callable[..., TimestepSelection]] = {
     **CRITERIA,
     "shortlist": select_shortlist,
 }
+FEW_LABELS, NO_LABELS = "logme", "hfr"
+"""What `method="auto"` means with labels and without: as the pairs of `benchmarks/selection` say."""
 TRAIN_ON_ALL = ("gate", "grid")
 """Strategies that learn from labels and use every image they are given."""
 CHOOSE_FEATURES = (*CRITERIA, "shortlist")
@@ -65,11 +75,26 @@ def gate_timesteps(schedule: NoiseSchedule, num: int = NUM_GATE_TIMESTEPS) -> li
     return steps
 
 
+def automatic_method(data: ImageData, options: Iterable[str] = ()) -> str:
+    """The method that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"hfr"`.
+
+    Args:
+        options: names of options; one that only `"hfr"` has asks for it.
+    """
+    labelled = data.masks is not None or has_classes(data.labels)
+    return FEW_LABELS if labelled and set(options) <= set(_options(FEW_LABELS)) else NO_LABELS
+
+
+def _options(method: str) -> list[str]:
+    parameters = inspect.signature(STRATEGIES[method]).parameters
+    return [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
 def select_timestep(
     model: ASelectDiTModel,
     images: Any,
     *,
-    method: str = "hfr",
+    method: str = AUTO,
     feature: str | None = None,
     timesteps: Sequence[int] | int | None = None,
     num_images: int | None = None,
@@ -89,10 +114,10 @@ def select_timestep(
             `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. `"gate"` needs labels,
             `"grid"` labels or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images;
             others: see `ImageData.of`).
-        method: a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned weights over timesteps), `"grid"` (a
-            probe at every timestep), `"fixed"`; criteria without labels `"rankme"`, `"alpha_req"`, `"lidar"`,
-            `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`, `"logme"`, see `aselect_hf.criteria`; `"shortlist"`:
-            one of the former, then one of the latter.
+        method: `"auto"`, see `automatic_method`; or a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned
+            weights over timesteps), `"grid"` (a probe at every timestep), `"fixed"`; criteria without labels
+            `"rankme"`, `"alpha_req"`, `"lidar"`, `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`, `"logme"`, see
+            `aselect_hf.criteria`; `"shortlist"`: one of the former, then one of the latter.
         feature: `blocks.<i>.<kind>`; default `model.config.feature`; `"auto"`: chosen together with the timestep, by
             the criteria and `"shortlist"` only.
         timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).
@@ -114,10 +139,12 @@ def select_timestep(
     Raises:
         ValueError: an argument is wrong; the message names it, what was given and what is accepted.
     """
-    if method not in STRATEGIES:
-        raise ValueError(f"method {method!r} is unknown; accepted are {', '.join(STRATEGIES)}")
-    strategy = STRATEGIES[method]
-    accepted = [name for name, p in inspect.signature(strategy).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if method not in (AUTO, *STRATEGIES):
+        raise ValueError(f"method {method!r} is unknown; accepted are {', '.join((AUTO, *STRATEGIES))}")
+    if method == AUTO:
+        images = ImageData.of(images, num_images or NUM_LABELLED)
+        method = automatic_method(images, options)
+    strategy, accepted = STRATEGIES[method], _options(method)
     if unknown := sorted(set(options) - set(accepted)):
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; accepted are {', '.join(accepted)}")
     if batch_size is not None and batch_size < 1:

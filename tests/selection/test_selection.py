@@ -202,7 +202,7 @@ FEATURES = ["blocks.4.mlp", "blocks.4.query"]
 def sample() -> tuple:
     """The sample model, 32 images, and the selection by all of them at all timesteps for each of two features."""
     model, images = load_model("sample"), load_images("sample", "train").select(range(32))
-    run = partial(select_timestep, model, images, timesteps=9, progress=False)
+    run = partial(select_timestep, model, images, method="hfr", timesteps=9, progress=False)
     return model, images, run, {feature: run(feature=feature) for feature in FEATURES}
 
 
@@ -362,6 +362,14 @@ def test_fixed_defaults_to_a_tenth_of_the_schedule(run):
     assert run("fixed", timestep=7).timestep == 7
 
 
+def test_auto_reads_labels_where_there_are_any(run, labelled):
+    assert run("auto").method == "logme"
+    assert run("auto", cutoff=0.2).method == "hfr"
+    one_class = ImageData(labelled.items, np.zeros(len(labelled), dtype=int))
+    for images in (one_class, ImageData(labelled.items), torch.stack([*labelled.items])):
+        assert run("auto", images=images).method == "hfr"
+
+
 @pytest.mark.parametrize("num", [1, 2, 20])
 def test_default_timesteps_are_dense_at_low_noise(num):
     steps = default_timesteps(NoiseSchedule(), num)
@@ -373,7 +381,7 @@ def test_default_timesteps_are_dense_at_low_noise(num):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "method 'magic' is unknown; accepted are hfr, gate, grid, fixed"),
+        ({"method": "magic"}, "method 'magic' is unknown; accepted are auto, hfr, gate, grid, fixed"),
         ({"method": "hfr", "cutof": 0.2}, "no option cutof; accepted are .*cutoff"),
         ({"method": "hfr", "cutoff": 0.9}, "leaves no bins"),
         ({"method": "hfr", "timesteps": []}, "timesteps must not be empty"),
