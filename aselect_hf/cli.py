@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, audit_timestep
+from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, Audit, audit_timestep
 from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.compare import compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
@@ -218,7 +218,8 @@ def compare(
     comparison.save(output_dir)
     Console().print(comparison.rich_table())
     print("\n".join(comparison.summary()))
-    print(f"wrote {output_dir}: compare.json, compare.md, compare.png and every selection")
+    audited = ", audit.json, audit.png" if comparison.audit else ""
+    print(f"wrote {output_dir}: compare.json, compare.md, compare.png{audited} and every selection")
 
 
 @app.command(epilog="Example: `aselect features sample --list`")
@@ -338,7 +339,9 @@ def benchmark(
 
 @app.command(epilog="Example: `aselect push runs/model me/my-dit --private --tag v1.0`")
 def push(
-    folder: Annotated[Path, typer.Argument(help="Saved model; its selection, compare and training .json go along.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Saved model; its selection, compare, audit and training .json go along.")
+    ],
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: user/name.")],
     private: Annotated[bool | None, typer.Option(help="Visibility of a new repository.")] = None,
     tag: Annotated[str | None, typer.Option(help="Tag for the commit.")] = None,
@@ -346,18 +349,20 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; created where missing.")] = None,
     commit_message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Hub id of the data set of compare.json.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="An audit.json for the card; default the folder's.")] = None,
     license: Annotated[str | None, typer.Option(help="Default the base model's; never a freer one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print files and card, send nothing.")] = False,
 ) -> None:
-    """Push a saved model to the Hub with its card, selection, results and endpoint handler, in one commit."""
+    """Push a saved model to the Hub with its card, selection, audit, results and endpoint handler, in one commit."""
+    audited = Audit.load(audit) if audit else None
     if dry_run:
-        upload = prepare_folder(folder, repo_id, dataset=dataset, license=license)
+        upload = prepare_folder(folder, repo_id, dataset=dataset, audit=audited, license=license)
         for path, size in upload.sizes().items():
             print(f"{size:>14,}  {path}")
         print(f"\n{upload.card}")
         return
     commit = push_folder(
-        folder, repo_id, dataset=dataset, license=license, private=private, revision=revision, tag=tag,
+        folder, repo_id, dataset=dataset, audit=audited, license=license, private=private, revision=revision, tag=tag,
         create_pr=create_pr, commit_message=commit_message,
     )  # fmt: skip
     print(f"pushed {commit.pr_url or commit.commit_url}")
