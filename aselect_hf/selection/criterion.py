@@ -27,7 +27,7 @@ from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
 from aselect_hf.probe import fit_in_parallel
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
-from aselect_hf.selection.grid import choose_tokens, iou_counts, iou_error, mean_iou, resolve_task
+from aselect_hf.selection.grid import choose_tokens, iou_counts, iou_error, iou_influence, mean_iou, resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
@@ -376,7 +376,7 @@ def _predictor(method: str, data: Labelled, seed: int, predict: Callable[[np.nda
         method,
         f"leave-one-image-out mean IoU (tokens, {method})",
         lambda x: float(mean_iou(counts(x).sum(axis=0))),
-        lambda x: Evidence(iou_error(counts(x), seed)),
+        lambda x: Evidence(iou_error(counts(x), seed), iou_influence(counts(x))),
     )
 
 

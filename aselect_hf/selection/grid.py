@@ -195,6 +195,16 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
     return (intersection / np.maximum(union, 1)).sum(axis=-1) / present.sum(axis=-1)
 
 
+def iou_influence(counts: np.ndarray) -> np.ndarray:
+    """Every image's part in the mean IoU of all, `(images, classes, 2)` to `(images,)`; their mean is the mean IoU.
+
+    The jackknife's pseudo-values (Tukey 1958), so that images can be resampled as if they had scores of their own.
+    """
+    count, whole = len(counts), counts.sum(axis=0)
+    parts = count * mean_iou(whole) - (count - 1) * mean_iou(whole - counts)
+    return parts - parts.mean() + mean_iou(whole)
+
+
 def iou_error(counts: np.ndarray, seed: int) -> float:
     """Standard error of the mean IoU of all images, by bootstrap over them: `(images, classes, 2)`."""
     num_images = len(counts)

@@ -1,22 +1,37 @@
 """The pairs of checkpoint, data and labels, and which of them may develop a rule.
 
 Pairs that `develop` may be looked at while rules and their defaults are settled; those that `confirm` are measured
-after that. Checkpoints beyond the shipped one are made by the commands below, with their seeds; they and the data lie
-under `--root`, by these names.
+after that (nuclei and the coarse Fashion-MNIST were seen before the rules were settled, the others not). Checkpoints
+beyond the shipped one are made by the commands below, with their seeds; they and the data lie under `--root`, by
+these names.
 
-    cifar10      python -m benchmarks.build_cifar10 package ROOT/cifar10
-    cifar10-dit  accelerate launch -m aselect_hf.training.pretrain \\
-        --dataset_name ROOT/cifar10 --output_dir ROOT/cifar10-dit \\
-        --config_overrides hidden_size=128,num_hidden_layers=6,num_attention_heads=4,patch_size=4,\\
-    sample_size=32,num_channels=3,num_condition_classes=0,learned_sigma=false \\
-        --attn_implementation eager --mixed_precision bf16 --per_device_train_batch_size 128 --learning_rate 1e-3 \\
-        --num_warmup_steps 200 --max_train_steps 5000 --ema_decay 0.999 --seed 0
+    cifar10         python -m benchmarks.build_cifar10 package ROOT/cifar10
     nuclei, nuclei-dit   see benchmarks/build_nuclei.py
+    elpv            see benchmarks/build_elpv.py
+    mnist           see benchmarks/build_mnist.py
+    planted         python -m benchmarks.selection.planted ROOT/planted ROOT/planted-dit
+
+The DiTs on CIFAR-10:
+
+    accelerate launch -m aselect_hf.training.pretrain --dataset_name ROOT/cifar10 --output_dir ROOT/NAME \\
+        --config_overrides SHAPE,num_attention_heads=4,num_channels=3,num_condition_classes=0,learned_sigma=false \\
+        --attn_implementation eager --mixed_precision bf16 --per_device_train_batch_size 128 --learning_rate 1e-3 \\
+        --num_warmup_steps 200 --max_train_steps STEPS --ema_decay 0.999 --random_flip True --seed 0
+
+    NAME               STEPS  SHAPE
+    cifar10-dit         5000  hidden_size=128,num_hidden_layers=6,patch_size=4,sample_size=32
+    cifar10-dit-short   the same at step 1841 (`--checkpointing_steps 1841`), see benchmarks/selection/earlier.py
+    cifar10-64-dit      2000  hidden_size=128,num_hidden_layers=6,patch_size=8,sample_size=64
+    cifar10-flow-dit    2000  hidden_size=96,num_hidden_layers=4,patch_size=4,sample_size=32,
+                              noise_schedule={"type":"flow_matching"}
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+FASHION_GROUPS = ((0, 2, 3, 4, 6), (1,), (5, 7, 9), (8,))  # worn above, trousers, shoes, bags
+CIFAR_GROUPS = ((0, 1, 8, 9), (2, 3, 4, 5, 6, 7))  # vehicles, animals
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Pair:
         task: `"classification"` or `"segmentation"`.
         role: `"develop"` or `"confirm"`.
         coarse: groups of classes that count as one, in place of the labels.
+        fresh_noise: whether to measure the curve with noise of each image's own, too.
     """
 
     name: str
@@ -36,22 +52,23 @@ class Pair:
     task: str
     role: str
     coarse: tuple[tuple[int, ...], ...] | None = None
+    fresh_noise: bool = False
 
 
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair("fashion-mnist", "sample", "sample", "classification", "develop"),
-        Pair(
-            "fashion-mnist-coarse", "sample", "sample", "classification", "confirm",
-            coarse=((0, 2, 3, 4, 6), (1,), (5, 7, 9), (8,)),  # worn above, trousers, shoes, bags
-        ),
+        Pair("fashion-mnist", "sample", "sample", "classification", "develop", fresh_noise=True),
         Pair("fashion-mnist-segmentation", "sample", "sample", "segmentation", "develop"),
+        Pair("cifar10", "cifar10-dit", "cifar10", "classification", "develop", fresh_noise=True),
+        Pair("cifar10-short", "cifar10-dit-short", "cifar10", "classification", "develop"),
+        Pair("fashion-mnist-coarse", "sample", "sample", "classification", "confirm", FASHION_GROUPS),
         Pair("nuclei", "nuclei-dit", "nuclei/tiles", "segmentation", "confirm"),
-        Pair("cifar10", "cifar10-dit", "cifar10", "classification", "develop"),
-        Pair(
-            "cifar10-coarse", "cifar10-dit", "cifar10", "classification", "confirm",
-            coarse=((0, 1, 8, 9), (2, 3, 4, 5, 6, 7)),  # vehicles, animals
-        ),
+        Pair("cifar10-coarse", "cifar10-dit", "cifar10", "classification", "confirm", CIFAR_GROUPS),
+        Pair("cifar10-64", "cifar10-64-dit", "cifar10", "classification", "confirm", fresh_noise=True),
+        Pair("cifar10-flow", "cifar10-flow-dit", "cifar10", "classification", "confirm"),
+        Pair("elpv", "cifar10-dit", "elpv", "classification", "confirm"),
+        Pair("mnist", "sample", "mnist", "classification", "confirm"),
+        Pair("planted", "planted-dit", "planted", "classification", "confirm"),
     )
-}  # fmt: skip
+}

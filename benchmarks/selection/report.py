@@ -1,11 +1,8 @@
-"""The table of regrets from what `measure.py` wrote.
+"""Tables and picture of the regrets, from what `measure.py` wrote.
 
-    python -m benchmarks.selection.report
+    python -m benchmarks.selection.report          # benchmarks/results/selection/README.md, docs/regret.png
 
-Regret, in points: the best true score over the grid of timesteps minus that at the pick. `default feature`: of the
-checkpoint's own feature, mean and greatest over the repetitions. `all features`: the same rule for every block and
-kind, mean over features and repetitions. `auto`: block, kind and timestep chosen together, against the best of all.
-`rank`: Spearman correlation of a rule's scores with the true curve, mean over features.
+Regret, in points: the best true score over the grid of timesteps minus that at the pick.
 """
 
 from __future__ import annotations
@@ -15,73 +12,222 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
 import numpy as np
+from matplotlib import pyplot
 from scipy.stats import spearmanr
 
+from aselect_hf.files import atomic_file
 from aselect_hf.selection.select import CHOOSE_FEATURES
+from benchmarks.selection.pairs import PAIRS
+from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, RULES
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
-SHORTLIST = 5
-PASSES = {"hfr": 2 * 64, "hfr, uncorrected": 64, "rankme": 256, "alpha_req": 256, "lidar": 512, "retrieval": 512,
-          "snr": 512, "ridge": 500, "knn": 500, "logme": 500}  # fmt: skip
-"""Runs a timestep; few-label rules on masks: 64."""
+PICTURE = Path(__file__).parents[2] / "docs" / "regret.png"
+GUESSES = {"fixed t = 100": 100, "fixed t = 0": 0}
+BEARABLE = 2.0
+
+Content = dict[str, Any]
 
 
-def rules_of(content: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    """Scores `(repetitions, timesteps)` by rule and feature, with the baselines and the shortlist."""
-    rules = {
-        rule: {name: np.array(x) for name, x in scores.items()} for rule, scores in content["scores"].items()
-    }  # fmt: skip
-    steps = np.array(content["timesteps"])
-    rules["fixed t = 100"] = {name: -np.abs(steps - 100.0)[None] for name in content["truth"]}
-    rules["fixed t = 0"] = {name: -steps[None].astype(float) for name in content["truth"]}
-    rules["shortlist"] = {
-        name: np.where(_ranks(rules["retrieval"][name]) < SHORTLIST, rules["ridge"][name], -np.inf)
-        for name in content["truth"]
-    }
-    return rules
+def scores_of(content: Content, rule: str, kind: str) -> np.ndarray:
+    """Of the checkpoint's own feature: `(samples, timesteps)`, all draws of noise together.
+
+    Args:
+        kind: `"usual"`, the number of images that the rule has by default, or `"few"`, 64.
+    """
+    if rule in GUESSES:
+        return -np.abs(np.array(content["timesteps"]) - float(GUESSES[rule]))[None]
+    if rule in COMBINATIONS:
+        return COMBINATIONS[rule].combine([scores_of(content, part, kind) for part in COMBINATIONS[rule].parts])
+    found = np.array(content["own_scores"][rule][kind])
+    return found.reshape(-1, found.shape[-1])
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    return (-scores).argsort(axis=1, kind="stable").argsort(axis=1)
+def feature_scores(content: Content, rule: str) -> dict[str, np.ndarray]:
+    """Of every feature: `(samples, timesteps)`."""
+    if rule in GUESSES:
+        return {name: scores_of(content, rule, "usual") for name in content["truth"]}
+    if rule in COMBINATIONS:
+        parts = [feature_scores(content, part) for part in COMBINATIONS[rule].parts]
+        return {name: COMBINATIONS[rule].combine([part[name] for part in parts]) for name in content["truth"]}
+    return {name: np.array(x) for name, x in content["scores"][rule].items()}
 
 
-def regrets(content: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Figures by rule, in points."""
+def figures(content: Content, rule: str) -> dict[str, Any]:
+    """Of one rule on one pair; regrets in points.
+
+    Returns:
+        regrets: at every sample's pick, on the checkpoint's own feature.
+        few_regrets: of samples of 64 images.
+        stable: share of those samples that pick the commonest timestep or a neighbour of it on the grid.
+        all: mean over all features.
+        rank: Spearman correlation of the rule's curve with the true one, mean over features.
+        auto: block, kind and timestep chosen together, against the best of all; where the rule can.
+    """
     truth = {name: 100 * np.array(curve["mean"]) for name, curve in content["truth"].items()}
-    best = max(curve.max() for curve in truth.values())
-    found = {}
-    for rule, scores in rules_of(content).items():
-        single = {name: truth[name].max() - truth[name][each.argmax(axis=1)] for name, each in scores.items()}
-        own = single[content["default_feature"]]
-        finite = [(np.where(np.isfinite(x), x, x[np.isfinite(x)].min() - 1), truth[name]) for name, x in scores.items()]
-        found[rule] = {
-            "default_mean": own.mean(), "default_max": own.max(),
-            "all_mean": float(np.mean([each.mean() for each in single.values()])),
-            "all_max": max(each.max() for each in single.values()),
-            "rank": float(np.mean([spearmanr(x.mean(axis=0), curve).statistic for x, curve in finite])),
-        }  # fmt: skip
-        if rule in CHOOSE_FEATURES:
-            stacked = np.stack([*scores.values()], axis=1).reshape(len(next(iter(scores.values()))), -1)
-            picked = np.concatenate([*truth.values()])[stacked.argmax(axis=1)]
-            found[rule]["auto_mean"] = float((best - picked).mean())
+    own = truth[content["default_feature"]]
+    picks, few = (scores_of(content, rule, kind).argmax(axis=1) for kind in ("usual", "few"))
+    everywhere = feature_scores(content, rule)
+    mode = int(np.bincount(few).argmax())
+    found = {
+        "regrets": own.max() - own[picks],
+        "few_regrets": own.max() - own[few],
+        "stable": float((np.abs(few - mode) <= 1).mean()),
+        "all": float(
+            np.mean([(truth[name].max() - truth[name][x.argmax(axis=1)]).mean() for name, x in everywhere.items()])
+        ),
+        "rank": float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()])),
+    }
+    if rule in CHOOSE_FEATURES:
+        stacked = np.concatenate([*everywhere.values()], axis=1)
+        flat = np.concatenate([*truth.values()])
+        found["auto"] = float((flat.max() - flat[stacked.argmax(axis=1)]).mean())
     return found
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(spearmanr(np.where(np.isfinite(one), one, -1e9), other).statistic)
+
+
+def interval(values: np.ndarray) -> str:
+    low, high = np.percentile(values, (2.5, 97.5))
+    return f"{low:.1f}..{high:.1f}"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> str:
+    """A line a rule: mean and greatest of the pairs' mean regrets, over all pairs of a role."""
+    rows = []
+    for rule, pairs in found.items():
+        cells = [rule, "yes" if _labelled(rule) else "no", str(_runs(rule))]
+        for role in ("develop", "confirm"):
+            own = [pairs[pair]["regrets"] for pair in roles if roles[pair] == role]
+            size = min(map(len, own))
+            overall = np.mean([regrets[:size] for regrets in own], axis=0)
+            cells.append(f"{np.mean([regrets.mean() for regrets in own]):.1f} ({interval(overall)})")
+            cells.append(f"{max(x.mean() for x in own):.1f}, {max(x.max() for x in own):.1f}")
+        means = {
+            key: np.mean([each[key].mean() if key == "few_regrets" else each[key] for each in pairs.values()])
+            for key in ("few_regrets", "stable", "all", "rank", "auto")
+            if key in next(iter(pairs.values()))
+        }
+        cells += [f"{means['few_regrets']:.1f}", f"{means['stable']:.0%}", f"{means['all']:.1f}"]
+        cells += [f"{means['rank']:.2f}", f"{means['auto']:.1f}" if "auto" in means else "-"]
+        rows.append(cells)
+    return table(
+        ["rule", "labels", "runs a timestep", "develop", "worst pair, sample", "confirm", "worst pair, sample",
+         "of 64 images", "stable", "all features", "rank", "`auto`"],
+        rows,
+    )  # fmt: skip
+
+
+def by_pair(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> str:
+    rows = [[rule, *(f"{of[pair]['regrets'].mean():.1f} ({interval(of[pair]['regrets'])})" for pair in roles)]
+            for rule, of in found.items()]  # fmt: skip
+    return table(["rule", *(f"{pair} ({role})" for pair, role in roles.items())], rows)
+
+
+def curves(contents: list[Content]) -> str:
+    """The truth of every pair."""
+    rows = []
+    for content in contents:
+        own = content["truth"][content["default_feature"]]
+        mean, deviation = 100 * np.array(own["mean"]), 100 * np.array(own["deviation"])
+        best = int(mean.argmax())
+        name, everywhere = max(content["truth"].items(), key=lambda item: max(item[1]["mean"]))
+        best_of_all = int(np.argmax(everywhere["mean"]))
+        fresh = content["fresh_noise_truth"]
+        rows.append([
+            content["pair"], content["default_feature"], f"{mean[0]:.1f}",
+            f"{mean[best]:.1f} ± {deviation[best]:.1f} at t = {content['timesteps'][best]}", f"{mean[-1]:.1f}",
+            f"{100 * max(everywhere['mean']):.1f}, {name}, t = {content['timesteps'][best_of_all]}",
+            "-" if fresh is None else f"{100 * max(fresh['mean']):.1f} at t = "
+            f"{content['timesteps'][int(np.argmax(fresh['mean']))]}, last {100 * fresh['mean'][-1]:.1f}",
+        ])  # fmt: skip
+    return table(
+        ["pair", "feature", "score at t = 0", "best", "last", "best of all features", "fresh noise for each image"],
+        rows,
+    )
+
+
+def audits(contents: list[Content], verdict: Any) -> str:
+    """How often the audit flags picks that lose more than `BEARABLE` points, and others: own feature, all features."""
+    rows = []
+    for rule in AUDITED:
+        cells = [rule]
+        for own_only in (True, False):
+            cases = [case for content in contents for case in audit_cases(content, rule, own_only)]
+            for bad in (True, False):
+                flagged = [verdict(case) for regret, case in cases if (regret > BEARABLE) == bad]
+                shares = [f"{flagged.count(name)} {name}" for name in ("do not trust", "uncertain", "trust")]
+                cells.append(f"{len(flagged)}: " + ", ".join(shares))
+        rows.append(cells)
+    return table(
+        ["audited pick of", "lost > 2 points, own feature", "lost less", "lost > 2 points, all features", "lost less"],
+        rows,
+    )
+
+
+def audit_cases(content: Content, rule: str, own_only: bool) -> list[tuple[float, dict[str, Any]]]:
+    """True regret in points, and the audit's figures."""
+    cases = []
+    for name, samples in content["audit"][rule].items():
+        if not own_only or name == content["default_feature"]:
+            curve = 100 * np.array(content["truth"][name]["mean"])
+            cases += [(float(curve.max() - curve[case["pick"]]), case) for case in samples]
+    return cases
+
+
+def _labelled(rule: str) -> bool:
+    parts = COMBINATIONS[rule].parts if rule in COMBINATIONS else (rule,)
+    return any(part in RULES and RULES[part].source == LABELLED for part in parts)
+
+
+def _runs(rule: str) -> int:
+    if rule in COMBINATIONS:
+        sources = {RULES[part].source: _runs(part) for part in COMBINATIONS[rule].parts}
+        return sum(sources.values())
+    return RULES[rule].num_images * RULES[rule].passes if rule in RULES else 0
+
+
+def draw(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> None:
+    """Mean regret, a row a rule and a column a pair."""
+    values = np.array([[of[pair]["regrets"].mean() for pair in roles] for of in found.values()])
+    figure, axes = pyplot.subplots(figsize=(1.2 + 0.72 * len(roles), 1.6 + 0.34 * len(found)), layout="constrained")
+    shown = axes.imshow(np.minimum(values, 10), cmap="RdYlGn_r", vmin=0, vmax=6, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(
+            column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value > 5 else "black"
+        )
+    axes.set_xticks(
+        range(len(roles)), [f"{pair}\n({role})" for pair, role in roles.items()], rotation=55, ha="right", fontsize=8
+    )
+    axes.set_yticks(range(len(found)), [*found], fontsize=8)
+    axes.set_title("Points lost against exhaustive search, mean over samples of images", fontsize=9)
+    figure.colorbar(shown, label="points", shrink=0.8)
+    with atomic_file(PICTURE) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    contents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    tables = {content["pair"]: regrets(content) for content in contents}
-    heads = [f"{content['pair']} ({content['role']})" for content in contents]
-    print("| rule | runs a timestep | " + " | ".join(heads) + " | mean | max |\n" + "|---" * (len(heads) + 4) + "|")
-    for rule in tables[contents[0]["pair"]]:
-        rows = [table[rule] for table in tables.values()]
-        cells = [f"{row['default_mean']:.1f} ({row['default_max']:.1f}); all {row['all_mean']:.1f}; "
-                 f"rank {row['rank']:.2f}" + (f"; auto {row['auto_mean']:.1f}" if "auto_mean" in row else "")
-                 for row in rows]  # fmt: skip
-        mean, largest = np.mean([row["default_mean"] for row in rows]), max(row["default_max"] for row in rows)
-        print(f"| {rule} | {PASSES.get(rule, '-')} | " + " | ".join(cells) + f" | {mean:.1f} | {largest:.1f} |")
+    contents = [json.loads(path.read_text()) for name in PAIRS if (path := RESULTS / f"{name}.json").is_file()]
+    roles = {content["pair"]: content["role"] for content in contents}
+    found = {
+        rule: {content["pair"]: figures(content, rule) for content in contents}
+        for rule in (*COMBINATIONS, *RULES, *GUESSES)
+    }
+    print(summary(found, roles))
+    print(by_pair(found, roles))
+    print(curves(contents))
+    draw(found, roles)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,12 @@ class TestSegmentation:
         assert selection.timestep == 0
         assert selection.options["task"] == "segmentation"
         assert selection.options["tokens"] == 30 * 16
-        assert selection.per_image_scores is None
+        if method == "logme":
+            assert selection.per_image_scores is None
+        else:
+            parts = np.array(selection.per_image_scores)
+            assert parts.shape == (30, 3)
+            np.testing.assert_allclose(parts.mean(axis=0), selection.scores, atol=1e-12)
         if method != "knn":  # with one noise for all, tokens of a place have the right neighbours at any timestep
             assert min(selection.standard_errors[1:]) > 0
         if method != "logme":

@@ -13,7 +13,7 @@ from aselect_hf import TimestepSelection, select_timestep
 from aselect_hf.conversion import load_model
 from aselect_hf.data import ImageData
 from aselect_hf.masks import IGNORED
-from aselect_hf.selection.grid import iou_counts, mean_iou
+from aselect_hf.selection.grid import iou_counts, iou_error, iou_influence, mean_iou
 
 TIMESTEPS = [0, 500, 999]
 
@@ -114,3 +114,16 @@ def test_sample_ranks_clean_above_noise(tmp_path):
     )  # fmt: skip
     assert selection.timestep == 0
     assert selection.scores[0] > selection.scores[1] + 0.05
+
+
+def test_parts_of_images_are_resampled_like_the_mean_iou():
+    generator = np.random.default_rng(0)
+    images = np.repeat(np.arange(80), 50)
+    truth = generator.integers(0, 3, len(images))
+    skill = generator.uniform(0.5, 1, 80)[images]
+    predicted = np.where(generator.uniform(size=len(images)) < skill, truth, generator.integers(0, 3, len(images)))
+    counts = iou_counts(truth, predicted, images)
+    parts = iou_influence(counts)
+    assert parts.mean() == pytest.approx(mean_iou(counts.sum(axis=0)))
+    assert parts.std(ddof=1) / 80**0.5 == pytest.approx(iou_error(counts, 0), rel=0.05)
+    assert np.corrcoef(parts, generator.permutation(parts))[0, 1] < 0.5 < np.corrcoef(parts, skill[::50])[0, 1]

@@ -1,0 +1,163 @@
+"""What the rules and the truth are computed from: features of a pair's images, each computed once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from aselect_hf.conversion import load_model
+from aselect_hf.data import ImageData, load_images
+from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
+from aselect_hf.modeling.features import list_features, parse_feature
+from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import default_timesteps
+from aselect_hf.selection.criterion import KINDS
+from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
+from aselect_hf.selection.grid import choose_tokens
+from aselect_hf.selection.inputs import SelectionInputs
+from benchmarks.selection.rules import AUGMENTED, IMAGES, LABELLED, NOISY, RATIOS
+
+TRAIN, VALIDATION, VIEWED, RATIOED = 1000, 1000, 300, 128
+TRAIN_TOKENS, VALIDATION_TOKENS = 8000, 6000
+BATCH = 100
+
+Features = dict[str, np.ndarray]
+"""By name: `(timesteps, rows, ...)`."""
+
+
+class Sources:
+    """Model and images of a pair.
+
+    Args:
+        model, data: a folder, a Hub id or `"sample"`.
+        segmentation: rows with labels are tokens.
+    """
+
+    def __init__(self, model: str, data: str, segmentation: bool) -> None:
+        self.model_name, self.segmentation = model, segmentation
+        self.model: ASelectDiTModel = load_model(model).eval()
+        layers = self.model.config.num_hidden_layers
+        self.timesteps = default_timesteps(self.model.noise_schedule)
+        self.features = [name for name in list_features(layers) if parse_feature(name, layers).kind in KINDS]
+        self.default_feature = str(parse_feature(str(self.model.config.feature), layers))
+        train = ImageData.of(load_images(data, "train", masks=segmentation))
+        if (validation := _validation(data, segmentation)) is None:
+            rows = np.random.default_rng(0).permutation(len(train))
+            train, validation = train.subset(rows[:-VALIDATION]), train.subset(rows[-VALIDATION:])
+        self.train, self.validation = train.sample(TRAIN, 0), validation.sample(VALIDATION, 0)
+        self._known: dict[str, Features] = {}
+
+    def __getitem__(self, source: str) -> Features:
+        """The features that rules of this source see, of all names."""
+        if source == IMAGES and not self.segmentation:
+            source = LABELLED
+        if source not in self._known:
+            self._known[source] = self._compute(source)
+        return self._known[source]
+
+    def with_other_noise(self, source: str, seed: int) -> Features:
+        """Labelled rows or image means of the default feature, with another draw of the stored noise."""
+        key = f"{LABELLED if not self.segmentation else source} with noise {seed}"
+        if key not in self._known:
+            model = load_model(self.model_name, noise_seed=seed).eval()
+            if self.segmentation and source == IMAGES:
+                self._known[key] = self._image_means([self.default_feature], model)
+            else:
+                self._known[key] = self._rows(self.train, [self.default_feature], model)
+        return self._known[key]
+
+    @cached_property
+    def validation_rows(self) -> Features:
+        return self._rows(self.validation, self.features, self.model)
+
+    @cached_property
+    def fresh_noise_rows(self) -> tuple[Features, Features]:
+        """Training and validation rows of the default feature, each image with noise of its own."""
+        train, validation = (
+            self._rows(data, [self.default_feature], self.model, noise_seed=seed)
+            for seed, data in enumerate((self.train, self.validation))
+        )
+        return train, validation
+
+    def truth(self, data: ImageData) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels of the rows, and of which image each is where they are tokens."""
+        if not self.segmentation:
+            return np.asarray(data.labels), None
+        chosen = self._chosen(data)
+        return chosen.labels, chosen.images
+
+    def _chosen(self, data: ImageData) -> Any:
+        inputs = SelectionInputs(self.model, data, None, self.default_feature, self.timesteps)
+        return choose_tokens(inputs, data, TRAIN_TOKENS if data is self.train else VALIDATION_TOKENS)
+
+    def _compute(self, source: str) -> Features:
+        model, features = self.model, self.features
+        if source == LABELLED:
+            return self._rows(self.train, features, model)
+        if source == IMAGES:
+            return self._image_means(features, model)
+        some = self._viewed
+        if source == RATIOS:
+            return self._ratios(some.subset(range(min(RATIOED, len(some)))))
+        make = {AUGMENTED: augmented_views, NOISY: noise_views}[source]
+        return self._sweep(model, make(model, some, 2, BATCH, 0), pooled_rows(model, len(some), 1), features, source)
+
+    @property
+    def _viewed(self) -> ImageData:
+        return self.train.subset(range(min(VIEWED, len(self.train))))
+
+    def _image_means(self, features: list[str], model: ASelectDiTModel) -> Features:
+        views, kept = stored_noise_view(model, self._viewed, BATCH), pooled_rows(model, len(self._viewed), 1)
+        return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, IMAGES).items()}
+
+    def _rows(
+        self, data: ImageData, features: list[str], model: ASelectDiTModel, noise_seed: int | None = None
+    ) -> Features:
+        """Rows of images or of tokens, with the stored noise, or with each image's own from a seed."""
+        if self.segmentation:
+            chosen = self._chosen(data)
+            data, kept = chosen.data, token_rows(model, chosen.data, chosen.tokens)
+        else:
+            kept = pooled_rows(model, len(data), 1)
+        if noise_seed is None:
+            views = stored_noise_view(model, data, BATCH, segmentation=kept.segmentation)
+        else:
+            views = noise_views(model, data, 1, BATCH, noise_seed)
+        return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "rows").items()}
+
+    @torch.no_grad()
+    def _sweep(self, model: ASelectDiTModel, views: Views, kept: KeptRows, features: list[str], name: str) -> Features:
+        return sweep_features(
+            model, views, self.timesteps, features, kept, batch_size=BATCH, progress=True, name=name
+        ).values
+
+    @torch.no_grad()
+    def _ratios(self, some: ImageData) -> Features:
+        """As `select_timestep(method="hfr")`, of all features in one sweep: image and control, `(..., images, 2)`."""
+        model, features = self.model, self.features
+        views = noise_views(model, some, 1, BATCH, 0)
+        latents, noise = views.latents[0], views.noise[0, 0]
+        grid = model.grid_size(latents)
+        ratios = {name: np.empty((len(self.timesteps), len(some), 2)) for name in features}
+        for column, t in enumerate(tqdm(self.timesteps, desc="hfr", unit="timestep")):
+            for kind, signal in enumerate((latents, torch.zeros_like(latents))):
+                noisy = model.noise_schedule.add_noise(signal, noise, t)
+                for first in range(0, len(some), BATCH):
+                    part = noisy[first : first + BATCH]
+                    steps = torch.full((len(part),), t)
+                    for name, tokens in model.features_of_noisy(part, steps, features).items():
+                        found = high_frequency_ratio(tokens.float(), grid).numpy()
+                        ratios[name][column, first : first + len(part), kind] = found
+        return ratios
+
+
+def _validation(source: str, masks: bool) -> ImageData | None:
+    try:
+        return ImageData.of(load_images(source, "validation", masks=masks))
+    except ValueError:  # there is none
+        return None

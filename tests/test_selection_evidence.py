@@ -1,0 +1,75 @@
+"""The benchmark of rules: it judges the rules that the package ships, and its figures are what their names say."""
+
+import numpy as np
+import pytest
+
+from aselect_hf.selection import select_timestep
+from benchmarks.selection import report, sources
+from benchmarks.selection.pairs import PAIRS
+from benchmarks.selection.rules import COMBINATIONS, LABELLED, RULES, ranks
+from benchmarks.selection.sources import Sources
+
+STEPS = [0, 150, 900]
+
+
+@pytest.fixture(scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"TRAIN": 60, "VALIDATION": 60, "VIEWED": 60, "RATIOED": 60}.items():
+            patch.setattr(sources, name, value)
+        patch.setattr(sources, "KINDS", ("mlp",))
+        patch.setattr(sources, "default_timesteps", lambda schedule: STEPS)
+        yield Sources("sample", "sample", segmentation=False)
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if name != "hfr, uncorrected"])
+def test_rules_are_those_of_the_package(small, rule):
+    feature = "blocks.4.mlp"
+    options = {"num_views": 2} if rule == "lidar" else {}
+    shipped = select_timestep(
+        small.model, small.train, method=rule, feature=feature, timesteps=STEPS, progress=False, **options
+    )
+    labels = np.asarray(small.train.labels) if RULES[rule].source == LABELLED else None
+    scores = [RULES[rule].score(values, labels, None) for values in small[RULES[rule].source][feature]]
+    # HFR's noise is another draw here, for all features at once
+    np.testing.assert_allclose(scores, shipped.scores, atol=2e-2 if rule == "hfr" else 1e-4)
+
+
+def test_other_noise_changes_rows_a_little(small):
+    rows, other = small[LABELLED]["blocks.4.mlp"], small.with_other_noise(LABELLED, 1)["blocks.4.mlp"]
+    assert rows.shape == other.shape == (3, 60, 144)
+    similar = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(rows, other, strict=True)]
+    assert similar[0] > 0.99 > similar[1] > similar[2]
+
+
+@pytest.fixture
+def content():
+    """Two features, three timesteps; by `own_scores`, rule ridge picks the second of the first feature."""
+    rows = {"a": [[0, 2, 1], [0, 2, 1]], "b": [[3, 1, 0], [3, 1, 0]]}
+    scores = {rule: rows for rule in RULES}
+    own = {rule: {"usual": [rows["a"], rows["a"]], "few": [[0, 2, 1], [2, 0, 1]]} for rule in RULES}
+    truth = {"a": {"mean": [0.5, 0.6, 0.7], "deviation": [0] * 3}, "b": {"mean": [0.9, 0.2, 0.1], "deviation": [0] * 3}}
+    return {"default_feature": "a", "timesteps": [0, 100, 200], "truth": truth, "scores": scores, "own_scores": own}
+
+
+def test_figures_of_a_rule(content):
+    found = report.figures(content, "ridge")
+    np.testing.assert_allclose(found["regrets"], [10] * 4)
+    np.testing.assert_allclose(found["few_regrets"], [10, 20])
+    assert found["stable"] == 1
+    assert found["all"] == pytest.approx((10 + 0) / 2)
+    assert found["rank"] == pytest.approx((0.5 + 1) / 2)
+    assert found["auto"] == pytest.approx(0)
+    assert "auto" not in report.figures(content, "hfr")
+    np.testing.assert_allclose(report.figures(content, "fixed t = 100")["regrets"], [10])
+
+
+def test_a_shortlist_is_confirmed_by_the_second_rule(content):
+    first, second = np.array([[5, 4, 3, 2, 1, 0.0]]), np.array([[0, 1, 2, 3, 4, 5.0]])
+    assert COMBINATIONS["shortlist"].combine([first, second]).argmax() == 4
+    np.testing.assert_array_equal(ranks(first), [[0, 1, 2, 3, 4, 5]])
+
+
+def test_pairs_cover_both_roles_and_tasks():
+    kinds = {(pair.role, pair.task) for pair in PAIRS.values()}
+    assert kinds == {(role, task) for role in ("develop", "confirm") for task in ("classification", "segmentation")}
