@@ -152,8 +152,8 @@ def audit_timestep(
     With labels or masks: a leave-one-out ridge probe at every timestep on at most 500 images. The regret of the pick by
     its curve, with bounds by a bootstrap over images (`aselect_hf.regret` has the formulas), decides: `"trust"` where
     the upper bound is within `tolerance`, `"do not trust"` where the lower bound is beyond it or the probe is nowhere
-    above chance, else `"uncertain"`. For masks, the score is the mean IoU of tokens, and its errors at two timesteps
-    count as independent. Without labels of two classes: agreement with an independent rule without labels (instance
+    above chance, else `"uncertain"`. For masks, the score is the mean IoU of tokens, and what is resampled is every
+    image's part in it. Without labels of two classes: agreement with an independent rule without labels (instance
     retrieval between views for HFR, HFR for the others), `"trust"` where picks are equal or neighbours on the grid,
     curves alike and the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
 
@@ -219,8 +219,8 @@ def audit_timestep(
     else:
         if data.labels is not None:
             warnings.append("the labels are not of 2 classes with 2 images each: they were not used")
-        stable = shares is None or _is_stable(shares)
-        verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, stable)
+        doubt = doubt_of_pick(hfr, picked, name, shares)
+        verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
     return Audit(
         verdict=verdict,
         sentence=sentence,
@@ -308,7 +308,7 @@ def judge_by_agreement(
     grid: list[int],
     correlation: float | None,
     refuted: bool,
-    stable: bool,
+    doubt: str = "",
 ) -> tuple[str, str]:
     """Verdict and sentence where there are no labels.
 
@@ -317,7 +317,7 @@ def judge_by_agreement(
         grid: timesteps of the curves.
         correlation: rank correlation of the curves; `None` where the rule has none: then the pick is not trusted.
         refuted: whether the check is better elsewhere than at the pick with 95 % confidence.
-        stable: whether the rule picks much the same timestep from other samples of the images, as far as is known.
+        doubt: see `doubt_of_pick`; with any, the pick is not trusted.
     """
     picks = f"{_written(name)} t = {picked.timestep}, {_written(checked.method)} t = {checked.timestep}"
     near = abs(grid.index(picked.timestep) - grid.index(checked.timestep)) <= NEAR
@@ -329,13 +329,22 @@ def judge_by_agreement(
             f"label {FEW_LABELLED} images and run again"
         )
     evidence = picks if correlation is None else f"{picks}, rank correlation {correlation:.2f}"
-    if near and alike and stable:
+    if near and alike and not doubt:
         return (
             TRUST,
             f"no labels, but independent rules agree ({evidence}); labels would say how many points it may lose",
         )
-    doubt = "agree only in part" if stable else f"agree, but the pick of {_written(name)} is unstable"
-    return UNCERTAIN, f"no labels, and independent rules {doubt} ({evidence}): label {FEW_LABELLED} images to be sure"
+    how = f"agree, but {doubt}" if near and alike else "agree only in part"
+    return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}): label {FEW_LABELLED} images to be sure"
+
+
+def doubt_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> str:
+    """Why not to trust the pick even where rules agree; empty where nothing speaks against it."""
+    if shares is not None and not _is_stable(shares):
+        return f"the pick of {_written(name)} is unstable"
+    if noise_share(hfr, picked.timestep) >= NOISE_SHARE:
+        return "the feature is mostly noise or position there"
+    return ""
 
 
 def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> list[str]:
@@ -345,9 +354,8 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
         hfr: the whole corrected curve.
         name, shares: see `Audit`.
     """
-    raw, control = np.array(hfr.raw_scores), np.array(hfr.control_scores)
     grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, []
-    pick, raw_pick = grid.index(picked.timestep), int(raw.argmax())
+    pick, raw_pick = grid.index(picked.timestep), int(np.argmax(hfr.raw_scores or []))
     if picked.scores and picked.num_images < FEW_IMAGES:
         warnings.append(f"{_written(name)} saw only {picked.num_images} images: give {FEW_IMAGES} or more")
     if shares is not None and not _is_stable(shares):
@@ -362,12 +370,19 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
             f"HFR without noise correction would pick t = {grid[raw_pick]}, where the input is mostly noise: "
             "do not use the raw curve"
         )
-    if raw[pick] > 0 and (share := control[pick] / raw[pick]) >= NOISE_SHARE:
+    if (share := noise_share(hfr, picked.timestep)) >= NOISE_SHARE:
         warnings.append(
             f"at t = {picked.timestep} pure noise has {share:.0%} of the images' HFR: "
             "the feature is mostly noise or position there"
         )
     return warnings
+
+
+def noise_share(hfr: TimestepSelection, timestep: int) -> float:
+    """HFR of pure noise over that of the images, at a timestep; 0 where the images have none."""
+    at = hfr.timesteps.index(timestep)
+    raw, control = (hfr.raw_scores or [])[at], (hfr.control_scores or [])[at]
+    return control / raw if raw > 0 else 0.0
 
 
 def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:

@@ -154,6 +154,7 @@ def plot_audit(audit: Audit, path: Path) -> None:
             axis.legend(frameon=False, fontsize=9)
     [*axes.values()][-1].set_xlabel("timestep t (0 clean, larger is noisier)")
     _sigma_axis(parts, hfr)
+    figure.align_ylabels()
     figure.suptitle(textwrap.fill(f"{audit.verdict}: {audit.sentence}", 88), fontsize=11, color=colors[audit.verdict])
     figure.savefig(path, dpi=130)
 

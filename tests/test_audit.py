@@ -23,6 +23,7 @@ from aselect_hf.audit import (
     Audit,
     audit_timestep,
     audited_timesteps,
+    doubt_of_pick,
     judge_by_agreement,
     judge_by_probe,
     rank_correlation,
@@ -165,25 +166,26 @@ def test_scores_of_masks_are_judged_by_their_errors():
 
 
 @pytest.mark.parametrize(
-    ("at", "correlation", "refuted", "stable", "verdict"),
+    ("at", "correlation", "refuted", "doubt", "verdict"),
     [
-        (1, 0.9, True, True, TRUST),
-        (1, 0.9, False, False, UNCERTAIN),
-        (1, 0.1, False, True, UNCERTAIN),
-        (1, None, False, True, UNCERTAIN),
-        (3, None, False, True, UNCERTAIN),
-        (3, None, True, True, DO_NOT_TRUST),
-        (3, 0.9, False, True, UNCERTAIN),
-        (3, 0.9, True, True, DO_NOT_TRUST),
-        (3, 0.1, False, True, DO_NOT_TRUST),
+        (1, 0.9, True, "", TRUST),
+        (1, 0.9, False, "it shakes", UNCERTAIN),
+        (1, 0.1, False, "", UNCERTAIN),
+        (1, None, False, "", UNCERTAIN),
+        (3, None, False, "", UNCERTAIN),
+        (3, None, True, "", DO_NOT_TRUST),
+        (3, 0.9, False, "", UNCERTAIN),
+        (3, 0.9, True, "", DO_NOT_TRUST),
+        (3, 0.1, False, "", DO_NOT_TRUST),
     ],
 )
-def test_without_labels_agreement_decides(at, correlation, refuted, stable, verdict):
+def test_without_labels_agreement_decides(at, correlation, refuted, doubt, verdict):
     hfr, retrieval = selection("hfr", [3, 2, 1, 0]), selection("retrieval", np.arange(4) == at)
-    found, sentence = judge_by_agreement(hfr, retrieval, "hfr", hfr.timesteps, correlation, refuted, stable)
+    found, sentence = judge_by_agreement(hfr, retrieval, "hfr", hfr.timesteps, correlation, refuted, doubt)
     assert found == verdict
     assert f"HFR t = 0, retrieval t = {100 * at}" in sentence
     assert "None" not in sentence
+    assert ("agree, but it shakes" in sentence) == bool(doubt)
     assert ("do not trust this; label 100 images and run again" in sentence) == (verdict == DO_NOT_TRUST)
 
 
@@ -217,6 +219,9 @@ def test_suspicious_curves_are_warned_of(model):
     assert "unstable" in unstable
     assert "would pick t = 900" in trap
     assert "98% of the images' HFR" in noise
+    assert doubt_of_pick(good, good, "hfr", np.eye(10)[0]) == doubt_of_pick(good, good, "hfr", None) == ""
+    assert doubt_of_pick(good, good, "hfr", np.full(10, 0.1)) == "the pick of HFR is unstable"
+    assert doubt_of_pick(bad, bad, "hfr", np.eye(10)[0]) == "the feature is mostly noise or position there"
     guess = selection("fixed", [], timestep=0)
     assert warn_of_pick(bad, guess, "fixed", None) == [noise]
     raw = selection("hfr", bad.raw_scores, schedule=schedule)

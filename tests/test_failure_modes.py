@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from benchmarks.selection.failure_modes import DOCS, MODES, gratings, page
 from PIL import Image
+
+from benchmarks.selection.failure_modes import DOCS, MODES, gratings, page
 
 
 def test_the_page_tells_of_every_mode_with_its_picture():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from aselect_hf.data import ImageData
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "failure-modes"
 NUM_IMAGES, NUM_TIMESTEPS = 120, 8
-COLORS = 48  # of the pictures' palette: a quarter of their size
+COLORS, WIDTH = 64, 720  # of the pictures
 FEATURE_BLOCK = 4  # of the shipped model's feature
 MASSIVE_BLOCK, MASSIVE_CHANNEL, MASSIVE_FACTOR = 1, 7, 300.0
 POSITION_FACTOR = 10.0
@@ -116,7 +115,12 @@ def scale_positions(model: ASelectDiTModel) -> None:
 
 
 def measure_flat(sample: Sample) -> Measured:
-    return Measured({"flat": sample.audit(method="hfr", pool_size=3)})
+    return Measured(
+        {
+            "flat": sample.audit(method="hfr", pool_size=3),
+            "unlabelled": sample.audit(images=sample.unlabelled, pool_size=3),
+        }
+    )
 
 
 def measure_massive(sample: Sample) -> Measured:
@@ -125,6 +129,7 @@ def measure_massive(sample: Sample) -> Measured:
         "earlier": sample.audit(earlier, method="hfr"),
         "shipped": sample.audit(method="hfr"),
         "inside": sample.audit(inside, method="hfr"),
+        "unlabelled": sample.audit(earlier, sample.unlabelled),
     }
     curves = {"hfr": (audits["shipped"].selections["hfr"], audits["earlier"].selections["hfr"])}
     for method in ("rankme", "logme"):
@@ -152,7 +157,7 @@ def measure_foreign(sample: Sample) -> Measured:
         {
             "moved": sample.audit(images=images, selection=picked),
             "hfr": sample.audit(images=images, method="hfr"),
-            "unlabelled": sample.audit(images=ImageData(images.items)),
+            "unlabelled": sample.audit(images=ImageData(images.items), selection=picked),
         }
     )
 
@@ -168,8 +173,146 @@ def measure_untrained(sample: Sample) -> Measured:
     return Measured({"hfr": sample.audit(model, method="hfr"), "unlabelled": sample.audit(model, sample.unlabelled)})
 
 
+def tell_flat(found: Measured) -> tuple[str, str, str]:
+    audit = found.audits["flat"]
+    scores = audit.checked.scores
+    return (
+        f"Tokens averaged over 3 x 3 cells instead of one: between t = {audit.checked.timesteps[0]} and "
+        f"{audit.checked.timesteps[-1]} the probe moves by {points(max(scores) - min(scores))} points, and the band of "
+        f"its error on {audit.checked.num_images} images is as wide as that. HFR falls steeply all the same: a "
+        "confident curve is no sign that there is anything to choose.",
+        "Yes, where there are labels: it says that nothing on the grid differs from the pick beyond its error, and how "
+        f"much the pick may lose. Without: {quoted(found.audits['unlabelled'])}. Rules without labels do not know that "
+        "the choice makes no difference.",
+        "Take the cheapest timestep, or the one of your other experiments, and spend the time elsewhere. To learn "
+        "whether a small difference is real, label more images: the bounds shrink with the root of their number.",
+    )
+
+
+def tell_massive(found: Measured) -> tuple[str, str, str]:
+    shipped, inside = found.audits["shipped"], found.audits["inside"]
+    moved = "; ".join(
+        f"{rule} from t = {before.timestep} to {after.timestep}" for rule, (before, after) in found.curves.items()
+    )
+    worst = max(
+        abs(a - b) for a, b in zip(shipped.selections["hfr"].scores, inside.selections["hfr"].scores, strict=True)
+    )
+    return (
+        f"Made artificially: in a copy of the shipped model, channel {MASSIVE_CHANNEL} of what the MLP of block "
+        f"{MASSIVE_BLOCK} writes is multiplied by {MASSIVE_FACTOR:g}, weights and bias. Large pretrained DiTs grow "
+        "such channels by themselves. Every later LayerNorm divides by them, so that all others shrink and the "
+        f"curves are those of another network. Picks move: {moved}. The same channel made massive in the feature "
+        f"itself (block {FEATURE_BLOCK}) changes nothing: HFR counts every channel alike, and the others standardise; "
+        f"the two HFR curves differ by at most {worst:.1e}.",
+        "With labels, by what the pick loses. The cause is not named: the audit does not look for massive channels. "
+        f"Without labels: {quoted(found.audits['unlabelled'])}.",
+        "Where rules pick far apart, look at the largest channels of the blocks before the feature. Audit a feature of "
+        "an earlier block.",
+    )
+
+
+def tell_few(found: Measured) -> tuple[str, str, str]:
+    hfr = found.audits["hfr"]
+    return (
+        "Four images, no labels, picked by instance retrieval. With four images its score can only be a few numbers; "
+        "the lowest panel shows the picks from resamples of the same images: they spread. HFR, which averages over "
+        f"many tokens and channels, picks t = {hfr.timestep} in {share(hfr):.0%} of its resamples: **a stable pick is "
+        "not a right one**, it is only not a matter of these images.",
+        f"Yes. The same four images with HFR as the rule are called {hfr.verdict!r}.",
+        "Give 32 images or more (64 are the default); they need no labels. With labels, 100 or more.",
+    )
+
+
+def tell_foreign(found: Measured) -> tuple[str, str, str]:
+    moved, again, blind = (found.audits[name] for name in ("moved", "hfr", "unlabelled"))
+    return (
+        f"A timestep chosen on Fashion-MNIST, t = {moved.timestep} by a few labels, is used for sine gratings of four "
+        f"orientations (made in code). The lowest panel, the rule's curve on *its* images, peaks there; on the "
+        f"gratings the probe is best at t = {moved.checked.timestep}, with "
+        f"{points(max(moved.checked.scores))} % against "
+        f"{points(moved.checked.scores[moved.checked.timesteps.index(moved.timestep)])} %.",
+        f"With labels, yes. Without: {quoted(blind)}. That images are foreign is itself not noticed: the audit knows "
+        "no others than those that it is given.",
+        f"Choose again on your own images (here HFR picks t = {again.timestep}: {again.verdict}), and audit a pick "
+        "that came with a checkpoint before you use it: `aselect audit MODEL DATA --selection selection.json`.",
+    )
+
+
+def tell_position(found: Measured) -> tuple[str, str, str]:
+    hfr = found.audits["hfr"].selections["hfr"]
+    return (
+        f"Made artificially: the position embedding of the shipped model times {POSITION_FACTOR:g}. What the feature "
+        "shows is where a token lies, whatever the image: the curves of images and of pure noise lie on each other, "
+        f"and what is left of HFR after subtraction is at most {max(hfr.scores):.4f}.",
+        "Yes, by the share that pure noise has of the HFR. Without labels that alone keeps the verdict from being "
+        f"trust: {quoted(found.audits['unlabelled'])}.",
+        "Take another kind of feature, or a later block, where the two curves part; and label some images.",
+    )
+
+
+def tell_untrained(found: Measured) -> tuple[str, str, str]:
+    hfr, blind = found.audits["hfr"], found.audits["unlabelled"]
+    retrieved = max(blind.checked.scores)
+    return (
+        "The shipped architecture with random weights. The probe is well above chance "
+        f"({points(max(hfr.checked.scores))} % against {points(hfr.chance or 0)} %), because random features keep "
+        "the pixels; it is equally so at every timestep.",
+        "**No.** With labels it says that the curve is flat, but not that the model is worthless: it judges timesteps, "
+        f"not models. Without labels it is wrong: {quoted(blind)}. Both rules prefer clean inputs, for a reason "
+        f"that has nothing to do with learning; that only {points(retrieved)} % of the images are "
+        "found again is in the picture, not in the verdict.",
+        "Compare with raw pixels, which `aselect compare` always does, before you trust any feature. A curve without "
+        "any slope is the sign.",
+    )
+
+
+MODES = {
+    "flat": Mode("A flat curve", measure_flat, tell_flat),
+    "massive": Mode("Massive activations", measure_massive, tell_massive),
+    "few": Mode("Too few images", measure_few, tell_few),
+    "foreign": Mode("Images of another domain", measure_foreign, tell_foreign),
+    "position": Mode("Features that are mostly position", measure_position, tell_position),
+    "untrained": Mode("A model that never learned", measure_untrained, tell_untrained),
+}
+INTRODUCTION = f"""# When not to trust a timestep
+
+Six ways in which a pick goes wrong, each made from the model and images that ship with the package, with the picture
+that `aselect audit` draws and what it says, word for word. In the pictures: HFR of images and of pure noise, their
+difference, the rule that checks, and how often the picking rule picks each timestep from resamples of the images; the
+pick is the red line. HFR picks, where nothing else is said.
+
+All at {NUM_TIMESTEPS} timesteps and at most {NUM_IMAGES} images, so that it takes minutes; made, words and pictures, by
+`python -m benchmarks.selection.failure_modes`.
+"""
+
+
+def overview(measured: dict[str, Measured]) -> str:
+    """The verdicts, in a table."""
+    lines = ["| | verdict with labels | without |", "|---|---|---|"]
+    for name, each in measured.items():
+        title = MODES[name].title
+        labelled = next((audit.verdict for audit in each.audits.values() if audit.regret), "-")
+        blind = next(audit.verdict for audit in each.audits.values() if audit.regret is None)
+        lines.append(f"| [{title}](#{title.lower().replace(' ', '-')}) | {labelled} | {blind} |")
+    return "\n".join(lines) + "\n"
+
+
+def quoted(audit: Audit) -> str:
+    return f'"{audit.verdict}: {audit.sentence}"'
+
+
+def points(score: float) -> str:
+    """A score in [0, 1] in hundredths."""
+    return f"{100 * score:.0f}"
+
+
+def share(audit: Audit) -> float:
+    """Of the resamples, in which the pick is the same."""
+    return (audit.pick_shares or [])[audit.selections["hfr"].timesteps.index(audit.timestep)]
+
+
 def picture(figure_or_audit: Figure | Audit, path: Path) -> None:
-    """Write a picture of few colours, half the size of the audit's own."""
+    """Write a picture, smaller and of fewer colours than the audit's own."""
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn.png"
         if isinstance(figure_or_audit, Audit):
@@ -199,7 +342,7 @@ def draw_curves(curves: dict[str, tuple[TimestepSelection, TimestepSelection]]) 
 
 def page(measured: dict[str, Measured]) -> str:
     """The whole of `docs/failure-modes.md`."""
-    sections = [INTRODUCTION]
+    sections = [INTRODUCTION, overview(measured)]
     for name, each in measured.items():
         mode = MODES[name]
         seen, noticed, do = mode.tell(each)
