@@ -14,10 +14,12 @@ none, another number of them, or a single class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
 
 Array = np.ndarray | torch.Tensor
 
@@ -28,6 +30,9 @@ STEEPEST = 10.0
 FIRST_RANK, LAST_RANK = 3, 100
 PENALTIES = np.logspace(-6, 1, 15)
 """Of `ridge_predictions`, in units of the summed variance of all samples and channels."""
+CLUSTERS, CONSENSUS_COMPONENTS, CONSENSUS_ROUNDS, LEAST_KEPT = (5, 10, 20), 64, 4, 5
+EVIDENCE_REACH, EVIDENCE_POINTS = 25.0, (101, 21, 21)
+"""Half of the logarithmic range that is searched for the best evidence, and the points of each search of it."""
 CHUNK = 512
 
 
@@ -247,26 +252,93 @@ def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
     one_hot = np.eye(len(classes))[targets]
     if standardize:
         rows, one_hot = _standardized(rows), one_hot - one_hot.mean(axis=0)
-    left, scales = _principal(rows)
-    projections = np.square(left.T @ one_hot)
-    rest = np.maximum(np.square(one_hot).sum(axis=0) - projections.sum(axis=0), 0)
-    evidences = [_evidence(scales**2, z, r, len(rows)) for z, r in zip(projections.T, rest, strict=True)]
-    return float(np.mean(evidences))
+    return _mean_evidence(*_principal(rows), one_hot)
 
 
-def _evidence(variances: np.ndarray, projections: np.ndarray, rest: float, count: int) -> float:
-    """Largest log evidence per sample of one target, over the logarithm of `alpha / beta`."""
-    unit = np.log(variances.sum()) if len(variances) else 0.0
-    low, high, best = unit - 25.0, unit + 15.0, -np.inf
-    for _ in range(3):
-        grid = np.linspace(low, high, 101)
-        signal = variances / np.exp(grid)[:, None]
-        noise = ((projections / (1 + signal)).sum(axis=1) + rest) / count
-        values = -0.5 * (np.log(2 * np.pi * noise) + 1 + np.log1p(signal).sum(axis=1) / count)
-        peak = int(values.argmax())
-        best = max(best, float(values[peak]))
-        low, high = grid[max(peak - 1, 0)], grid[min(peak + 1, 100)]
-    return best
+class Consensus(NamedTuple):
+    """What candidates agree on.
+
+    Args:
+        scores: `(candidates,)`, mean LogME of the clusters.
+        clusters: `(clusterings, samples)`.
+    """
+
+    scores: np.ndarray
+    clusters: np.ndarray
+
+
+def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
+    """LogME of classes that the candidates agree on: no labels are needed (ours).
+
+    Where a candidate's features fall into groups that those of others have too, the groups are of the images and not
+    of the noise; deep clustering (Caron et al. 2018, arXiv 1807.05520) learns from such groups, here they only judge.
+
+    1. The features of all candidates that are kept, standardised, side by side: k-means of their first 64 principal
+       components into 5, 10 and 20 clusters (fewer where there are not twice as many samples).
+    2. LogME of each clustering by every candidate; the score is the mean.
+    3. The better half, at least 5, are kept. 4 rounds; all candidates are scored in the last one.
+
+    Args:
+        candidates: `(samples, width)` each, of the same samples; widths may differ.
+        seed: of k-means.
+    """
+    principal = [_principal(_standardized(_matrix(features))) for features in candidates]
+    count = len(principal[0][0])
+    if any(len(left) != count for left, _ in principal):
+        raise ValueError("candidates must be of the same samples")
+    numbers = sorted({*np.minimum(CLUSTERS, max(2, count // 2)).tolist()})
+    kept = np.arange(len(principal))
+    for _ in range(CONSENSUS_ROUNDS):
+        gram = np.zeros((count, count))
+        for left, scales in (principal[index] for index in kept):
+            gram += (left * np.square(scales)) @ left.T
+        left, scales = _roots(gram, count)
+        coordinates = (left * scales)[:, :CONSENSUS_COMPONENTS]
+        clusters = np.stack([_clusters(coordinates, number, seed) for number in numbers])
+        scores = np.array([_clusters_evidence(*each, clusters) for each in principal])
+        kept = np.argsort(-scores, kind="stable")[: max(LEAST_KEPT, len(kept) // 2)]
+    return Consensus(scores, clusters)
+
+
+def _clusters(coordinates: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """K-means; samples that are all alike are one cluster."""
+    if not coordinates.shape[1]:
+        return np.zeros(len(coordinates), dtype=np.int64)
+    distinct = len(np.unique(coordinates, axis=0))
+    found = KMeans(min(count, distinct), n_init=3, random_state=seed).fit_predict(coordinates)
+    return found.astype(np.int64)
+
+
+def clusters_logme(features: Array, clusters: np.ndarray) -> float:
+    """The score of `consensus`: mean LogME of clusterings `(clusterings, samples)`; 0 for one of a single cluster."""
+    return _clusters_evidence(*_principal(_standardized(_matrix(features))), clusters)
+
+
+def _clusters_evidence(left: np.ndarray, scales: np.ndarray, clusters: np.ndarray) -> float:
+    found = []
+    for each in clusters:
+        one_hot = (each[:, None] == np.unique(each)).astype(float)
+        several = one_hot.shape[1] > 1
+        found.append(_mean_evidence(left, scales, one_hot - one_hot.mean(axis=0)) if several else 0.0)
+    return float(np.mean(found))
+
+
+def _mean_evidence(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> float:
+    """Log evidence per sample, mean over the columns of `targets`, by features of these principal components."""
+    projections = np.square(left.T @ targets).T  # (classes, rank)
+    rest = np.maximum(np.square(targets).sum(axis=0) - projections.sum(axis=1), 0)
+    variances, count = np.square(scales), len(targets)
+    middle = np.full(len(rest), np.log(variances.sum()) if len(variances) else 0.0)  # of log(alpha / beta)
+    best, reach = np.full(len(rest), -np.inf), EVIDENCE_REACH
+    for points in EVIDENCE_POINTS:
+        grid = middle[:, None] + np.linspace(-reach, reach, points)
+        shrunk = 1 / (1 + variances / np.exp(grid)[..., None])  # (classes, points, rank)
+        noise = ((shrunk @ projections[..., None])[..., 0] + rest[:, None]) / count
+        values = -0.5 * (np.log(2 * np.pi * noise) + 1 - np.log(shrunk).sum(axis=-1) / count)
+        peaks = values.argmax(axis=1)
+        best = np.maximum(best, values.max(axis=1))
+        middle, reach = np.take_along_axis(grid, peaks[:, None], axis=1)[:, 0], 2 * reach / (points - 1)
+    return float(best.mean())
 
 
 def _matrix(features: Array) -> np.ndarray:
@@ -333,11 +405,16 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left singular vectors `(samples, rank)` and singular values, largest first, by the smaller Gram matrix."""
     wide = rows.shape[0] <= rows.shape[1]
-    squares, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
-    squares, vectors = squares[::-1], vectors[:, ::-1]
-    kept = squares > max(rows.shape) * np.finfo(float).eps * max(squares[0], 0.0)
-    scales, vectors = np.sqrt(squares[kept]), vectors[:, kept]
+    vectors, scales = _roots(rows @ rows.T if wide else rows.T @ rows, max(rows.shape))
     return (vectors if wide else rows @ vectors / scales), scales
+
+
+def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvectors of a Gram matrix of positive eigenvalue and the roots of those, largest first."""
+    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    kept = squares > size * np.finfo(float).eps * max(squares[0], 0.0)
+    return vectors[:, kept], np.sqrt(squares[kept])
 
 
 def _effective_rank(values: np.ndarray) -> float:

@@ -405,3 +405,54 @@ class TestBadInput:
     def test_groups(self, criterion, groups, message):
         with pytest.raises(ValueError, match=message):
             criterion(draw(6, 4), np.arange(6) % 2, groups=groups)
+
+
+class TestConsensus:
+    """Candidates of which some tell the same groups of samples, more or less clearly."""
+
+    @staticmethod
+    def candidates(seed: int = 0, noises: tuple = (6.0, 1.0, 0.2, 1.0, 6.0)) -> tuple[list[np.ndarray], np.ndarray]:
+        groups = np.random.default_rng(seed).integers(0, 4, 80)
+        centres = draw(4, 12, seed=seed + 1)
+        return [centres[groups] + noise * draw(80, 12, seed=seed + 2 + i) for i, noise in enumerate(noises)], groups
+
+    @given(seed=seeds)
+    def test_the_clearest_candidate_is_best(self, seed):
+        scores = criteria.consensus(self.candidates(seed)[0]).scores
+        assert scores.argmax() == 2
+        assert min(scores[1], scores[3]) > max(scores[0], scores[4])
+
+    def test_clusters_are_the_groups(self):
+        cells, groups = self.candidates()
+        for clusters in criteria.consensus(cells).clusters:
+            table = np.zeros((clusters.max() + 1, 4))
+            np.add.at(table, (clusters, groups), 1)
+            assert table.max(axis=1).sum() / 80 > (0.95 if len(table) > 5 else 0.75)
+
+    def test_groups_that_only_one_candidate_has_do_not_count(self):
+        cells, _ = self.candidates(noises=(0.6, 0.6, 0.6, 0.6, 0.6, 0.6))
+        loner = 3 * draw(5, 12, seed=99)[np.random.default_rng(98).integers(0, 5, 80)] + 0.05 * draw(80, 12, seed=97)
+        assert criteria.consensus([*cells, loner]).scores.argmin() == 6
+
+    @given(seed=seeds, scale=st.sampled_from([1e-3, 1e4]))
+    def test_scale_and_offset_of_every_channel(self, seed, scale):
+        cells, _ = self.candidates(seed)
+        changed = [x * scale * np.exp(draw(12, seed=seed)) + scale for x in cells]
+        np.testing.assert_allclose(criteria.consensus(changed).scores, criteria.consensus(cells).scores, atol=1e-5)
+
+    def test_scores_are_those_of_the_clusters(self):
+        cells, _ = self.candidates()
+        found = criteria.consensus(cells)
+        np.testing.assert_allclose(found.scores, [criteria.clusters_logme(x, found.clusters) for x in cells])
+        expected = np.mean([criteria.logme(cells[1], clusters) for clusters in found.clusters])
+        assert found.scores[1] == pytest.approx(expected)
+
+    @pytest.mark.parametrize("count", [3, 5, 12])
+    def test_few_samples_and_constant_features(self, count):
+        cells = [draw(count, 4), np.zeros((count, 4)), draw(count, 4, seed=1)]
+        assert np.isfinite(criteria.consensus(cells).scores).all()
+        assert criteria.consensus([np.ones((count, 4))] * 2).scores.tolist() == [0, 0]
+
+    def test_other_samples_are_refused(self):
+        with pytest.raises(ValueError, match="candidates must be of the same samples"):
+            criteria.consensus([draw(5, 2), draw(6, 2)])

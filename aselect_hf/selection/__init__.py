@@ -2,6 +2,7 @@
 
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.select import (
+    METHODS,
     NUM_GATE_TIMESTEPS,
     STRATEGIES,
     default_timesteps,
@@ -10,6 +11,7 @@ from aselect_hf.selection.select import (
 )
 
 __all__ = [
+    "METHODS",
     "NUM_GATE_TIMESTEPS",
     "STRATEGIES",
     "SelectionCost",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,18 +55,18 @@ class Evidence(NamedTuple):
 
 @dataclass
 class Judge:
-    """A criterion for the features `(rows, views, columns)` of one candidate.
+    """A criterion for candidates, whose features are `(rows, views, columns)` each.
 
     Args:
         name: of the method.
         score_name: what the score is.
-        score: higher is better.
-        evidence: for the chosen feature only, so that it may be dearer than the score.
+        scores: of all candidates, of all features, together; higher is better.
+        evidence: of one candidate of the chosen feature, so that it may be dearer than the score; after `scores`.
     """
 
     name: str
     score_name: str
-    score: Callable[[np.ndarray], float]
+    scores: Callable[[list[np.ndarray]], Iterable[float]]
     evidence: Callable[[np.ndarray], Evidence]
 
 
@@ -108,6 +108,38 @@ def select_unlabelled(
     return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
 
 
+def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS) -> TimestepSelection:
+    """How well each candidate tells the clusters of images that the candidates agree on (`criteria.consensus`).
+
+    With the stored noise of the model. Clusters of all features together where `feature="auto"`; the jackknife of the
+    standard errors holds them fixed.
+
+    Args:
+        pool_size, kinds: see `select_unlabelled`.
+
+    Raises:
+        ValueError: as `select_unlabelled`, and fewer than 2 candidates.
+    """
+    started = _checked("consensus", inputs)
+    if len(inputs.timesteps) < 2 and inputs.feature != AUTO:
+        raise ValueError("consensus needs at least 2 timesteps that can agree, got 1")
+    found: list[criteria.Consensus] = []
+
+    def scores(cells: list[np.ndarray]) -> np.ndarray:
+        found.append(criteria.consensus([cell[:, 0] for cell in cells], seed=inputs.seed))
+        return found[0].scores
+
+    def score(x: np.ndarray, kept: np.ndarray) -> float:
+        return criteria.clusters_logme(x[kept, 0], found[0].clusters[:, kept])
+
+    score_name = "LogME of the clusters that timesteps agree on"
+    judge = _jackknifed("consensus", score_name, score, len(inputs.images), inputs.seed)
+    rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
+    views = stored_noise_view(inputs.model, inputs.images, inputs.fixed_batch_size)
+    judge = dataclasses.replace(judge, scores=scores)
+    return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
+
+
 def select_by_views(
     method: str,
     inputs: SelectionInputs,
@@ -137,7 +169,7 @@ def select_by_views(
         judge = Judge(
             method,
             "images found among other views",
-            criteria.view_retrieval,
+            _one_by_one(criteria.view_retrieval),
             lambda x: _of_outcomes(criteria.retrieved(x)),
         )
     else:
@@ -224,6 +256,7 @@ def select_logme(
 
 
 CRITERIA: dict[str, Callable[..., TimestepSelection]] = {
+    "consensus": select_consensus,
     "rankme": partial(select_unlabelled, "rankme"),
     "alpha_req": partial(select_unlabelled, "alpha_req"),
     "lidar": partial(select_by_views, "lidar"),
@@ -294,8 +327,9 @@ def _select(
         batch_size=inputs.fixed_batch_size, progress=inputs.progress, name=judge.name,
     )  # fmt: skip
     cells = [swept.values[name][column] for name in features for column in range(len(inputs.timesteps))]
-    found = fit_in_parallel(partial(judge.score, cell) for cell in cells)
-    bar = tqdm(found, total=len(cells), desc=f"{judge.name} scores", unit="score", disable=not inputs.progress)
+    bar = tqdm(
+        judge.scores(cells), total=len(cells), desc=f"{judge.name} scores", unit="score", disable=not inputs.progress
+    )
     scores = np.array([*bar]).reshape(len(features), -1)
     chosen, best = np.unravel_index(int(scores.argmax()), scores.shape)
     evidence = [*fit_in_parallel(partial(judge.evidence, cell) for cell in swept.values[features[chosen]])]
@@ -365,7 +399,7 @@ def _predictor(method: str, data: Labelled, seed: int, predict: Callable[[np.nda
         return Judge(
             method,
             f"leave-one-out accuracy ({method})",
-            lambda x: float((predict(x[:, 0]) == labels).mean()),
+            _one_by_one(lambda x: float((predict(x[:, 0]) == labels).mean())),
             lambda x: _of_outcomes((predict(x[:, 0]) == labels).astype(float)),
         )
 
@@ -375,9 +409,13 @@ def _predictor(method: str, data: Labelled, seed: int, predict: Callable[[np.nda
     return Judge(
         method,
         f"leave-one-image-out mean IoU (tokens, {method})",
-        lambda x: float(mean_iou(counts(x).sum(axis=0))),
+        _one_by_one(lambda x: float(mean_iou(counts(x).sum(axis=0)))),
         lambda x: Evidence(iou_error(counts(x), seed), iou_influence(counts(x))),
     )
+
+
+def _one_by_one(score: Callable[[np.ndarray], float]) -> Callable[[list[np.ndarray]], Iterable[float]]:
+    return lambda cells: fit_in_parallel(partial(score, cell) for cell in cells)
 
 
 def _of_outcomes(outcomes: np.ndarray) -> Evidence:
@@ -407,4 +445,4 @@ def _jackknifed(
         left = np.array([score(x, np.flatnonzero(group_of != group)) for group in range(num_groups)])
         return Evidence(float(np.sqrt((num_groups - 1) * left.var())))
 
-    return Judge(method, score_name, lambda x: score(x, np.arange(num_rows)), evidence)
+    return Judge(method, score_name, _one_by_one(lambda x: score(x, np.arange(num_rows))), evidence)

@@ -36,6 +36,7 @@ STRATEGIES: dict[str, Callable[..., TimestepSelection]] = {
     **CRITERIA,
     "shortlist": select_shortlist,
 }
+METHODS = (AUTO, *STRATEGIES)
 FEW_LABELS, NO_LABELS = "logme", "hfr"
 """What `method="auto"` means with labels and without: as the pairs of `benchmarks/selection` say."""
 TRAIN_ON_ALL = ("gate", "grid")
@@ -139,8 +140,8 @@ def select_timestep(
     Raises:
         ValueError: an argument is wrong; the message names it, what was given and what is accepted.
     """
-    if method not in (AUTO, *STRATEGIES):
-        raise ValueError(f"method {method!r} is unknown; accepted are {', '.join((AUTO, *STRATEGIES))}")
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; accepted are {', '.join(METHODS)}")
     if method == AUTO:
         images = ImageData.of(images, num_images or NUM_LABELLED)
         method = automatic_method(images, options)

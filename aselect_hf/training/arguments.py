@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from aselect_hf.selection import STRATEGIES
+from aselect_hf.selection import METHODS
+from aselect_hf.selection.criterion import AUTO
 
 LR_SCHEDULERS = (
     "linear",
@@ -49,7 +50,7 @@ class PretrainModelArguments(ModelArguments):
 
 @dataclass
 class TaskModelArguments(ModelArguments):
-    timestep_selection: str = _field("hfr", f"How the timestep is chosen: {', '.join(STRATEGIES)}.")
+    timestep_selection: str = _field(AUTO, f"How the timestep is chosen: {', '.join(METHODS)}.")
     timesteps: str | None = _field(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
     timestep: int | None = _field(None, "fixed: the timestep; default a tenth of the schedule.")
     num_selection_images: int | None = _field(None, "Training images to look at; default: hfr 64, criteria 256 or 500.")
@@ -71,9 +72,9 @@ class TaskModelArguments(ModelArguments):
     head_norm: str | None = _field(None, "layer_norm or batch_norm before the head's linear layer.")
 
     def __post_init__(self) -> None:
-        if self.timestep_selection not in STRATEGIES:
+        if self.timestep_selection not in METHODS:
             raise ValueError(
-                f"timestep_selection must be one of {', '.join(STRATEGIES)}; got {self.timestep_selection!r}"
+                f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}"
             )
         if self.timestep is not None and self.timestep_selection != "fixed":
             raise ValueError(

@@ -7,8 +7,8 @@ tokens with their class for segmentation. The truth is the validation score (acc
 classifier (penalty by generalised cross-validation on training features), mean over three seeds that train on their own
 80 % each. Every rule sees random samples, without replacement, of up to 1,000 training images (300 for views, 128 for
 HFR), of the size that it has by default (HFR 64, label-free criteria 256, few labels 500 images or the tokens of 64):
-5 samples for every feature; for the checkpoint's own one 50, and 50 of 64 images, and where features depend on the
-stored noise, 50 with another draw of it. The audit's bounds are those of leave-one-out ridge on a sample.
+3 samples for every feature; for the checkpoint's own one 30, and 30 of 64 images, and where features depend on the
+stored noise, 30 with another draw of it. The audit's bounds are those of leave-one-out ridge on a sample.
 Writes `benchmarks/results/selection/<pair>.json`; `report.py` makes tables and picture.
 """
 
@@ -39,7 +39,7 @@ from benchmarks.selection.rules import AUDITED, IMAGES, LABELLED, RULES, Rule, s
 from benchmarks.selection.sources import Features, Sources
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
-SEEDS, SAMPLES, OWN_SAMPLES, AUDIT_SAMPLES, OTHER_NOISE = 3, 5, 50, 3, (1,)
+SEEDS, SAMPLES, OWN_SAMPLES, AUDIT_SAMPLES, OTHER_NOISE = 3, 3, 30, 2, (1,)
 LABELLED_TILES = 64
 
 
@@ -105,17 +105,19 @@ class Measurement:
     def _scores(self, rule: Rule, values: Features, num_images: int, samples: int) -> Features:
         """`(samples, timesteps)` by feature."""
         rows_of_samples = self._samples(rule, values, num_images, samples)
+        every = [each for name in values for each in values[name]]
         jobs = [
-            partial(self._score, rule, values[name][column], rows)
-            for name in values
+            partial(self._score, rule, cells, rows)
             for rows in rows_of_samples
-            for column in range(len(self.sources.timesteps))
+            for cells in ([every] if rule.together else every)
         ]
         found = [*tqdm(fit_in_parallel(jobs), total=len(jobs), desc=rule.source, unit="score")]
-        cells = np.array(found).reshape(len(values), samples, -1)
-        return dict(zip(values, cells, strict=True))
+        cells = np.array(found).reshape(samples, len(values), -1)
+        return {name: cells[:, index] for index, name in enumerate(values)}
 
-    def _score(self, rule: Rule, values: np.ndarray, rows: np.ndarray) -> float:
+    def _score(self, rule: Rule, values: Any, rows: np.ndarray) -> Any:
+        if rule.together:
+            return rule.score([each[rows] for each in values])
         if rule.source != LABELLED:
             return rule.score(values[rows], None, None)
         return rule.score(values[rows], self.labels[rows], None if self.images is None else self.images[rows])

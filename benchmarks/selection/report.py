@@ -1,6 +1,6 @@
 """Tables and picture of the regrets, from what `measure.py` wrote.
 
-    python -m benchmarks.selection.report          # benchmarks/results/selection/README.md, docs/regret.png
+    python -m benchmarks.selection.report          # docs/evidence.md and its pictures
 
 Regret, in points: the best true score over the grid of timesteps minus that at the pick.
 """
@@ -25,7 +25,7 @@ from benchmarks.selection.pairs import PAIRS
 from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, RULES
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
-PICTURE = Path(__file__).parents[2] / "docs" / "regret.png"
+DOCS = Path(__file__).parents[2] / "docs"
 GUESSES = {"fixed t = 100": 100, "fixed t = 0": 0}
 BEARABLE = 2.0
 
@@ -156,7 +156,7 @@ def curves(contents: list[Content]) -> str:
     )
 
 
-def audits(contents: list[Content], verdict: Any) -> str:
+def audits(contents: list[Content]) -> str:
     """How often the audit flags picks that lose more than `BEARABLE` points, and others: own feature, all features."""
     rows = []
     for rule in AUDITED:
@@ -196,23 +196,100 @@ def _runs(rule: str) -> int:
     return RULES[rule].num_images * RULES[rule].passes if rule in RULES else 0
 
 
-def draw(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> None:
+def draw_regrets(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> None:
     """Mean regret, a row a rule and a column a pair."""
     values = np.array([[of[pair]["regrets"].mean() for pair in roles] for of in found.values()])
-    figure, axes = pyplot.subplots(figsize=(1.2 + 0.72 * len(roles), 1.6 + 0.34 * len(found)), layout="constrained")
-    shown = axes.imshow(np.minimum(values, 10), cmap="RdYlGn_r", vmin=0, vmax=6, aspect="auto")
+    figure, axes = pyplot.subplots(figsize=(2.4 + 0.62 * len(roles), 1.8 + 0.3 * len(found)), layout="constrained")
+    shown = axes.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=6, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        axes.text(
-            column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value > 5 else "black"
-        )
-    axes.set_xticks(
-        range(len(roles)), [f"{pair}\n({role})" for pair, role in roles.items()], rotation=55, ha="right", fontsize=8
-    )
+        color = "white" if value > 5 else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
+    names = [f"{pair} ({role})" for pair, role in roles.items()]
+    axes.set_xticks(range(len(roles)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(found)), [*found], fontsize=8)
-    axes.set_title("Points lost against exhaustive search, mean over samples of images", fontsize=9)
-    figure.colorbar(shown, label="points", shrink=0.8)
-    with atomic_file(PICTURE) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+    axes.set_title("Points lost against exhaustive search (mean over samples of images)", fontsize=9)
+    figure.colorbar(shown, label="points", extend="max")
+    _save(figure, "regret.png")
+
+
+def draw_curves(contents: list[Content]) -> None:
+    """The true curve of every pair, and where three rules pick."""
+    columns = 4
+    rows = -(-len(contents) // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(3.1 * columns, 2.3 * rows), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(contents) :]:
+        axes.axis("off")
+    for content, axes in zip(contents, grid.flat, strict=False):
+        own, steps = content["truth"][content["default_feature"]], np.array(content["timesteps"])
+        mean, deviation = 100 * np.array(own["mean"]), 100 * np.array(own["deviation"])
+        axes.plot(steps, mean, color="black", marker=".", markersize=4, label="probe (the truth)")
+        axes.fill_between(steps, mean - deviation, mean + deviation, color="black", alpha=0.15, linewidth=0)
+        if content["fresh_noise_truth"] is not None:
+            fresh = 100 * np.array(content["fresh_noise_truth"]["mean"])
+            axes.plot(steps, fresh, color="gray", linestyle=":", label="fresh noise for each image")
+        for rule, color in (("hfr", "tab:red"), ("retrieval", "tab:orange"), ("logme", "tab:green")):
+            picks, counts = np.unique(scores_of(content, rule, "usual").argmax(axis=1), return_counts=True)
+            sizes = 20 + 100 * counts / counts.sum()
+            axes.scatter(steps[picks], mean[picks], s=sizes, color=color, alpha=0.7, label=rule, zorder=3)
+        axes.set_title(f"{content['pair']} ({content['role']})", fontsize=9)
+        axes.set_xscale("symlog", linthresh=20)
+        axes.tick_params(labelsize=7)
+        axes.set_ylabel("accuracy, %" if content["task"] == "classification" else "mean IoU, %", fontsize=7)
+    grid.flat[0].legend(fontsize=6)
+    figure.supxlabel("t", fontsize=9)
+    _save(figure, "curves.png")
+
+
+def _save(figure: Any, name: str) -> None:
+    with atomic_file(DOCS / name) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    pyplot.close(figure)
+
+
+PAGE = """# How far is every rule from exhaustive search?
+
+Made by `python -m benchmarks.selection.report` from `benchmarks/results/selection/*.json`, which
+`python -m benchmarks.selection.measure PAIR... --root ROOT` writes; the pairs, the commands that make their checkpoints
+and which of them developed the rules are in [pairs.py](../benchmarks/selection/pairs.py). {protocol}
+
+Hardware: {hardware}. {versions}.
+
+## In one picture
+
+![Regret of every rule on every pair](regret.png)
+
+## The truth, and where three rules pick
+
+Band: standard deviation over the probe's seeds. Size of a dot: how often. The axis of t is logarithmic from 20 on.
+
+![Curves of all pairs](curves.png)
+
+{curves}
+
+## All pairs together
+
+Points lost. `develop`, `confirm`: mean over pairs, in brackets the 95 % interval of that mean over samples of images
+and draws of noise; then the worst pair's mean, and the worst single sample. `of 64 images`: mean over all pairs of
+picks from 64 images (labelled for the rules with labels); `stable`: share of those that pick the commonest timestep or
+its neighbour on the grid. `all features`: mean over all blocks and kinds. `rank`: Spearman correlation with the true
+curve. `auto`: block, kind and timestep chosen together, against the best of all.
+
+{summary}
+
+## Pair by pair
+
+Mean and 95 % interval over samples and draws, the checkpoint's own feature.
+
+{pairs}
+
+## The audit
+
+Picks of three rules on three samples of every pair, judged from 500 labelled images (the tokens of 64).
+
+{audits}
+"""
 
 
 def main() -> None:
@@ -220,14 +297,21 @@ def main() -> None:
     parser.parse_args()
     contents = [json.loads(path.read_text()) for name in PAIRS if (path := RESULTS / f"{name}.json").is_file()]
     roles = {content["pair"]: content["role"] for content in contents}
-    found = {
-        rule: {content["pair"]: figures(content, rule) for content in contents}
-        for rule in (*COMBINATIONS, *RULES, *GUESSES)
-    }
-    print(summary(found, roles))
-    print(by_pair(found, roles))
-    print(curves(contents))
-    draw(found, roles)
+    rules = (*RULES, *COMBINATIONS, *GUESSES)
+    found = {rule: {content["pair"]: figures(content, rule) for content in contents} for rule in rules}
+    draw_regrets(found, roles)
+    draw_curves(contents)
+    page = PAGE.format(
+        protocol=contents[0]["protocol"],
+        hardware="; ".join(sorted({content["hardware"] for content in contents})),
+        versions=", ".join(f"{name} {version}" for name, version in contents[0]["versions"].items()),
+        curves=curves(contents),
+        summary=summary(found, roles),
+        pairs=by_pair(found, roles),
+        audits=audits(contents),
+    )
+    with atomic_file(DOCS / "evidence.md") as temporary:
+        temporary.write_text(page)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,14 @@ class Rule:
             which image every row is, where rows are tokens.
         num_images: that it looks at by default.
         passes: runs of the network an image and timestep.
+        together: `score` is of all candidates at once, a list of their values, and gives a list.
     """
 
     source: str
-    score: Callable[..., float]
+    score: Callable[..., Any]
     num_images: int
     passes: int = 1
+    together: bool = False
 
 
 def score_of_classes(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray | None) -> float:
@@ -54,6 +57,7 @@ def _knn(x: np.ndarray, labels: np.ndarray, images: np.ndarray | None) -> float:
 RULES = {
     "hfr": Rule(RATIOS, lambda x, *_: float((x[:, 0] - x[:, 1]).mean()), DEFAULT_NUM_IMAGES, 2),
     "hfr, uncorrected": Rule(RATIOS, lambda x, *_: float(x[:, 0].mean()), DEFAULT_NUM_IMAGES),
+    "consensus": Rule(IMAGES, lambda cells, *_: criteria.consensus(cells).scores, NUM_UNLABELLED, together=True),
     "rankme": Rule(IMAGES, lambda x, *_: criteria.rankme(x), NUM_UNLABELLED),
     "alpha_req": Rule(IMAGES, lambda x, *_: criteria.alpha_req(x), NUM_UNLABELLED),
     "lidar": Rule(AUGMENTED, lambda x, *_: criteria.lidar(x), NUM_UNLABELLED, 2),
@@ -63,7 +67,7 @@ RULES = {
     "knn": Rule(LABELLED, _knn, NUM_LABELLED),
     "logme": Rule(LABELLED, lambda x, labels, _: criteria.logme(x, labels), NUM_LABELLED),
 }
-AUDITED = ("hfr", "logme", "fixed t = 100")
+AUDITED = ("hfr", "consensus", "logme", "fixed t = 100")
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,26 @@ class PlantedModel(ASelectDiTModel):
         }
 
 
+class VeiledModel(PlantedModel):
+    """Tells images apart everywhere, but behind noise of their own unless in the planted feature at its timestep."""
+
+    def features_of_noisy(self, noisy_latents, timesteps, features, class_labels=None):
+        told = self.patch_embedding(noisy_latents).flatten(2).mT
+        found = {}
+        for name in features:
+            chaos = torch.sin(sum(map(ord, name)) ** 2 * told.double()).float()
+            found[name] = told + 30 * told.std() * chaos.mean(dim=1, keepdim=True)
+        feature, timestep = self.planted
+        if feature in found:
+            found[feature] = torch.where((timesteps == timestep).view(-1, 1, 1), told, found[feature])
+        return found
+
+
 @pytest.fixture
-def planted(make_config, randomize) -> PlantedModel:
-    return randomize(PlantedModel(make_config()))
+def planted(make_config, randomize, request) -> PlantedModel:
+    """With the information where the method can find it: `consensus` needs some of it in other candidates."""
+    agreeing = "method" in request.fixturenames and request.getfixturevalue("method") == "consensus"
+    return randomize((VeiledModel if agreeing else PlantedModel)(make_config()))
 
 
 @pytest.fixture
@@ -228,8 +245,12 @@ def test_default_numbers_of_images(model, normal):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("hfr", {"feature": "auto"}, "those of 'hfr' cannot; methods that choose a feature are rankme, .*, shortlist"),
-        ("grid", {"feature": "auto"}, "methods that choose a feature are rankme"),
+        (
+            "hfr",
+            {"feature": "auto"},
+            "those of 'hfr' cannot; methods .* are consensus, rankme, .*, shortlist",
+        ),
+        ("grid", {"feature": "auto"}, "methods that choose a feature are consensus"),
         ("rankme", {"feature": "auto", "kinds": ["output"]}, "kinds must be a list of names out of attention_norm"),
         ("rankme", {"feature": "auto", "kinds": []}, "kinds must be a list of names"),
         ("rankme", {"num_views": 2}, "no option num_views; accepted are pool_size, kinds"),
@@ -238,7 +259,7 @@ def test_default_numbers_of_images(model, normal):
         ("snr", {"num_images": 2}, "snr needs at least 3 images for its standard errors, got 2"),
         ("knn", {"neighbours": 0}, "neighbours must be at least 1, got 0"),
         ("ridge", {"task": "depth"}, "task must be one of classification, segmentation; got 'depth'"),
-        ("shortlist", {"first": "hfr"}, "first must be one of rankme, .*; got 'hfr'"),
+        ("shortlist", {"first": "hfr"}, "first must be one of consensus, rankme, .*; got 'hfr'"),
         ("shortlist", {"num_candidates": 1}, "num_candidates must be at least 2, got 1"),
     ],
     ids=str,

@@ -206,7 +206,7 @@ def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
         (["--head_learning_rates", "1e-3", "1e-2"], "need --freeze_backbone"),
         (["--freeze_backbone", "--lora_rank", "4"], "exclude each other"),
         (["--timestep_selection", "gate", "--head_norm", "batch_norm"], "a gate needs head_norm=layer_norm"),
-        (["--timestep_selection", "guess"], "must be one of hfr"),
+        (["--timestep_selection", "guess"], "must be one of auto, hfr"),
         (["--timestep", "5"], "needs timestep_selection=fixed"),
         (["--timestep_selection", "grid", "--streaming"], "cannot run with --streaming"),
         (["--timesteps", "a,b"], "timesteps must be integers"),
