@@ -346,8 +346,8 @@ class CardContent:
         audit = self.audit
         if audit is None:
             return None
-        sentence = audit.sentence[0].upper() + audit.sentence[1:]
-        facts = [("verdict", audit.verdict), ("picked by", f"`{audit.method}`")]
+        sentence = f"**{audit.verdict.capitalize()}**: {audit.sentence}"
+        facts = [("picked by", f"`{audit.method}`")]
         facts.append(("checked by", f"`{audit.checked_by}` on {audit.checked.num_images:,} images"))
         if regret := audit.regret:
             lost = f"{regret.estimate:.1f} points, between {regret.lower:.1f} and {regret.upper:.1f} (95 % each)"
