@@ -1,4 +1,4 @@
-"""Whether to trust the timestep that HFR picks for one's own model and images: one sentence, and the evidence."""
+"""Whether to trust a timestep for one's own model and images, whoever picked it: one sentence, and the evidence."""
 
 from __future__ import annotations
 
@@ -24,59 +24,103 @@ from aselect_hf.regret import (
     pick_shares,
     unpaired_deviations,
 )
-from aselect_hf.selection import TimestepSelection, select_timestep
-from aselect_hf.selection.criterion import NUM_LABELLED, has_classes
+from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
+from aselect_hf.selection.criterion import AUTO, CRITERIA, NUM_LABELLED, has_classes
+from aselect_hf.selection.select import automatic_method
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
+
+# What the verdicts and warnings rest on (ours).
 TOLERANCE = 2.0
 """Points of the probe's score that a pick may lose and still be trusted."""
 PICK_RESAMPLES = 100
 STABLE_SHARE = 0.8
-"""Share of bootstrap picks at the commonest one and its neighbours, below which the pick is unstable (ours)."""
+"""Share of bootstrap picks at the commonest one and its neighbours, below which the pick is unstable."""
+NEAR = 1
+"""Places on the grid by which two picks may differ and still agree."""
 ALIKE = 0.5
-"""Rank correlation of two curves from which their rules agree (ours)."""
+"""Rank correlation of two curves from which their rules agree."""
 NOISE_SHARE = 0.9
-"""Share of the images' HFR that pure noise reaches, from which the feature is mostly noise or position (ours)."""
+"""Share of the images' HFR that pure noise reaches, from which the feature is mostly noise or position."""
 FEW_IMAGES, FEW_LABELLED = 32, 100
+LEAST_CURVE = 3
+"""Timesteps that two rules must both have scored, for their curves to be compared."""
 
 
 @dataclass
 class Audit:
-    """A verdict on the timestep that HFR picked.
+    """A verdict on a timestep that a rule has picked.
 
     Args:
         verdict: `"trust"`, `"uncertain"` or `"do not trust"`.
         sentence: the verdict and its reason.
         warnings: what else a user should know.
-        timestep: HFR's pick.
-        selections: by name: `"hfr"`, and `"ridge"` (labels or masks) or `"retrieval"` (none).
-        pick_shares: of every timestep, how often HFR picks it from a bootstrap sample of the images; their sum is 1.
+        method: the rule that picked; `"hfr, uncorrected"` and `"hfr, searched"` are an HFR other than that of the
+            whole corrected curve, which is `"hfr"`.
+        checked_by: the rule that checks: `"ridge"` (labels or masks), else `"retrieval"`, or `"hfr"` for other rules.
+        timestep: the pick.
+        selections: by name: `"hfr"`, always, then those of `method` and `checked_by`.
+        pick_shares: of every timestep of `"hfr"`, how often the rule picks it from other samples of the images, by
+            bootstrap; their sum is 1. `None` where the rule has no scores of single images.
         regret: of the pick by the probe's curve, in points; `None` without labels.
         chance: accuracy of always answering the commonest class; `None` without labels, and for masks.
-        rank_correlation: Spearman's, of HFR's curve with the other one's.
+        rank_correlation: Spearman's, of the picking rule's curve with the check's; `None` where the rule has no curve,
+            or is the check.
         tolerance: points that the pick may lose.
     """
 
     verdict: str
     sentence: str
     warnings: list[str]
+    method: str
+    checked_by: str
     timestep: int
     selections: dict[str, TimestepSelection]
-    pick_shares: list[float]
+    pick_shares: list[float] | None
     regret: Regret | None
     chance: float | None
-    rank_correlation: float
+    rank_correlation: float | None
     tolerance: float
+
+    @property
+    def picked(self) -> TimestepSelection:
+        """The selection under audit."""
+        return self.selections[self.method]
+
+    @property
+    def checked(self) -> TimestepSelection:
+        """The selection by the rule that checks."""
+        return self.selections[self.checked_by]
 
     def describe(self) -> str:
         """Verdict, sentence and warnings, a line each."""
         return "\n".join([f"{self.verdict}: {self.sentence}", *(f"warning: {warning}" for warning in self.warnings)])
 
     def save(self, path: str | Path) -> Path:
-        """Write everything as JSON, whole or not at all."""
+        """Write everything as JSON, whole or not at all; `load` reads it back equal."""
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1))
         return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Audit:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a saved audit ({error})") from error
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Audit:
+        """Rebuild from the fields that `save` writes."""
+        fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
+        selections = {name: TimestepSelection.from_dict(each) for name, each in fields["selections"].items()}
+        regret = Regret(**fields["regret"]) if fields["regret"] else None
+        return cls(**fields | {"selections": selections, "regret": regret})
 
     def plot(self, path: str | Path) -> Path:
         """Draw all curves, the bootstrap's picks and the pick; whole or not at all."""
@@ -89,6 +133,8 @@ def audit_timestep(
     model: ASelectDiTModel,
     images: Any,
     *,
+    method: str = AUTO,
+    selection: TimestepSelection | None = None,
     feature: str | None = None,
     timesteps: Sequence[int] | int | None = None,
     num_images: int | None = None,
@@ -99,22 +145,28 @@ def audit_timestep(
     on_error: str = "stop",
     cache_dir: str | Path | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Audit:
-    """Pick a timestep by HFR, then check the pick by a rule that shares nothing with it.
+    """Pick a timestep, or take a pick that was made, then check it by a rule that shares nothing with the picking one.
 
     With labels or masks: a leave-one-out ridge probe at every timestep on at most 500 images. The regret of the pick by
     its curve, with bounds by a bootstrap over images (`aselect_hf.regret` has the formulas), decides: `"trust"` where
     the upper bound is within `tolerance`, `"do not trust"` where the lower bound is beyond it or the probe is nowhere
-    above chance, else `"uncertain"`. For masks, the score is the mean IoU of tokens, and its errors at two timesteps
-    count as independent. Without labels of two classes: agreement with instance retrieval between views, `"trust"`
-    where picks are equal or neighbours on the grid, curves alike and the pick stable; see `judge_by_agreement`.
+    above chance, else `"uncertain"`. For masks, the score is the mean IoU of tokens, and what is resampled is every
+    image's part in it. Without labels of two classes: agreement with an independent rule without labels (instance
+    retrieval between views for HFR, HFR for the others), `"trust"` where picks are equal or neighbours on the grid,
+    curves alike and the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
-        num_images: random images for every rule; default 64 for HFR, 500 for the probe, 256 for retrieval.
+        method: the rule that picks, see `select_timestep`; `"fixed"` with `timestep=` audits a guess.
+        selection: a pick that was made already, instead of `method`, `feature`, `timesteps` and `options`: its feature
+            is used, and its timesteps (where it scored some of its candidates only, the default ones besides).
+        num_images: random images for every rule; default 64 for HFR, 500 for the probe, see `select_timestep`.
         tolerance: points of the probe's score (accuracy or mean IoU) that the pick may lose.
-        pool_size: cells per side into which tokens are averaged for probe and retrieval, see `pooled_features`: as the
-            features will be used.
+        pool_size: cells per side into which tokens are averaged for every rule that reads averages, see
+            `pooled_features`: as the features will be used.
+        options: of the method.
 
     Raises:
         ValueError: an argument is wrong, fewer than 2 timesteps or 3 images, and as `select_timestep`.
@@ -122,41 +174,62 @@ def audit_timestep(
     if not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of points, got {tolerance}")
     data = ImageData.of(images, num_images or NUM_LABELLED).sample(num_images or NUM_LABELLED, seed).readable(on_error)
-    run: dict[str, Any] = {"feature": feature, "timesteps": timesteps, "seed": seed, "batch_size": batch_size}
-    run |= {"num_images": num_images, "cache_dir": cache_dir, "progress": progress}
-    hfr = select_timestep(model, data, method="hfr", **run)
-    grid = hfr.timesteps
-    if len(grid) < 2:
-        raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
-    pick = grid.index(hfr.timestep)
-    shares = pick_shares(np.array(hfr.per_image_scores), seed, PICK_RESAMPLES)
-    warnings = warn_of_pick(hfr, shares)
+    run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
+    run |= {"progress": progress}
+    if selection is None:
+        if method == AUTO:
+            method = automatic_method(data, options)
+        if method in (*CRITERIA, "grid"):
+            options["pool_size"] = pool_size
+        picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
+    else:
+        if method != AUTO or feature is not None or timesteps is not None or options:
+            raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
+        if selection.schedule != model.config.noise_schedule:
+            raise ValueError("selection was made for another noise schedule than the model's")
+        picked = selection
+    grid = audited_timesteps(model, picked, timesteps)
+    run |= {"feature": picked.feature, "timesteps": grid}
+    name = rule_name(picked, grid)
+    hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
     labelled = data.masks is not None or has_classes(data.labels)
-    checked = select_timestep(
-        model, data, method="ridge" if labelled else "retrieval", pool_size=pool_size, **run,
-    )  # fmt: skip
-    correlation = rank_correlation(hfr.scores, checked.scores)
+    rule = "ridge" if labelled else "retrieval" if picked.method == "hfr" else "hfr"
+    if rule == "hfr":
+        checked = hfr
+    elif rule == name and picked.timesteps == grid:
+        checked = picked
+    else:
+        checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
+    pick = grid.index(picked.timestep)
+    shares = shares_of_picks(picked, grid, seed)
+    warnings = warn_of_pick(hfr, picked, name, shares)
+    correlation = None if checked is picked else rank_correlation(picked, checked)
     regret = regret_by(checked, pick, seed)
     chance = None
     if labelled:
         informative = True
         if data.masks is None:
             chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
-            informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
-        verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative)
+            if checked.per_image_scores is not None:
+                informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
+        itself = "ridge" in (picked.method, picked.options.get("second"))
+        verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
         if checked.num_images < FEW_LABELLED:
             warnings.append(f"the probe has only {checked.num_images} images: label {FEW_LABELLED} or more")
     else:
         if data.labels is not None:
             warnings.append("the labels are not of 2 classes with 2 images each: they were not used")
-        verdict, sentence = judge_by_agreement(hfr, checked, correlation, regret.lower > 0, _is_stable(shares))
+        doubt = doubt_of_pick(hfr, picked, name, shares)
+        verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
     return Audit(
         verdict=verdict,
         sentence=sentence,
         warnings=warnings,
-        timestep=hfr.timestep,
-        selections={"hfr": hfr, checked.method: checked},
-        pick_shares=shares.tolist(),
+        method=name,
+        checked_by=rule,
+        timestep=picked.timestep,
+        selections={"hfr": hfr, name: picked, rule: checked},
+        pick_shares=None if shares is None else shares.tolist(),
         regret=regret if labelled else None,
         chance=chance,
         rank_correlation=correlation,
@@ -164,8 +237,37 @@ def audit_timestep(
     )
 
 
+def audited_timesteps(
+    model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
+) -> list[int]:
+    """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
+
+    Raises:
+        ValueError: they are fewer than 2.
+    """
+    grid = set(picked.timesteps) | {picked.timestep}
+    if not _scored_all(picked):
+        schedule = model.noise_schedule
+        if timesteps is None:
+            grid |= set(default_timesteps(schedule))
+        else:
+            grid |= set(default_timesteps(schedule, timesteps) if isinstance(timesteps, int) else timesteps)
+    if len(grid) < 2:
+        raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
+    return sorted(grid)
+
+
+def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
+    """See `Audit.method`."""
+    if picked.method != "hfr":
+        return picked.method
+    if not picked.options.get("noise_correction", True):
+        return "hfr, uncorrected"
+    return "hfr" if picked.timesteps == grid and _scored_all(picked) else "hfr, searched"
+
+
 def judge_by_probe(
-    probe: TimestepSelection, pick: int, regret: Regret, tolerance: float, informative: bool
+    probe: TimestepSelection, pick: int, regret: Regret, tolerance: float, informative: bool, itself: bool = False
 ) -> tuple[str, str]:
     """Verdict and sentence where there are labels.
 
@@ -175,9 +277,12 @@ def judge_by_probe(
     Args:
         pick: index of the pick.
         informative: whether the probe is above chance somewhere.
+        itself: whether the probe is also the rule that picked.
     """
     grid, t = probe.timesteps, probe.timesteps[pick]
     evidence = f"leave-one-out ridge, {probe.num_images} images"
+    if itself:
+        evidence += ", which also made the pick: it checks itself, and the bounds are optimistic"
     if not informative:
         return DO_NOT_TRUST, f"features tell nothing about these labels at any timestep ({evidence})"
     spread = 100 * (max(probe.scores) - min(probe.scores))
@@ -197,73 +302,136 @@ def judge_by_probe(
 
 
 def judge_by_agreement(
-    hfr: TimestepSelection, retrieval: TimestepSelection, correlation: float, refuted: bool, stable: bool
+    picked: TimestepSelection,
+    checked: TimestepSelection,
+    name: str,
+    grid: list[int],
+    correlation: float | None,
+    refuted: bool,
+    doubt: str = "",
 ) -> tuple[str, str]:
     """Verdict and sentence where there are no labels.
 
     Args:
-        correlation: rank correlation of the curves.
-        refuted: whether retrieval is better elsewhere than at HFR's pick with 95 % confidence.
-        stable: whether HFR picks much the same timestep from other samples of the images.
+        name: of the rule that picked, see `Audit.method`.
+        grid: timesteps of the curves.
+        correlation: rank correlation of the curves; `None` where the rule has none: then the pick is not trusted.
+        refuted: whether the check is better elsewhere than at the pick with 95 % confidence.
+        doubt: see `doubt_of_pick`; with any, the pick is not trusted.
     """
-    picks = f"HFR t = {hfr.timestep}, retrieval t = {retrieval.timestep}"
-    near = abs(hfr.timesteps.index(hfr.timestep) - hfr.timesteps.index(retrieval.timestep)) <= 1
-    if not near and (refuted or correlation < ALIKE):
+    picks = f"{_written(name)} t = {picked.timestep}, {_written(checked.method)} t = {checked.timestep}"
+    near = abs(grid.index(picked.timestep) - grid.index(checked.timestep)) <= NEAR
+    alike = correlation is not None and correlation >= ALIKE
+    unlike = correlation is not None and correlation < ALIKE
+    if not near and (refuted or unlike):
         return DO_NOT_TRUST, (
             f"no labels, and independent rules disagree ({picks}): do not trust this; "
             f"label {FEW_LABELLED} images and run again"
         )
-    evidence = f"{picks}, rank correlation {correlation:.2f}"
-    if near and correlation >= ALIKE and stable:
+    evidence = picks if correlation is None else f"{picks}, rank correlation {correlation:.2f}"
+    if near and alike and not doubt:
         return (
             TRUST,
             f"no labels, but independent rules agree ({evidence}); labels would say how many points it may lose",
         )
-    doubt = "agree only in part" if stable else "agree, but HFR's pick is unstable"
-    return UNCERTAIN, f"no labels, and independent rules {doubt} ({evidence}): label {FEW_LABELLED} images to be sure"
+    how = f"agree, but {doubt}" if near and alike else "agree only in part"
+    return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}): label {FEW_LABELLED} images to be sure"
 
 
-def warn_of_pick(hfr: TimestepSelection, shares: np.ndarray) -> list[str]:
-    """What is suspicious about HFR's own curves.
+def doubt_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> str:
+    """Why not to trust the pick even where rules agree; empty where nothing speaks against it."""
+    if shares is not None and not _is_stable(shares):
+        return f"the pick of {_written(name)} is unstable"
+    if noise_share(hfr, picked.timestep) >= NOISE_SHARE:
+        return "the feature is mostly noise or position there"
+    return ""
+
+
+def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> list[str]:
+    """What is suspicious about the pick and HFR's curves.
 
     Args:
-        shares: see `Audit.pick_shares`.
+        hfr: the whole corrected curve.
+        name, shares: see `Audit`.
     """
-    raw, control = np.array(hfr.raw_scores), np.array(hfr.control_scores)
     grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, []
-    pick, raw_pick = grid.index(hfr.timestep), int(raw.argmax())
-    if hfr.num_images < FEW_IMAGES:
-        warnings.append(f"HFR saw only {hfr.num_images} images: give {FEW_IMAGES} or more")
-    if not _is_stable(shares):
-        picked = ", ".join(f"t = {grid[i]} ({shares[i]:.0%})" for i in np.argsort(-shares, kind="stable")[:3])
-        warnings.append(f"the pick is unstable: other samples of the images give {picked}")
-    if raw_pick > pick + 1 and schedule.log_snr(grid[raw_pick]) < 0:
+    pick, raw_pick = grid.index(picked.timestep), int(np.argmax(hfr.raw_scores or []))
+    if picked.scores and picked.num_images < FEW_IMAGES:
+        warnings.append(f"{_written(name)} saw only {picked.num_images} images: give {FEW_IMAGES} or more")
+    if shares is not None and not _is_stable(shares):
+        common = ", ".join(f"t = {grid[i]} ({shares[i]:.0%})" for i in np.argsort(-shares, kind="stable")[:3])
+        warnings.append(f"the pick is unstable: other samples of the images give {common}")
+    if name == "hfr, uncorrected" and schedule.log_snr(picked.timestep) < 0:
+        warnings.append(
+            f"HFR without noise correction picked t = {picked.timestep}, where the input is mostly noise: correct it"
+        )
+    elif picked.method == "hfr" and raw_pick > pick + 1 and schedule.log_snr(grid[raw_pick]) < 0:
         warnings.append(
             f"HFR without noise correction would pick t = {grid[raw_pick]}, where the input is mostly noise: "
             "do not use the raw curve"
         )
-    if raw[pick] > 0 and (share := control[pick] / raw[pick]) >= NOISE_SHARE:
+    if (share := noise_share(hfr, picked.timestep)) >= NOISE_SHARE:
         warnings.append(
-            f"at t = {hfr.timestep} pure noise has {share:.0%} of the images' HFR: "
+            f"at t = {picked.timestep} pure noise has {share:.0%} of the images' HFR: "
             "the feature is mostly noise or position there"
         )
     return warnings
 
 
+def noise_share(hfr: TimestepSelection, timestep: int) -> float:
+    """HFR of pure noise over that of the images, at a timestep; 0 where the images have none."""
+    at = hfr.timesteps.index(timestep)
+    raw, control = (hfr.raw_scores or [])[at], (hfr.control_scores or [])[at]
+    return control / raw if raw > 0 else 0.0
+
+
 def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
     """Regret of the pick by another rule's curve; paired where that rule scores single images."""
     if checked.per_image_scores is not None:
-        deviations = paired_deviations(np.array(checked.per_image_scores), pick, seed)
+        outcomes = np.array(checked.per_image_scores)
+        span = float(np.ptp(outcomes)) if checked.method == "hfr" else 1.0
+        deviations = paired_deviations(outcomes, pick, seed, span)
     else:
         deviations = unpaired_deviations(checked.standard_errors, pick, seed)
     return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's, from -1 to 1; 0 where a curve is constant."""
-    if any(np.ptp(curve) == 0 for curve in (one, other)):
+def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np.ndarray | None:
+    """See `Audit.pick_shares`; `None` also where some images were not scored at some timesteps.
+
+    Standard errors do not stand in for scores of images: most of LogME's is common to all timesteps, and independent
+    draws of it would call every pick unstable.
+    """
+    scores = np.array(picked.per_image_scores or [], dtype=float)
+    if not scores.size or np.isnan(scores).any():
+        return None
+    shares = np.zeros(len(grid))
+    shares[[grid.index(t) for t in picked.timesteps]] = pick_shares(scores, seed, PICK_RESAMPLES)
+    return shares
+
+
+def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float | None:
+    """Spearman's, from -1 to 1, over timesteps that both scored; 0 of a constant curve, `None` of fewer than 3."""
+    curves = [dict(zip(each.timesteps, each.scores, strict=False)) for each in (one, other)]
+    common = sorted(set(curves[0]) & set(curves[1]))
+    if len(common) < LEAST_CURVE:
+        return None
+    first, second = ([curve[t] for t in common] for curve in curves)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(spearmanr(one, other).statistic)
+    return float(spearmanr(first, second).statistic)
+
+
+def _written(name: str) -> str:
+    """A rule's name in a sentence."""
+    return name.replace("hfr", "HFR")
+
+
+def _scored_all(picked: TimestepSelection) -> bool:
+    """Whether the rule scored every candidate on every image."""
+    options = picked.options
+    searched = options.get("search", "full") != "full" or options.get("early_stopping") is not None
+    return picked.method not in ("fixed", "shortlist") and not searched
 
 
 def _is_stable(shares: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, audit_timestep
+from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, Audit, audit_timestep
 from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.compare import compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
@@ -28,7 +28,7 @@ from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import STRATEGIES, select_timestep
+from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 
 HFR_DEFAULTS = {name: p.default for name, p in inspect.signature(STRATEGIES["hfr"]).parameters.items()}
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
@@ -126,10 +126,15 @@ def select(
 def audit(
     model: Model,
     data: Data,
-    feature: Feature = None,
+    method: Annotated[
+        str, typer.Option(help=f"The rule that picks: auto (logme with labels, else hfr), {', '.join(STRATEGIES)}.")
+    ] = "auto",
+    selection: Annotated[Path | None, typer.Option(help="A selection.json, whose pick is audited instead.")] = None,
+    timestep: Annotated[int | None, typer.Option(help="fixed: the timestep.")] = None,
+    feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
     timesteps: Timesteps = None,
     num_images: Annotated[
-        int | None, typer.Option(help="Random images for every rule; default: hfr 64, probe 500, retrieval 256.")
+        int | None, typer.Option(help="Random images for every rule; default: hfr 64, without labels 256, with 500.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Points of the probe that the pick may lose.")] = TOLERANCE,
     pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
@@ -144,23 +149,27 @@ def audit(
     output_dir: OutputDir = Path("runs/audit"),
     cache_dir: CacheDir = None,
 ) -> None:
-    """Whether to trust the timestep that hfr picks: writes `audit.json` and `audit.png`.
+    """Whether to trust a rule's timestep, a saved selection's or a guess: writes `audit.json` and `audit.png`.
 
     Labels, where there are any, train a small probe at every timestep; without, another label-free rule is asked.
     Exit code: 0 trust, 3 uncertain, 4 do not trust; 2 for a mistake.
     """
     check_writable(output_dir / "audit.json")
+    if timestep is not None and method != "fixed":
+        raise ValueError(f"timestep goes with method 'fixed'; got {method!r}")
+    options: dict[str, Any] = {"timestep": timestep} if timestep is not None else {}
+    made = TimestepSelection.load(selection) if selection else None
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column, None, seed, "stop")
     result = audit_timestep(
-        backbone, images, feature=feature, timesteps=_timesteps(timesteps), num_images=num_images,
-        tolerance=tolerance, pool_size=pool_size, seed=seed, batch_size=batch_size, on_error=on_error,
-        cache_dir=cache_dir,
+        backbone, images, method=method, selection=made, feature=feature, timesteps=_timesteps(timesteps),
+        num_images=num_images, tolerance=tolerance, pool_size=pool_size, seed=seed, batch_size=batch_size,
+        on_error=on_error, cache_dir=cache_dir, **options,
     )  # fmt: skip
     with atomic_files(output_dir) as folder:
         result.save(folder / "audit.json")
         result.plot(folder / "audit.png")
-    print(result.selections["hfr"].describe())
+    print(result.picked.describe())
     print(result.describe())
     print(f"wrote {output_dir / 'audit.json'}, {output_dir / 'audit.png'}")
     raise typer.Exit(EXIT_CODES[result.verdict])
@@ -209,7 +218,8 @@ def compare(
     comparison.save(output_dir)
     Console().print(comparison.rich_table())
     print("\n".join(comparison.summary()))
-    print(f"wrote {output_dir}: compare.json, compare.md, compare.png and every selection")
+    audited = ", audit.json, audit.png" if comparison.audit else ""
+    print(f"wrote {output_dir}: compare.json, compare.md, compare.png{audited} and every selection")
 
 
 @app.command(epilog="Example: `aselect features sample --list`")
@@ -329,7 +339,9 @@ def benchmark(
 
 @app.command(epilog="Example: `aselect push runs/model me/my-dit --private --tag v1.0`")
 def push(
-    folder: Annotated[Path, typer.Argument(help="Saved model; its selection, compare and training .json go along.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Saved model; its selection, compare, audit and training .json go along.")
+    ],
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: user/name.")],
     private: Annotated[bool | None, typer.Option(help="Visibility of a new repository.")] = None,
     tag: Annotated[str | None, typer.Option(help="Tag for the commit.")] = None,
@@ -337,18 +349,20 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch; created where missing.")] = None,
     commit_message: Annotated[str | None, typer.Option(help="Title of the commit.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Hub id of the data set of compare.json.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="An audit.json for the card; default the folder's.")] = None,
     license: Annotated[str | None, typer.Option(help="Default the base model's; never a freer one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print files and card, send nothing.")] = False,
 ) -> None:
-    """Push a saved model to the Hub with its card, selection, results and endpoint handler, in one commit."""
+    """Push a saved model to the Hub with its card, selection, audit, results and endpoint handler, in one commit."""
+    audited = Audit.load(audit) if audit else None
     if dry_run:
-        upload = prepare_folder(folder, repo_id, dataset=dataset, license=license)
+        upload = prepare_folder(folder, repo_id, dataset=dataset, audit=audited, license=license)
         for path, size in upload.sizes().items():
             print(f"{size:>14,}  {path}")
         print(f"\n{upload.card}")
         return
     commit = push_folder(
-        folder, repo_id, dataset=dataset, license=license, private=private, revision=revision, tag=tag,
+        folder, repo_id, dataset=dataset, audit=audited, license=license, private=private, revision=revision, tag=tag,
         create_pr=create_pr, commit_message=commit_message,
     )  # fmt: skip
     print(f"pushed {commit.pr_url or commit.commit_url}")

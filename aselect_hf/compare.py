@@ -2,7 +2,8 @@
 
 Protocol. Every strategy sees training (and, where it needs labels, validation) images only. At its timestep, a probe is
 fitted on the pooled features of the training split; its regularisation is chosen on the validation split; the test
-split is scored once per seed. Each seed draws another stratified 80 % of the training split.
+split is scored once per seed. Each seed draws another stratified 80 % of the training split. One pick, HFR's or else
+the first that a rule read from features, is audited on a sample of the training split (`aselect_hf.audit`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from rich.table import Table
 from sklearn.model_selection import train_test_split
 
+from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
 from aselect_hf.files import atomic_file
@@ -33,6 +35,8 @@ from aselect_hf.versions import hardware, installed_versions
 SPLITS = ("train", "validation", "test")
 TRAIN_SHARE = 0.8
 RAW_PIXEL_SIDE = 32
+NOT_AUDITED = ("fixed", "grid")
+"""Strategies that read nothing from features, or more than an audit could."""
 
 
 @dataclass
@@ -56,11 +60,12 @@ class ComparisonRow:
 
 @dataclass
 class Comparison:
-    """The table, its protocol, and the same probe on raw pixels as a floor."""
+    """The table, its protocol, the same probe on raw pixels as a floor, and the audit of one pick, if any."""
 
     rows: list[ComparisonRow]
     raw_pixel_accuracies: list[float]
     protocol: dict[str, Any]
+    audit: Audit | None = None
 
     def row(self, strategy: str) -> ComparisonRow | None:
         return next((row for row in self.rows if row.strategy == strategy), None)
@@ -99,7 +104,7 @@ class Comparison:
         return table
 
     def summary(self) -> list[str]:
-        """What the table does not say: the margin over raw pixels, and what uncorrected HFR would have picked."""
+        """What the table does not say: the margin over raw pixels, what uncorrected HFR would pick, the audit."""
         best = max(self.rows, key=lambda row: row.test_accuracy_mean)
         floor = float(np.mean(self.raw_pixel_accuracies))
         lines = [
@@ -116,6 +121,8 @@ class Comparison:
                     f", {100 * (max(grid.selection.scores) - accuracy):.2f} points below the grid's best (validation)"
                 )
             lines.append(line + ".")
+        if self.audit is not None:
+            lines.append(f"Audit of {self.audit.method}: {self.audit.verdict}: {self.audit.sentence}.")
         return lines
 
     def markdown(self) -> str:
@@ -127,12 +134,13 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write `compare.json`, `compare.md`, `compare.png` and every strategy's selection into `folder`."""
+        """Write `compare.json`, `.md` and `.png`, every strategy's selection and the audit's files into `folder`."""
         folder = Path(folder)
         content = {
             "protocol": self.protocol,
             "raw_pixel_accuracies": self.raw_pixel_accuracies,
             "rows": [dataclasses.asdict(row) | {"regret": self.regret(row)} for row in self.rows],
+            "audit": dataclasses.asdict(self.audit) if self.audit else None,
         }
         with atomic_file(folder / "compare.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1))
@@ -142,6 +150,9 @@ class Comparison:
             plot_comparison(self, temporary)
         for row in self.rows:
             row.selection.save(folder / f"selection-{row.strategy}.json")
+        if self.audit is not None:
+            self.audit.save(folder / "audit.json")
+            self.audit.plot(folder / "audit.png")
         return folder
 
     @classmethod
@@ -158,7 +169,8 @@ class Comparison:
             for row in content["rows"]:
                 selection = TimestepSelection.from_dict(row["selection"])
                 rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
-            return cls(rows, content["raw_pixel_accuracies"], content["protocol"])
+            audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
+            return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit)
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a saved comparison ({error})") from error
 
@@ -226,7 +238,19 @@ def compare_strategies(
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     }
-    return Comparison(rows, raw_pixel_accuracies, protocol)
+    audit = None
+    if (row := audited_row(rows)) is not None:
+        audit = audit_timestep(
+            model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, batch_size=batch_size,
+            **run,
+        )  # fmt: skip
+    return Comparison(rows, raw_pixel_accuracies, protocol, audit)
+
+
+def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
+    """The row of HFR, or else the first whose pick is worth an audit; `None` where there is none."""
+    worth = [row for row in rows if row.strategy not in NOT_AUDITED]
+    return next((row for row in worth if row.strategy == "hfr"), worth[0] if worth else None)
 
 
 def score_probes(

@@ -102,11 +102,24 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def plot_audit(audit: Audit, path: Path) -> None:
-    """The sentence, over HFR's curves, the curve that checks them and the bootstrap's picks; the pick as a line."""
-    hfr, checked = audit.selections.values()
+    """The sentence, over HFR's curves, that of the rule that picked and of the check, and the bootstrap's picks.
+
+    The pick is a line through all.
+    """
+    hfr, picked, checked = audit.selections["hfr"], audit.picked, audit.checked
     colors = {"trust": COLORS["accuracy"], "uncertain": COLORS["control"], "do not trust": COLORS["chosen"]}
-    figure = Figure(figsize=(8.0, 10.0), layout="constrained")
-    parts, corrected, check, picks = figure.subplots(4, 1, sharex=True, height_ratios=(1, 1.2, 1.2, 0.8))
+    heights = {"parts": 1.0, "corrected": 1.2, "check": 1.2}
+    if audit.checked_by == "hfr":
+        del heights["check"]
+    if picked.scores and picked is not hfr and picked is not checked:
+        heights["rule"] = 1.2
+    if audit.pick_shares is not None:
+        heights["picks"] = 0.8
+    figure = Figure(figsize=(8.0, 1.4 + 2.05 * sum(heights.values())), layout="constrained")
+    axes = dict(
+        zip(heights, figure.subplots(len(heights), 1, sharex=True, height_ratios=[*heights.values()]), strict=True)
+    )
+    parts, corrected = axes["parts"], axes["corrected"]
     parts.plot(hfr.timesteps, hfr.raw_scores or [], "o-", ms=3, color=COLORS["raw"], label="images")
     parts.plot(
         hfr.timesteps, hfr.control_scores or [], "s--", ms=3, color=COLORS["control"], label="pure noise, same sigma"
@@ -114,28 +127,41 @@ def plot_audit(audit: Audit, path: Path) -> None:
     parts.set_ylabel("HFR")
     _band(corrected, hfr.timesteps, hfr.scores, hfr.standard_errors, f"{hfr.num_images} images", "score")
     corrected.set_ylabel("HFR, corrected")
-    label = f"{checked.score_name}, {checked.num_images} images"
-    if audit.chance is not None:  # as a line it would flatten the curve
-        label += f"; commonest class {100 * audit.chance:.0f} %"
-    _band(check, checked.timesteps, 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors), label,
-          "accuracy")  # fmt: skip
-    check.axvline(checked.timestep, color=COLORS["accuracy"], ls="--", lw=1, label=f"its best: t = {checked.timestep}")
-    check.set_ylabel(f"{checked.method} (%)")
-    shares = 100 * np.array(audit.pick_shares)
-    picks.vlines(hfr.timesteps, 0, shares, color=COLORS["gate"], lw=5)
-    picks.set_ylim(0, 105)
-    picks.set_ylabel("picks of HFR (%)\nfrom resamples")
-    picks.set_xlabel("timestep t (0 clean, larger is noisier)")
-    for axis in (parts, corrected, check, picks):
+    if audit.method != "hfr":
+        _best(corrected, hfr, "score")
+    if check := axes.get("check"):
+        label = f"{checked.score_name}, {checked.num_images} images"
+        if audit.chance is not None:  # as a line it would flatten the curve
+            label += f"; commonest class {100 * audit.chance:.0f} %"
+        _band(check, checked.timesteps, 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors), label,
+              "accuracy")  # fmt: skip
+        _best(check, checked, "accuracy")
+        check.set_ylabel(f"{checked.method} (%)")
+    if rule := axes.get("rule"):
+        label = f"{picked.score_name}, {picked.num_images} images"
+        _band(rule, picked.timesteps, picked.scores, picked.standard_errors, label, "gate")
+        rule.set_ylabel(audit.method)
+    if picks := axes.get("picks"):
+        picks.vlines(hfr.timesteps, 0, 100 * np.array(audit.pick_shares), color=COLORS["gate"], lw=5)
+        picks.set_ylim(0, 105)
+        picks.set_ylabel(f"picks of {audit.method} (%)\nfrom resamples")
+    for name, axis in axes.items():
         pick = axis.axvline(audit.timestep, color=COLORS["chosen"], lw=1, zorder=0)
         axis.grid(alpha=0.25)
-        if axis is corrected:
-            pick.set_label(f"pick: t = {audit.timestep}, sigma = {hfr.sigma:.2f}")
-        if axis is not picks:
+        if name == "corrected":
+            pick.set_label(f"pick of {audit.method}: t = {audit.timestep}, sigma = {picked.sigma:.2f}")
+        if name != "picks":
             axis.legend(frameon=False, fontsize=9)
+    [*axes.values()][-1].set_xlabel("timestep t (0 clean, larger is noisier)")
     _sigma_axis(parts, hfr)
+    figure.align_ylabels()
     figure.suptitle(textwrap.fill(f"{audit.verdict}: {audit.sentence}", 88), fontsize=11, color=colors[audit.verdict])
     figure.savefig(path, dpi=130)
+
+
+def _best(axis: Axes, selection: TimestepSelection, color: str) -> None:
+    label = f"its best: t = {selection.timestep}"
+    axis.axvline(selection.timestep, color=COLORS[color], ls="--", lw=1, label=label)
 
 
 def _band(axis: Axes, x, y, standard_errors, label: str, color: str) -> None:

@@ -54,9 +54,13 @@ def resampled_means(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -
     return draws @ values / count
 
 
-def paired_deviations(outcomes: np.ndarray, pick: int, seed: int) -> np.ndarray:
-    """`d*_t - d_t` of the module, from outcomes in [0, 1]: `(images, timesteps)` to `(resamples, timesteps)`."""
-    imaginary = np.ones((1, outcomes.shape[1]))
+def paired_deviations(outcomes: np.ndarray, pick: int, seed: int, span: float = 1.0) -> np.ndarray:
+    """`d*_t - d_t` of the module, from outcomes: `(images, timesteps)` to `(resamples, timesteps)`.
+
+    Args:
+        span: by how much outcomes can differ; 1 where they are right or wrong.
+    """
+    imaginary = np.full((1, outcomes.shape[1]), span)
     imaginary[0, pick] = 0
     differences = np.concatenate([outcomes - outcomes[:, [pick]], imaginary, -imaginary])
     return resampled_means(differences, seed) - differences.mean(axis=0)

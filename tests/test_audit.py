@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from aselect_hf import cli
+from aselect_hf import cli, select_timestep
 from aselect_hf.audit import (
     DO_NOT_TRUST,
     TRUST,
     UNCERTAIN,
     VERDICTS,
+    Audit,
     audit_timestep,
-    has_classes,
+    audited_timesteps,
+    doubt_of_pick,
     judge_by_agreement,
     judge_by_probe,
     rank_correlation,
     regret_by,
+    rule_name,
+    shares_of_picks,
     warn_of_pick,
 )
 from aselect_hf.conversion import load_model, save_model
+from aselect_hf.data import ImageData
 from aselect_hf.regret import best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.selection import TimestepSelection
+from aselect_hf.selection.criterion import has_classes
 from aselect_hf.selection.result import SelectionCost
 
 seeds = st.integers(0, 1000)
@@ -158,22 +166,41 @@ def test_scores_of_masks_are_judged_by_their_errors():
 
 
 @pytest.mark.parametrize(
-    ("at", "correlation", "refuted", "stable", "verdict"),
+    ("at", "correlation", "refuted", "doubt", "verdict"),
     [
-        (1, 0.9, True, True, TRUST),
-        (1, 0.9, False, False, UNCERTAIN),
-        (1, 0.1, False, True, UNCERTAIN),
-        (3, 0.9, False, True, UNCERTAIN),
-        (3, 0.9, True, True, DO_NOT_TRUST),
-        (3, 0.1, False, True, DO_NOT_TRUST),
+        (1, 0.9, True, "", TRUST),
+        (1, 0.9, False, "it shakes", UNCERTAIN),
+        (1, 0.1, False, "", UNCERTAIN),
+        (1, None, False, "", UNCERTAIN),
+        (3, None, False, "", UNCERTAIN),
+        (3, None, True, "", DO_NOT_TRUST),
+        (3, 0.9, False, "", UNCERTAIN),
+        (3, 0.9, True, "", DO_NOT_TRUST),
+        (3, 0.1, False, "", DO_NOT_TRUST),
     ],
 )
-def test_without_labels_agreement_decides(at, correlation, refuted, stable, verdict):
+def test_without_labels_agreement_decides(at, correlation, refuted, doubt, verdict):
     hfr, retrieval = selection("hfr", [3, 2, 1, 0]), selection("retrieval", np.arange(4) == at)
-    found, sentence = judge_by_agreement(hfr, retrieval, correlation, refuted, stable)
+    found, sentence = judge_by_agreement(hfr, retrieval, "hfr", hfr.timesteps, correlation, refuted, doubt)
     assert found == verdict
     assert f"HFR t = 0, retrieval t = {100 * at}" in sentence
+    assert "None" not in sentence
+    assert ("agree, but it shakes" in sentence) == bool(doubt)
     assert ("do not trust this; label 100 images and run again" in sentence) == (verdict == DO_NOT_TRUST)
+
+
+def test_a_probe_that_picked_says_so():
+    outcomes = answers([0.8, 0.7, 0.5], 500)
+    probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes, num_images=500)
+    _, sentence = judge_by_probe(probe, 0, regret_by(probe, 0, 0), 2.0, True, itself=True)
+    assert sentence.endswith("500 images, which also made the pick: it checks itself, and the bounds are optimistic)")
+
+
+def test_hfr_as_a_check_is_bounded_on_its_own_scale():
+    """Differences of HFR are hundredths: imaginary images with a difference of 1 would drown them."""
+    scores = 0.3 + 0.001 * np.random.default_rng(0).standard_normal((64, 3)) + np.array([0.02, 0, 0])
+    hfr = selection("hfr", scores.mean(axis=0), per_image=scores)
+    assert regret_by(hfr, 1, seed=0).lower > 1
 
 
 def test_suspicious_curves_are_warned_of(model):
@@ -182,16 +209,23 @@ def test_suspicious_curves_are_warned_of(model):
         "hfr", [0.4, 0.3, 0.1] + [0.0] * 7, schedule=schedule,
         raw_scores=[0.6] + [0.5] * 9, control_scores=[0.2] + [0.5] * 9,
     )  # fmt: skip
-    assert warn_of_pick(good, np.eye(10)[0]) == []
+    assert warn_of_pick(good, good, "hfr", np.eye(10)[0]) == []
     bad = selection(
         "hfr", [0.01] + [0.0] * 9, schedule=schedule, num_images=8,
         raw_scores=[0.5] * 9 + [0.7], control_scores=[0.49] + [0.5] * 8 + [0.7],
     )  # fmt: skip
-    few, unstable, trap, noise = warn_of_pick(bad, np.full(10, 0.1))
+    few, unstable, trap, noise = warn_of_pick(bad, bad, "hfr", np.full(10, 0.1))
     assert "only 8 images" in few
     assert "unstable" in unstable
     assert "would pick t = 900" in trap
     assert "98% of the images' HFR" in noise
+    assert doubt_of_pick(good, good, "hfr", np.eye(10)[0]) == doubt_of_pick(good, good, "hfr", None) == ""
+    assert doubt_of_pick(good, good, "hfr", np.full(10, 0.1)) == "the pick of HFR is unstable"
+    assert doubt_of_pick(bad, bad, "hfr", np.eye(10)[0]) == "the feature is mostly noise or position there"
+    guess = selection("fixed", [], timestep=0)
+    assert warn_of_pick(bad, guess, "fixed", None) == [noise]
+    raw = selection("hfr", bad.raw_scores, schedule=schedule)
+    assert any("picked t = 900" in warning for warning in warn_of_pick(bad, raw, "hfr, uncorrected", None))
 
 
 def test_shares_of_picks():
@@ -204,11 +238,30 @@ def test_shares_of_picks():
 
 
 def test_small_functions():
-    assert rank_correlation([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
+    rising, constant = selection("hfr", [1, 2, 3]), selection("hfr", [5, 5, 5])
+    assert rank_correlation(rising, selection("logme", [10, 20, 90, 0])) == pytest.approx(1)
+    assert rank_correlation(rising, constant) == 0
+    assert rank_correlation(rising, selection("logme", [1, 2])) is None
     assert not has_classes(None)
     assert not has_classes([0, 0, 0, 1])
     assert has_classes([0, 0, 3, 3])
+
+
+def test_the_grid_of_a_pick(model):
+    """A rule that scored some of its candidates only is seen on all of them, and is not called by its whole curve."""
+    whole = selection("hfr", [1, 2, 3])
+    assert audited_timesteps(model, whole, None) == whole.timesteps
+    assert rule_name(whole, whole.timesteps) == "hfr"
+    guess = selection("fixed", [], timestep=7)
+    assert audited_timesteps(model, guess, [0, 500]) == [0, 7, 500]
+    assert len(audited_timesteps(model, guess, None)) == 21
+    searched = selection("hfr", [1, 2], options={"search": "coarse_to_fine"})
+    assert set(audited_timesteps(model, searched, 4)) == {0, 100, 105, 422, 949}
+    assert rule_name(searched, audited_timesteps(model, searched, 4)) == "hfr, searched"
+    assert rule_name(selection("hfr", [1], options={"noise_correction": False}), [0]) == "hfr, uncorrected"
+    shortlist = selection("shortlist", [1, 2], per_image=np.tile([0.0, 1.0], (5, 1)))
+    assert shares_of_picks(shortlist, [0, 50, 100], 0).tolist() == [0, 0, 1]
+    assert shares_of_picks(whole, whole.timesteps, 0) is None
 
 
 @pytest.fixture(scope="module")
@@ -225,17 +278,87 @@ def test_the_sample_from_end_to_end(sample_model, labelled, tmp_path):
     images: datasets.Dataset = load_images("sample", "train").select(range(120))
     if not labelled:
         images = images.select_columns(["image"])
-    audit = audit_timestep(sample_model, images, timesteps=[0, 300, 949], num_images=100, progress=False)
+    audit = audit_timestep(sample_model, images, method="hfr", timesteps=[0, 300, 949], num_images=100, progress=False)
     assert audit.timestep == 0
     assert audit.verdict in VERDICTS
     assert list(audit.selections) == ["hfr", "ridge" if labelled else "retrieval"]
+    assert (audit.method, audit.picked.timestep) == ("hfr", 0)
     assert sum(audit.pick_shares) == pytest.approx(1)
     assert any("would pick t = 949" in warning for warning in audit.warnings)
     assert (audit.regret is not None) == (audit.chance is not None) == labelled
     assert audit.describe().startswith(f"{audit.verdict}: {audit.sentence}\nwarning: ")
-    content = json.loads(audit.save(tmp_path / "audit.json").read_text())
-    assert content["selections"]["hfr"]["timestep"] == 0
+    assert Audit.load(audit.save(tmp_path / "audit.json")) == audit
     assert audit.plot(tmp_path / "audit.png").stat().st_size > 30_000
+
+
+@pytest.fixture
+def labelled_images(normal) -> ImageData:
+    """Two classes that differ in brightness, with noise on top."""
+    labels = np.arange(30) % 2
+    return ImageData(0.3 * normal(30, 2, 8, 8) + torch.from_numpy(labels - 0.5).float().view(-1, 1, 1, 1), labels)
+
+
+RULES = {
+    "auto": ("logme", ["hfr", "logme", "ridge"], False),
+    "ridge": ("ridge", ["hfr", "ridge"], True),
+    "shortlist": ("shortlist", ["hfr", "shortlist", "ridge"], True),
+    "fixed": ("fixed", ["hfr", "fixed", "ridge"], False),
+    "grid": ("grid", ["hfr", "grid", "ridge"], False),
+}
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_any_rule_is_audited(model, labelled_images, method, tmp_path):
+    name, selections, itself = RULES[method]
+    audit = audit_timestep(
+        model, labelled_images, method=method, timesteps=[0, 300, 600, 900], cache_dir=tmp_path, progress=False
+    )
+    assert (audit.method, [*audit.selections]) == (name, selections)
+    assert audit.timestep == audit.picked.timestep in audit.selections["hfr"].timesteps
+    assert audit.regret == regret_by(audit.checked, audit.selections["hfr"].timesteps.index(audit.timestep), 0)
+    assert ("it checks itself" in audit.sentence) == itself
+    assert (audit.pick_shares is not None) == (name in ("ridge", "shortlist"))
+    assert audit.plot(tmp_path / "audit.png").is_file()
+
+
+@pytest.mark.parametrize(("method", "check"), [("rankme", "hfr"), ("retrieval", "hfr"), ("hfr", "retrieval")])
+def test_without_labels_the_check_is_independent_of_the_rule(model, normal, method, check, tmp_path):
+    audit = audit_timestep(model, normal(12, 2, 8, 8), method=method, timesteps=[0, 300, 900], progress=False)
+    assert (audit.method, audit.checked_by, audit.regret) == (method, check, None)
+    assert {"hfr", method, check} == {*audit.selections}
+    assert -1 <= audit.rank_correlation <= 1
+    assert audit.plot(tmp_path / "audit.png").is_file()
+
+
+def test_a_guess_is_audited_where_it_stands(model, labelled_images):
+    audit = audit_timestep(model, labelled_images, method="fixed", timestep=77, timesteps=[0, 900], progress=False)
+    assert audit.timestep == 77
+    assert audit.selections["hfr"].timesteps == audit.checked.timesteps == [0, 77, 900]
+    assert audit.rank_correlation is None
+
+
+def test_a_pick_that_was_made_is_audited(model, labelled_images):
+    pick = partial(select_timestep, model, labelled_images, timesteps=[0, 400, 900], progress=False)
+    made = pick(method="hfr", feature="blocks.0.key")
+    audit = audit_timestep(model, labelled_images, selection=made, progress=False)
+    assert audit.picked is audit.selections["hfr"] is made
+    assert audit.checked.feature == "blocks.0.key"
+    raw = pick(method="hfr", noise_correction=False)
+    audit = audit_timestep(model, labelled_images, selection=raw, progress=False)
+    assert audit.picked is raw
+    assert audit.method == "hfr, uncorrected"
+    assert audit.selections["hfr"].options["noise_correction"]
+    with pytest.raises(ValueError, match="selection has its own method, feature and timesteps"):
+        audit_timestep(model, labelled_images, selection=made, timesteps=[0, 5])
+    made.schedule = made.schedule | {"beta_end": 0.5}
+    with pytest.raises(ValueError, match="made for another noise schedule"):
+        audit_timestep(model, labelled_images, selection=made)
+
+
+def test_what_is_not_an_audit_is_named(tmp_path):
+    (tmp_path / "audit.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not a saved audit"):
+        Audit.load(tmp_path / "audit.json")
 
 
 def test_masks_are_audited(make_model, tmp_path):
@@ -292,6 +415,22 @@ def test_exit_codes(files, monkeypatch, capsys, tmp_path, verdict, code):
 def test_noise_is_not_trusted_by_the_command(files, monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == 4
     assert "features tell nothing about these labels" in capsys.readouterr().out
+
+
+def test_guesses_and_saved_picks_by_the_command(files, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*files, "--timesteps", "0,500", "--method", "fixed", "--timestep", "40", "--output-dir", out]
+    assert run(monkeypatch, *arguments) in (0, 3, 4)
+    assert "t = 40 of 1000" in capsys.readouterr().out
+    content = json.loads((out / "audit.json").read_text())
+    assert (content["method"], content["timestep"]) == ("fixed", 40)
+    TimestepSelection.from_dict(content["selections"]["hfr"]).save(tmp_path / "selection.json")
+    assert run(monkeypatch, *files, "--selection", tmp_path / "selection.json", "--output-dir", out) in (0, 3, 4)
+    again = json.loads((out / "audit.json").read_text())
+    assert again["selections"]["hfr"] == content["selections"]["hfr"]
+    assert again["timestep"] == content["selections"]["hfr"]["timestep"]
+    assert run(monkeypatch, *files, "--timestep", "40", "--output-dir", out) == 2
+    assert "timestep goes with method 'fixed'; got 'auto'" in capsys.readouterr().err
 
 
 def test_nothing_is_left_of_a_failure(files, monkeypatch, tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from aselect_hf.compare import compare_strategies, raw_pixels
+from aselect_hf.audit import Audit
+from aselect_hf.compare import Comparison, compare_strategies, raw_pixels
 from aselect_hf.data import ImageData
 from aselect_hf.probe import PROBES, Probe, fit_probe
 from aselect_hf.selection import STRATEGIES
@@ -51,7 +52,31 @@ def test_rows_and_cost(comparison):
 def test_what_uncorrected_hfr_would_pick_is_said_only_where_all_was_scored(comparison):
     assert "HFR without noise correction would pick" in comparison.summary()[1]
     comparison.row("hfr").selection.options["search"] = "coarse_to_fine"
-    assert len(comparison.summary()) == 1
+    assert not any("HFR without noise correction" in line for line in comparison.summary())
+
+
+def test_the_pick_of_hfr_is_audited(comparison, tmp_path):
+    audit = comparison.audit
+    assert audit.picked is comparison.row("hfr").selection
+    assert audit.checked.num_images == 60  # as a probe needs, not the 6 that strategies may see
+    assert audit.checked.cost.forward_passes < comparison.row("grid").selection.cost.forward_passes
+    assert comparison.summary()[-1] == f"Audit of hfr: {audit.verdict}: {audit.sentence}."
+    folder = comparison.save(tmp_path / "out")
+    assert Audit.load(folder / "audit.json") == audit == Comparison.load(folder / "compare.json").audit
+    assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert audit.sentence in (folder / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("strategies", "audited"), [(["fixed"], None), (["fixed", "logme"], "logme"), (["rankme", "hfr"], "hfr")]
+)
+def test_what_is_audited(model, splits, strategies, audited, tmp_path):
+    run = {"timesteps": [0, 900], "num_seeds": 1, "cache_dir": tmp_path, "progress": False}
+    comparison = compare_strategies(model, splits, strategies=strategies, **run)
+    assert (comparison.audit and comparison.audit.method) == audited
+    folder = comparison.save(tmp_path / "out")
+    assert (folder / "audit.json").exists() == (folder / "audit.png").exists() == (audited is not None)
+    assert Comparison.load(folder / "compare.json").audit == comparison.audit
 
 
 def test_same_timestep_gives_the_same_accuracy(comparison):

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from aselect_hf import select_timestep
+from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.compare import Comparison, ComparisonRow
 from aselect_hf.conversion import save_model
 from aselect_hf.hub.card_merge import merge_cards
@@ -20,6 +21,7 @@ from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
 from aselect_hf.hub.upload import count_parameters, prepare_folder, prepare_upload
+from aselect_hf.regret import Regret
 
 TRAINING = {
     "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},
@@ -28,7 +30,16 @@ TRAINING = {
     "history": [{"step": 1200, "loss": 0.5}],
 }
 RESULT = EvaluationResult("ada/flowers", "mean_iou", 0.5, "linear head on 10 images, chosen on 5 others", split="val")
-SECTIONS = ("How to use it", "Why this timestep", "Results", "Training", "Hosting", "Limits", "Versions")
+SECTIONS = (
+    "How to use it",
+    "Why this timestep",
+    "Can the timestep be trusted?",
+    "Results",
+    "Training",
+    "Hosting",
+    "Limits",
+    "Versions",
+)
 PATTERN = r"""---
 .*library_name: transformers.*
 ---
@@ -47,7 +58,16 @@ A vision backbone: a Diffusion Transformer.* timestep t = \d+, .*`blocks\.1\.que
 ## Why this timestep
 .*!\[HFR minus HFR of pure noise.*\]\(selection\.png\).*
 \| images \| 4, noise seed 0 \|.*
-## Results
+## Can the timestep be trusted\?
+
+\*\*(Trust|Uncertain|Do not trust)\*\*: no labels, .*
+!\[The curves of HFR.*\]\(audit\.png\)
+.*\| picked by \| `hfr` \|
+\| checked by \| `retrieval` on 4 images \|
+.*\| same pick from other samples of the images \| \d+% \|
+.*
+- HFR saw only 4 images: give 32 or more
+.*## Results
 .*\| mean iou \| 0\.5000 \| \[ada/flowers\]\(https://huggingface\.co/datasets/ada/flowers\) \| val \|
 .*Protocol: linear head on 10 images, chosen on 5 others\..*
 ## Training
@@ -66,7 +86,9 @@ A vision backbone: a Diffusion Transformer.* timestep t = \d+, .*`blocks\.1\.que
 def selected(make_model, normal):
     """A model with three channels, and the selection that was applied to it."""
     model = make_model(num_channels=3)
-    selection = select_timestep(model, normal(4, 3, 8, 8).clamp(-1, 1), timesteps=[0, 100, 800], progress=False)
+    selection = select_timestep(
+        model, normal(4, 3, 8, 8).clamp(-1, 1), method="hfr", timesteps=[0, 100, 800], progress=False
+    )
     return selection.apply(model), selection
 
 
@@ -77,8 +99,16 @@ def folder(selected, tmp_path) -> Path:
 
 
 @pytest.fixture
-def card(folder, selected) -> ModelCard:
-    return prepare_upload(folder, "ada/dit", selection=selected[1], results=[RESULT], training=TRAINING).card
+def audit(selected, normal) -> Audit:
+    model, selection = selected
+    return audit_timestep(model, normal(4, 3, 8, 8).clamp(-1, 1), selection=selection, progress=False)
+
+
+@pytest.fixture
+def card(folder, selected, audit) -> ModelCard:
+    return prepare_upload(
+        folder, "ada/dit", selection=selected[1], results=[RESULT], training=TRAINING, audit=audit
+    ).card
 
 
 @pytest.fixture
@@ -333,6 +363,43 @@ def test_the_gate_is_explained(folder, selected):
     text = prepare_upload(folder, "ada/dit", selection=gate).card.text
     assert "2 of the 3 candidates a step" in text
     assert "The timestep was given" not in text
+
+
+def test_few_labels_are_named(folder, selected):
+    logme = replace(selected[1], method="logme", score_name="LogME")
+    text = prepare_upload(folder, "ada/dit", selection=logme).card.text
+    assert "were scored, by LogME, with few labels" in text
+
+
+def test_an_audit_goes_along(folder, audit, tmp_path):
+    audit.picked.model = "/home/ada/dit"
+    audit.save(folder / "audit.json")
+    upload = prepare_folder(folder, "ada/dit", dataset=None, license=None)
+    assert upload.files["audit.png"].startswith(b"\x89PNG")
+    sent = json.loads(upload.files["audit.json"])
+    assert {each["model"] for each in sent["selections"].values()} == {"ada/dit"}
+    assert (sent["sentence"], sent["verdict"]) == (audit.sentence, audit.verdict)
+    other = replace(audit, sentence="somebody else's words")
+    assert ": somebody else's words." in prepare_folder(
+        folder, "ada/dit", dataset=None, license=None, audit=other
+    ).card.text  # fmt: skip
+    (folder / "audit.json").unlink()
+    without = prepare_folder(folder, "ada/dit", dataset=None, license=None)
+    assert "be trusted?" not in without.card.text
+    assert not {"audit.json", "audit.png"} & set(without.files)
+
+
+def test_an_audit_with_labels_tells_points(folder, audit):
+    regret = Regret(best_timestep=100, estimate=1.25, lower=0.5, upper=3.0, differs=True)
+    text = prepare_upload(folder, "ada/dit", audit=replace(audit, regret=regret, tolerance=2.0)).card.text
+    assert "| lost against the best of 3 timesteps | 1.2 points, between 0.5 and 3.0 (95 % each) |" in text
+    assert "| accepted | 2 points |" in text
+
+
+def test_an_audit_must_be_of_the_timestep(folder, audit):
+    moved = {name: replace(each, timestep=7) for name, each in audit.selections.items()}
+    with pytest.raises(ValueError, match=r"audit is of t = 7 of .*, but the config has t = "):
+        prepare_upload(folder, "ada/dit", audit=replace(audit, selections=moved))
 
 
 def test_a_selection_must_be_applied(folder, selected):

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
@@ -21,6 +22,7 @@ from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.selection import TimestepSelection
+from aselect_hf.selection.criterion import LABELLED
 from aselect_hf.versions import installed_versions
 
 logger = logging.getLogger(__name__)
@@ -66,11 +68,12 @@ class CardContent:
         comparison: of strategies; its row of this checkpoint's timestep joins `results` where `dataset` is given.
         dataset: Hub id of the data set of the comparison.
         training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
+        audit: of the timestep.
         license: claimed by the author; default that of the base model.
 
     Raises:
-        ValueError: a licence freer than the base model's, a selection that is not the config's, a base model that is
-            not a Hub id.
+        ValueError: a licence freer than the base model's, a selection or an audit of another timestep or feature than
+            the config's, a base model that is not a Hub id.
     """
 
     config: ASelectDiTConfig
@@ -82,6 +85,7 @@ class CardContent:
     comparison: Comparison | None = None
     dataset: str | None = None
     training: dict[str, Any] | None = None
+    audit: Audit | None = None
     license: str | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +100,13 @@ class CardContent:
                 f"selection chose t = {self.selection.timestep} of {self.selection.feature}, but the config has "
                 f"t = {config.timestep} of {config.feature}: call selection.apply(model) first"
             )
+        if self.audit is not None:
+            audited = self.audit.picked
+            if (audited.timestep, audited.feature) != (config.timestep, config.feature):
+                raise ValueError(
+                    f"audit is of t = {audited.timestep} of {audited.feature}, but the config has t = "
+                    f"{config.timestep} of {config.feature}: audit that one, with `aselect audit --selection`"
+                )
         if self.comparison is not None:
             if self.dataset is None:
                 logger.warning("the comparison is shown in the card; name its dataset to put it into the metadata too")
@@ -151,6 +162,7 @@ class CardContent:
             python_example=self._python_example(),
             pipeline_example=self._pipeline_example(),
             selection=self._selection(),
+            audit=self._audit(),
             results=self.results,
             protocols=self._protocols(),
             comparison=self.comparison.markdown().strip() if self.comparison else "",
@@ -330,6 +342,24 @@ class CardContent:
             "facts": facts,
         }
 
+    def _audit(self) -> dict[str, Any] | None:
+        audit = self.audit
+        if audit is None:
+            return None
+        sentence = f"**{audit.verdict.capitalize()}**: {audit.sentence}"
+        facts = [("picked by", f"`{audit.method}`")]
+        facts.append(("checked by", f"`{audit.checked_by}` on {audit.checked.num_images:,} images"))
+        if regret := audit.regret:
+            lost = f"{regret.estimate:.1f} points, between {regret.lower:.1f} and {regret.upper:.1f} (95 % each)"
+            facts.append((f"lost against the best of {len(audit.checked.timesteps)} timesteps", lost))
+            facts.append(("accepted", f"{audit.tolerance:g} points"))
+        if audit.rank_correlation is not None:
+            facts.append(("rank correlation of the two curves", f"{audit.rank_correlation:.2f}"))
+        if audit.pick_shares is not None:
+            share = audit.pick_shares[audit.selections["hfr"].timesteps.index(audit.timestep)]
+            facts.append(("same pick from other samples of the images", f"{share:.0%}"))
+        return {"sentence": sentence, "warnings": audit.warnings, "facts": facts}
+
     def _protocols(self) -> list[tuple[str, str]]:
         """Each protocol with the figures measured by it."""
         labels: dict[str, list[str]] = {}
@@ -400,7 +430,13 @@ def _explain(selection: TimestepSelection) -> str:
         )
     if selection.method == "grid":
         return "A probe was trained at every candidate; the timestep of the highest validation accuracy was taken."
-    return "The timestep was given."
+    if selection.method == "fixed":
+        return "The timestep was given."
+    labels = "few labels" if selection.method in (*LABELLED, "shortlist") else "no labels"
+    return (
+        f"The features at every candidate were scored, by {selection.score_name}, with {labels}; the timestep of the "
+        "highest score was taken."
+    )
 
 
 def publishable_training(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Pushing a model to the Hub: everything is prepared first, then one commit makes all of it visible, or nothing.
 
 A repository gets the weights (safetensors only), config, remote code and image processor that `save_model` writes, the
-card, the selection with its picture, the results in both formats of the Hub, the training record and a `handler.py`.
+card, the selection and its audit with their pictures, the results in both formats of the Hub, the training record and
+a `handler.py`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
+from aselect_hf.audit import Audit
 from aselect_hf.conversion import save_model
 from aselect_hf.hub.card_merge import merge_cards
 from aselect_hf.hub.upload import Results, Upload, prepare_folder, prepare_upload
 from aselect_hf.selection import TimestepSelection
 
 REPLACED = (
-    "model*.safetensors", "model.safetensors.index.json", "selection.json", "selection.png", "training.json",
-    ".eval_results/aselect-*.yaml",
+    "model*.safetensors", "model.safetensors.index.json", "selection.json", "selection.png", "audit.json",
+    "audit.png", "training.json", ".eval_results/aselect-*.yaml",
 )  # fmt: skip
 """Files that describe the model before: a push that does not bring them anew removes them from the repository."""
 
@@ -49,6 +51,7 @@ def push_to_hub(
     results: Results | None = None,
     dataset: str | None = None,
     training: dict[str, Any] | None = None,
+    audit: Audit | None = None,
     license: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -68,6 +71,7 @@ def push_to_hub(
         results: a `Comparison`, or a list of `aselect_hf.hub.EvaluationResult`.
         dataset: Hub id of the data set of the comparison: its figure then enters the metadata.
         training: record of a training run, as the training scripts write to `training.json`.
+        audit: of the model's timestep, by `aselect_hf.audit.audit_timestep`.
         license: Hub identifier; default that of the base model, and never a freer one.
         private: visibility of a new repository; an existing one must already have it.
         revision: branch to push to; created where missing.
@@ -89,7 +93,7 @@ def push_to_hub(
         save_model(model, folder)  # type: ignore[arg-type]
         upload = prepare_upload(
             folder, target.repo_id, selection=selection, results=results, dataset=dataset, training=training,
-            license=license,
+            audit=audit, license=license,
         )  # fmt: skip
         return target.commit(upload, private, commit_message)
 
@@ -99,6 +103,7 @@ def push_folder(
     repo_id: str,
     *,
     dataset: str | None = None,
+    audit: Audit | None = None,
     license: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -107,16 +112,17 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
 ) -> CommitInfo:
-    """Push a saved model, with the `selection`, `compare`, `results` and `training` `.json` that lie beside it.
+    """Push a saved model, with the `selection`, `compare`, `results`, `training` and `audit` `.json` beside it.
 
     Args:
         folder: what `save_pretrained`, `aselect select --save-model` or a training script wrote. Nothing else in it is
             pushed, and its `README.md` takes part where the repository has no card yet.
+        audit: default the folder's.
 
     Other arguments, result and errors as in `push_to_hub`.
     """
     target = _Target(repo_id, revision, tag, create_pr, token)
-    upload = prepare_folder(folder, target.repo_id, dataset=dataset, license=license)
+    upload = prepare_folder(folder, target.repo_id, dataset=dataset, audit=audit, license=license)
     return target.commit(upload, private, commit_message, Path(folder) / "README.md")
 
 

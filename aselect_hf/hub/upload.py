@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
+from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
 from aselect_hf.hub.model_card import TEMPLATES, CardContent, publishable_training
@@ -54,6 +55,7 @@ def prepare_upload(
     comparison: Comparison | None = None,
     dataset: str | None = None,
     training: dict[str, Any] | None = None,
+    audit: Audit | None = None,
     license: str | None = None,
 ) -> Upload:
     """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
@@ -84,6 +86,7 @@ def prepare_upload(
         comparison=results if isinstance(results, Comparison) else comparison,
         dataset=dataset,
         training=publishable_training(training) if training else None,
+        audit=audit,
         license=license,
     )
     if content.has_processor:
@@ -94,16 +97,28 @@ def prepare_upload(
         files["selection.json"] = written(replace(selection, model=repo_id).save, "selection.json")
     if content.selection is not None and content.selection.scores:
         files["selection.png"] = written(content.selection.plot, "selection.png")
+    if audit is not None:
+        renamed = {name: replace(each, model=repo_id) for name, each in audit.selections.items()}
+        files["audit.json"] = written(replace(audit, selections=renamed).save, "audit.json")
+        files["audit.png"] = written(audit.plot, "audit.png")
     files |= {path: text.encode() for path, text in eval_result_files(content.results).items()}
     return Upload(files, content.card())
 
 
-def prepare_folder(folder: str | Path, repo_id: str, *, dataset: str | None, license: str | None) -> Upload:
-    """`prepare_upload` with the `selection`, `compare`, `results` and `training` `.json` that lie in the folder."""
+def prepare_folder(
+    folder: str | Path, repo_id: str, *, dataset: str | None, license: str | None, audit: Audit | None = None
+) -> Upload:
+    """`prepare_upload` with the `selection`, `compare`, `results`, `training` and `audit` `.json` in the folder.
+
+    Args:
+        audit: instead of the folder's.
+    """
     folder = Path(folder)
-    selection, comparison, results, record = (
-        folder / f"{name}.json" for name in ("selection", "compare", "results", "training")
+    selection, comparison, results, record, audited = (
+        folder / f"{name}.json" for name in ("selection", "compare", "results", "training", "audit")
     )
+    if audit is None and audited.is_file():
+        audit = Audit.load(audited)
     try:
         training = json.loads(record.read_text()) if record.is_file() else None
     except json.JSONDecodeError as error:
@@ -116,6 +131,7 @@ def prepare_folder(folder: str | Path, repo_id: str, *, dataset: str | None, lic
         comparison=Comparison.load(comparison) if comparison.is_file() else None,
         dataset=dataset,
         training=training,
+        audit=audit,
         license=license,
     )
 
