@@ -25,14 +25,16 @@ from aselect_hf.regret import (
     unpaired_deviations,
 )
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.criterion import AUTO, CRITERIA, NUM_LABELLED, has_classes
+from aselect_hf.selection.criterion import AUTO, CRITERIA, has_classes
 from aselect_hf.selection.select import automatic_method
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
 
 # What the verdicts and warnings rest on (ours).
 TOLERANCE = 2.0
-"""Points of the probe's score that a pick may lose and still be trusted."""
+"""Points of the probe's score that a trusted pick may lose by the estimate; by the bound, twice as many."""
+NUM_AUDITED = 1000
+"""Labelled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
 PICK_RESAMPLES = 100
 STABLE_SHARE = 0.8
 """Share of bootstrap picks at the commonest one and its neighbours, below which the pick is unstable."""
@@ -162,7 +164,7 @@ def audit_timestep(
         method: the rule that picks, see `select_timestep`; `"fixed"` with `timestep=` audits a guess.
         selection: a pick that was made already, instead of `method`, `feature`, `timesteps` and `options`: its feature
             is used, and its timesteps (where it scored some of its candidates only, the default ones besides).
-        num_images: random images for every rule; default 64 for HFR, 500 for the probe, see `select_timestep`.
+        num_images: random images for every rule; default 64 for HFR, 1,000 for the probe, see `select_timestep`.
         tolerance: points of the probe's score (accuracy or mean IoU) that the pick may lose.
         pool_size: cells per side into which tokens are averaged for every rule that reads averages, see
             `pooled_features`: as the features will be used.
@@ -173,7 +175,7 @@ def audit_timestep(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of points, got {tolerance}")
-    data = ImageData.of(images, num_images or NUM_LABELLED).sample(num_images or NUM_LABELLED, seed).readable(on_error)
+    data = ImageData.of(images, num_images or NUM_AUDITED).sample(num_images or NUM_AUDITED, seed).readable(on_error)
     run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
     run |= {"progress": progress}
     if selection is None:
@@ -199,6 +201,8 @@ def audit_timestep(
     elif rule == name and picked.timesteps == grid:
         checked = picked
     else:
+        if labelled:
+            run["num_images"] = num_images or NUM_AUDITED
         checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
     pick = grid.index(picked.timestep)
     shares = shares_of_picks(picked, grid, seed)
@@ -291,14 +295,32 @@ def judge_by_probe(
         flat = f"the curve is flat: any timestep from {grid[0]} to {grid[-1]} is as good; "
     elif not regret.differs:
         flat = f"the curve is flat within its error: none from {grid[0]} to {grid[-1]} differs from t = {t}; "
-    if regret.upper <= tolerance:
-        bound = f"t = {t} is within {regret.upper:.1f} points of the best of the grid"
-        return TRUST, f"{flat}{bound} with 95 % confidence ({evidence})"
-    if regret.lower > tolerance:
-        loss = f"t = {t} loses about {regret.estimate:.1f} points against t = {regret.best_timestep}"
-        return DO_NOT_TRUST, f"{loss}, at least {regret.lower:.1f} with 95 % confidence ({evidence})"
-    loss = f"t = {t} may lose up to {regret.upper:.1f} points against the best of the grid"
-    return UNCERTAIN, f"{flat}{loss} (95 % confidence; estimate {regret.estimate:.1f}; {evidence})"
+    verdict, best = verdict_of(regret, tolerance, informative), "against the best of the grid"
+    estimate, upper = f"{regret.estimate:.1f}", f"{regret.upper:.1f}"
+    if verdict == DO_NOT_TRUST:
+        loss = f"t = {t} loses about {estimate} points against t = {regret.best_timestep}"
+        return verdict, f"{loss}, at least {regret.lower:.1f} with 95 % confidence ({evidence})"
+    if verdict == UNCERTAIN:
+        loss = f"t = {t} may lose up to {upper} points {best}"
+        return verdict, f"{flat}{loss} (95 % confidence; estimate {estimate}; {evidence})"
+    loss = f"is within {upper} points of the best of the grid"
+    if regret.upper > tolerance:
+        loss = f"loses about {estimate} points {best}, at most {upper}"
+    return verdict, f"{flat}t = {t} {loss} with 95 % confidence ({evidence})"
+
+
+def verdict_of(regret: Regret, tolerance: float, informative: bool) -> str:
+    """Whether to trust a pick, by its regret.
+
+    Trust needs an estimate within `tolerance` and an upper bound within twice that; distrust an estimate beyond it and
+    a timestep that is surely better, or a probe that is nowhere above chance. How often either is right:
+    `docs/evidence.md`.
+    """
+    if not informative:
+        return DO_NOT_TRUST
+    if regret.estimate > tolerance:
+        return DO_NOT_TRUST if regret.lower > 0 else UNCERTAIN
+    return TRUST if regret.upper <= 2 * tolerance else UNCERTAIN
 
 
 def judge_by_agreement(

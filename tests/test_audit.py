@@ -30,11 +30,12 @@ from aselect_hf.audit import (
     regret_by,
     rule_name,
     shares_of_picks,
+    verdict_of,
     warn_of_pick,
 )
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data import ImageData
-from aselect_hf.regret import best_exceeds, estimate_regret, paired_deviations, pick_shares
+from aselect_hf.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import has_classes
 from aselect_hf.selection.result import SelectionCost
@@ -440,3 +441,20 @@ def test_nothing_is_left_of_a_failure(files, monkeypatch, tmp_path):
     monkeypatch.setattr("aselect_hf.audit.plot_audit", fail)
     assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == 2
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("estimate", "lower", "upper", "expected"),
+    [
+        (0.0, 0.0, 1.5, TRUST),
+        (1.9, 0.5, 4.0, TRUST),
+        (1.9, 0.0, 4.1, UNCERTAIN),
+        (2.1, 0.0, 3.0, UNCERTAIN),
+        (2.1, 0.1, 3.0, DO_NOT_TRUST),
+    ],
+)
+def test_verdict_rests_on_estimate_and_bounds(estimate, lower, upper, expected):
+    regret = Regret(0, estimate, lower, upper, differs=True)
+    assert verdict_of(regret, 2.0, informative=True) == expected
+    assert verdict_of(regret, 2.0, informative=False) == DO_NOT_TRUST
+    assert verdict_of(regret, 20.0, informative=True) == TRUST

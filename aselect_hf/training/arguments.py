@@ -73,9 +73,7 @@ class TaskModelArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         if self.timestep_selection not in METHODS:
-            raise ValueError(
-                f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}"
-            )
+            raise ValueError(f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}")
         if self.timestep is not None and self.timestep_selection != "fixed":
             raise ValueError(
                 f"timestep={self.timestep} needs timestep_selection=fixed, got {self.timestep_selection!r}"
