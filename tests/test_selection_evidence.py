@@ -30,7 +30,11 @@ def test_rules_are_those_of_the_package(small, rule):
         small.model, small.train, method=rule, feature=feature, timesteps=STEPS, progress=False, **options
     )
     labels = np.asarray(small.train.labels) if RULES[rule].source == LABELLED else None
-    scores = [RULES[rule].score(values, labels, None) for values in small[RULES[rule].source][feature]]
+    values = small[RULES[rule].source][feature]
+    if RULES[rule].together:
+        scores = RULES[rule].score([*values])
+    else:
+        scores = [RULES[rule].score(each, labels, None) for each in values]
     # HFR's noise is another draw here, for all features at once
     np.testing.assert_allclose(scores, shipped.scores, atol=2e-2 if rule == "hfr" else 1e-4)
 
@@ -73,3 +77,15 @@ def test_a_shortlist_is_confirmed_by_the_second_rule(content):
 def test_pairs_cover_both_roles_and_tasks():
     kinds = {(pair.role, pair.task) for pair in PAIRS.values()}
     assert kinds == {(role, task) for role in ("develop", "confirm") for task in ("classification", "segmentation")}
+
+
+def test_verdicts_of_picks_beside_what_they_truly_lose(content):
+    good, bad = [0.0, 0.0, 1.0], [9.0, 5.0, 12.0]
+    sure = {"labelled": 500, "informative": True, "regrets": [bad, good, good]}
+    content["audit"] = [sure, sure | {"labelled": 1000, "informative": False}]
+    assert report.audit_cases(content, "ridge", 500) == [(pytest.approx(10), "trust")]
+    assert [verdict for _, verdict in report.audit_cases(content, "every timestep", 500)] == [
+        "do not trust",
+        *["trust"] * 2,
+    ]
+    assert report.audit_cases(content, "fixed t = 0", 1000) == [(pytest.approx(20), "do not trust")]
