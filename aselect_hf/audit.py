@@ -26,7 +26,7 @@ from aselect_hf.regret import (
 )
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.criterion import AUTO, CRITERIA, has_classes
-from aselect_hf.selection.select import automatic_method
+from aselect_hf.selection.select import NO_LABELS, automatic_method
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
 
@@ -345,7 +345,7 @@ def judge_by_agreement(
     near = abs(grid.index(picked.timestep) - grid.index(checked.timestep)) <= NEAR
     alike = correlation is not None and correlation >= ALIKE
     unlike = correlation is not None and correlation < ALIKE
-    if not near and (refuted or unlike):
+    if not near and (refuted or unlike) and picked.method != NO_LABELS:
         return DO_NOT_TRUST, (
             f"no labels, and independent rules disagree ({picks}): do not trust this; "
             f"label {FEW_LABELLED} images and run again"

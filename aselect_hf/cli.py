@@ -69,7 +69,9 @@ CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled featur
 def select(
     model: Model,
     data: Data,
-    method: Annotated[str, typer.Option(help=f"auto (labels: logme; none: hfr), {', '.join(STRATEGIES)}.")] = "auto",
+    method: Annotated[
+        str, typer.Option(help=f"auto (labels: logme; none: consensus), {', '.join(STRATEGIES)}.")
+    ] = "auto",
     feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
     timesteps: Timesteps = None,
     num_images: NumImages = None,

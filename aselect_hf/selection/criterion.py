@@ -118,11 +118,9 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
         pool_size, kinds: see `select_unlabelled`.
 
     Raises:
-        ValueError: as `select_unlabelled`, and fewer than 2 candidates.
+        ValueError: as `select_unlabelled`.
     """
     started = _checked("consensus", inputs)
-    if len(inputs.timesteps) < 2 and inputs.feature != AUTO:
-        raise ValueError("consensus needs at least 2 timesteps that can agree, got 1")
     found: list[criteria.Consensus] = []
 
     def scores(cells: list[np.ndarray]) -> np.ndarray:

@@ -37,8 +37,8 @@ STRATEGIES: dict[str, Callable[..., TimestepSelection]] = {
     "shortlist": select_shortlist,
 }
 METHODS = (AUTO, *STRATEGIES)
-FEW_LABELS, NO_LABELS = "logme", "hfr"
-"""What `method="auto"` means with labels and without: as the pairs of `benchmarks/selection` say."""
+FEW_LABELS, NO_LABELS = "logme", "consensus"
+"""What `method="auto"` means with labels and without: as the pairs of `docs/evidence.md` say."""
 TRAIN_ON_ALL = ("gate", "grid")
 """Strategies that learn from labels and use every image they are given."""
 CHOOSE_FEATURES = (*CRITERIA, "shortlist")
@@ -77,13 +77,14 @@ def gate_timesteps(schedule: NoiseSchedule, num: int = NUM_GATE_TIMESTEPS) -> li
 
 
 def automatic_method(data: ImageData, options: Iterable[str] = ()) -> str:
-    """The method that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"hfr"`.
+    """The method that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"consensus"`.
 
     Args:
-        options: names of options; one that only `"hfr"` has asks for it.
+        options: names of options; some that only `"hfr"` has ask for it.
     """
     labelled = data.masks is not None or has_classes(data.labels)
-    return FEW_LABELS if labelled and set(options) <= set(_options(FEW_LABELS)) else NO_LABELS
+    method = FEW_LABELS if labelled else NO_LABELS
+    return method if set(options) <= set(_options(method)) else "hfr"
 
 
 def _options(method: str) -> list[str]:
@@ -117,8 +118,8 @@ def select_timestep(
             others: see `ImageData.of`).
         method: `"auto"`, see `automatic_method`; or a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned
             weights over timesteps), `"grid"` (a probe at every timestep), `"fixed"`; criteria without labels
-            `"rankme"`, `"alpha_req"`, `"lidar"`, `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`, `"logme"`, see
-            `aselect_hf.criteria`; `"shortlist"`: one of the former, then one of the latter.
+            `"consensus"`, `"rankme"`, `"alpha_req"`, `"lidar"`, `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`,
+            `"logme"`, see `aselect_hf.criteria`; `"shortlist"`: one of the former, then one of the latter.
         feature: `blocks.<i>.<kind>`; default `model.config.feature`; `"auto"`: chosen together with the timestep, by
             the criteria and `"shortlist"` only.
         timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).

@@ -152,7 +152,7 @@ class TestHFR:
         model, encoded = make_model(num_channels=4, vae_config=vae_config), []
         model.vae.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
         images = normal(20, 3, 16, 16)
-        options = {"timesteps": TIMESTEPS, "cache_dir": tmp_path, "progress": False}
+        options = {"method": "hfr", "timesteps": TIMESTEPS, "cache_dir": tmp_path, "progress": False}
         first = select_timestep(model, images, **options)
         assert sum(encoded) == 20 + 1  # the one that counts the FLOPs
         encoded.clear()
@@ -367,7 +367,8 @@ def test_auto_reads_labels_where_there_are_any(run, labelled):
     assert run("auto", cutoff=0.2).method == "hfr"
     one_class = ImageData(labelled.items, np.zeros(len(labelled), dtype=int))
     for images in (one_class, ImageData(labelled.items), torch.stack([*labelled.items])):
-        assert run("auto", images=images).method == "hfr"
+        assert run("auto", images=images).method == "consensus"
+        assert run("auto", images=images, dims=1).method == "hfr"
 
 
 @pytest.mark.parametrize("num", [1, 2, 20])
