@@ -77,7 +77,7 @@ class Measurement:
             "own_scores": {name: self._own_scores(rule) for name, rule in RULES.items()},
             "audit": self._audit(),
             "images": {"train": len(sources.train), "validation": len(sources.validation)},
-            "protocol": (__doc__ or "").split("Protocol. ")[1].split(" Writes")[0].replace("\n", " "),
+            "protocol": (__doc__ or "").split("Protocol. ")[1].split("\nWrites")[0].replace("\n", " "),
             "hardware": hardware(sources.model.device),
             "versions": installed_versions(),
         }

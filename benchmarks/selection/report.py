@@ -1,6 +1,6 @@
 """Tables and picture of the regrets, from what `measure.py` wrote.
 
-    python -m benchmarks.selection.report          # docs/evidence.md and its pictures
+    python -m benchmarks.selection.report          # docs/evidence.md and its pictures; prints the README's table
 
 Regret, in points: the best true score over the grid of timesteps minus that at the pick.
 """
@@ -134,6 +134,21 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
     )  # fmt: skip
 
 
+def short(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> str:
+    """The README's table: mean over pairs, and the worst pair's mean."""
+    rows = []
+    for rule, pairs in found.items():
+        cells = [rule, "yes" if _labelled(rule) else "no", str(_runs(rule))]
+        for role in ("develop", "confirm"):
+            means = [pairs[pair]["regrets"].mean() for pair in roles if roles[pair] == role]
+            cells.append(f"{np.mean(means):.1f} ({max(means):.1f})")
+        few, stable = (np.mean([np.mean(each[key]) for each in pairs.values()]) for key in ("few_regrets", "stable"))
+        rows.append([*cells, f"{few:.1f}", f"{stable:.0%}"])
+    counts = [sum(role == each for role in roles.values()) for each in ("develop", "confirm")]
+    heads = [f"{role}, {count} pairs" for role, count in zip(("develop", "confirm"), counts, strict=True)]
+    return table(["rule", "labels", "runs a timestep", *heads, "of 64 images", "stable"], rows)
+
+
 def by_pair(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> str:
     rows = [[rule, *(f"{of[pair]['regrets'].mean():.1f} ({interval(of[pair]['regrets'])})" for pair in roles)]
             for rule, of in found.items()]  # fmt: skip
@@ -252,7 +267,7 @@ def draw_curves(contents: list[Content]) -> None:
         if content["fresh_noise_truth"] is not None:
             fresh = 100 * np.array(content["fresh_noise_truth"]["mean"])
             axes.plot(steps, fresh, color="gray", linestyle=":", label="fresh noise for each image")
-        for rule, color in (("hfr", "tab:red"), ("retrieval", "tab:orange"), ("logme", "tab:green")):
+        for rule, color in (("hfr", "tab:red"), ("consensus", "tab:orange"), ("logme", "tab:green")):
             picks, counts = np.unique(scores_of(content, rule, "usual").argmax(axis=1), return_counts=True)
             sizes = 20 + 100 * counts / counts.sum()
             axes.scatter(steps[picks], mean[picks], s=sizes, color=color, alpha=0.7, label=rule, zorder=3)
@@ -275,7 +290,10 @@ PAGE = """# How far is every rule from exhaustive search?
 
 Made by `python -m benchmarks.selection.report` from `benchmarks/results/selection/*.json`, which
 `python -m benchmarks.selection.measure PAIR... --root ROOT` writes; the pairs, the commands that make their checkpoints
-and which of them developed the rules are in [pairs.py](../benchmarks/selection/pairs.py). {protocol}
+and which of them developed the rules are in [pairs.py](../benchmarks/selection/pairs.py).
+
+{protocol} (The first pair measured, cifar10-short, has 3 and 30 samples where others have 1 and 20; every JSON holds
+its own protocol.)
 
 Hardware: {hardware}. {versions}.
 
@@ -323,6 +341,7 @@ def main() -> None:
     roles = {content["pair"]: content["role"] for content in contents}
     rules = (*RULES, *COMBINATIONS, *GUESSES)
     found = {rule: {content["pair"]: figures(content, rule) for content in contents} for rule in rules}
+    print(short(found, roles))
     draw_regrets(found, roles)
     draw_curves(contents)
     page = PAGE.format(
