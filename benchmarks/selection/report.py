@@ -304,6 +304,7 @@ Hardware: {hardware}. {versions}.
 ## The truth, and where three rules pick
 
 Band: standard deviation over the probe's seeds. Size of a dot: how often. The axis of t is logarithmic from 20 on.
+Pairs without a best of all features were measured on the checkpoint's own feature alone.
 
 ![Curves of all pairs](curves.png)
 
@@ -315,7 +316,8 @@ Points lost. `develop`, `confirm`: mean over pairs, in brackets the 95 % interva
 and draws of noise; then the worst pair's mean, and the worst single sample. `of 64 images`: mean over all pairs of
 picks from 64 images (labelled for the rules with labels); `stable`: share of those that pick the commonest timestep or
 its neighbour on the grid. `all features`: mean over all blocks and kinds. `rank`: Spearman correlation with the true
-curve. `auto`: block, kind and timestep chosen together, against the best of all.
+curve. `auto`: block, kind and timestep chosen together, against the best of all. The last three: of pairs of which all
+features were measured, and of `consensus` by the clusters of all features together.
 
 {summary}
 
