@@ -13,14 +13,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from aselect_hf.data import ImageData
-from aselect_hf.files import atomic_file
+from aselect_hf.files import atomic_file, read_record
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_audit
 from aselect_hf.regret import (
     Regret,
     best_exceeds,
     estimate_regret,
-    paired_deviations,
+    paired_regret,
     pick_shares,
     unpaired_deviations,
 )
@@ -111,10 +111,7 @@ class Audit:
         Raises:
             ValueError: not such a file.
         """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a saved audit ({error})") from error
+        return read_record(path, cls.from_dict, "audit")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Audit:
@@ -151,13 +148,12 @@ def audit_timestep(
 ) -> Audit:
     """Pick a timestep, or take a pick that was made, then check it by a rule that shares nothing with the picking one.
 
-    With labels or masks: a leave-one-out ridge probe at every timestep on at most 500 images. The regret of the pick by
-    its curve, with bounds by a bootstrap over images (`aselect_hf.regret` has the formulas), decides: `"trust"` where
-    the upper bound is within `tolerance`, `"do not trust"` where the lower bound is beyond it or the probe is nowhere
-    above chance, else `"uncertain"`. For masks, the score is the mean IoU of tokens, and what is resampled is every
-    image's part in it. Without labels of two classes: agreement with an independent rule without labels (instance
-    retrieval between views for HFR, HFR for the others), `"trust"` where picks are equal or neighbours on the grid,
-    curves alike and the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
+    With labels or masks: a leave-one-out ridge probe at every timestep on at most 1,000 images. The regret of the pick
+    by its curve, with bounds by a bootstrap over images (`aselect_hf.regret` has the formulas), decides, see
+    `verdict_of`. For masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
+    Without labels of two classes: agreement with an independent rule without labels (instance retrieval between views
+    for HFR, HFR for the others), `"trust"` where picks are equal or neighbours on the grid, curves alike and the pick
+    stable; see `judge_by_agreement`. The curves of HFR are always there.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
@@ -334,6 +330,8 @@ def judge_by_agreement(
 ) -> tuple[str, str]:
     """Verdict and sentence where there are no labels.
 
+    A pick of the rule that is best without labels (`docs/evidence.md`) is only doubted where the other one disagrees.
+
     Args:
         name: of the rule that picked, see `Audit.method`.
         grid: timesteps of the curves.
@@ -409,13 +407,12 @@ def noise_share(hfr: TimestepSelection, timestep: int) -> float:
 
 def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
     """Regret of the pick by another rule's curve; paired where that rule scores single images."""
-    if checked.per_image_scores is not None:
-        outcomes = np.array(checked.per_image_scores)
-        span = float(np.ptp(outcomes)) if checked.method == "hfr" else 1.0
-        deviations = paired_deviations(outcomes, pick, seed, span)
-    else:
+    if checked.per_image_scores is None:
         deviations = unpaired_deviations(checked.standard_errors, pick, seed)
-    return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
+        return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
+    outcomes = np.array(checked.per_image_scores)
+    span = float(np.ptp(outcomes)) if checked.method == "hfr" else 1.0
+    return paired_regret(checked.timesteps, outcomes, pick, seed, span)
 
 
 def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np.ndarray | None:

@@ -44,6 +44,11 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(help="Checkpoint: a folder, a Hub id, or 'sample' (ships with the package).")]
 Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or 'sample' (ships with the package).")]
 Feature = Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: the model's own.")]
+FeatureOrAuto = Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")]
+Method = Annotated[
+    str, typer.Option(help=f"The rule that picks: auto (labels: logme; none: consensus), {', '.join(STRATEGIES)}.")
+]
+FixedTimestep = Annotated[int | None, typer.Option(help="fixed: the timestep.")]
 Timesteps = Annotated[
     str | None, typer.Option(help="Candidates '0,50,100', or how many of the default ones (20; gate: 16).")
 ]
@@ -69,10 +74,8 @@ CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled featur
 def select(
     model: Model,
     data: Data,
-    method: Annotated[
-        str, typer.Option(help=f"auto (labels: logme; none: consensus), {', '.join(STRATEGIES)}.")
-    ] = "auto",
-    feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
+    method: Method = "auto",
+    feature: FeatureOrAuto = None,
     timesteps: Timesteps = None,
     num_images: NumImages = None,
     split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
@@ -86,7 +89,7 @@ def select(
     early_stopping: Annotated[
         float | None, typer.Option(help="hfr: accepted probability of a worse timestep (0.05); fewer images are run.")
     ] = None,
-    timestep: Annotated[int | None, typer.Option(help="fixed: the timestep.")] = None,
+    timestep: FixedTimestep = None,
     max_samples: MaxSamples = None,
     seed: Seed = 0,
     batch_size: AutoBatchSize = None,
@@ -128,15 +131,13 @@ def select(
 def audit(
     model: Model,
     data: Data,
-    method: Annotated[
-        str, typer.Option(help=f"The rule that picks: auto (logme with labels, else hfr), {', '.join(STRATEGIES)}.")
-    ] = "auto",
+    method: Method = "auto",
     selection: Annotated[Path | None, typer.Option(help="A selection.json, whose pick is audited instead.")] = None,
-    timestep: Annotated[int | None, typer.Option(help="fixed: the timestep.")] = None,
-    feature: Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")] = None,
+    timestep: FixedTimestep = None,
+    feature: FeatureOrAuto = None,
     timesteps: Timesteps = None,
     num_images: Annotated[
-        int | None, typer.Option(help="Random images for every rule; default: hfr 64, without labels 256, with 500.")
+        int | None, typer.Option(help="Random images for every rule; default: the method's, and 1000 for the probe.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Points of the probe that the pick may lose.")] = TOLERANCE,
     pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,

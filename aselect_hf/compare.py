@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
-from aselect_hf.files import atomic_file
+from aselect_hf.files import atomic_file, read_record
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_comparison
@@ -162,17 +162,18 @@ class Comparison:
         Raises:
             ValueError: not such a file.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-            names = [entry.name for entry in dataclasses.fields(ComparisonRow)]
-            rows = []
-            for row in content["rows"]:
-                selection = TimestepSelection.from_dict(row["selection"])
-                rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
-            audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
-            return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a saved comparison ({error})") from error
+        return read_record(path, cls.from_dict, "comparison")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Comparison:
+        """Rebuild from the fields that `save` writes."""
+        names = [entry.name for entry in dataclasses.fields(ComparisonRow)]
+        rows = []
+        for row in content["rows"]:
+            selection = TimestepSelection.from_dict(row["selection"])
+            rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
+        audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
+        return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit)
 
 
 def compare_strategies(

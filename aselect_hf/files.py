@@ -1,13 +1,32 @@
-"""Outputs that are whole or absent: everything is written under a temporary name, then renamed."""
+"""Outputs that are whole or absent: everything is written under a temporary name, then renamed; and read back."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+Record = TypeVar("Record")
+
+
+def read_record(path: str | Path, rebuild: Callable[[Any], Record], kind: str) -> Record:
+    """What `rebuild` makes of a JSON file.
+
+    Args:
+        kind: what the file should be, for the error.
+
+    Raises:
+        ValueError: it cannot be read, or is not such a file.
+    """
+    try:
+        return rebuild(json.loads(Path(path).read_text()))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a saved {kind} ({error})") from error
 
 
 def check_writable(path: str | Path) -> Path:

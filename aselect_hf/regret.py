@@ -10,7 +10,7 @@ plug-in `max_t d_t` is too large, since the best of many noisy timesteps is also
   `max_t (d*_t - d_t) / s_t`. Here the timestep is chosen for its luck, so the bounds must hold all at once.
 - Estimate: `max_t d_t` less the bootstrap's estimate of its excess, `mean(max_t d*_t) - max_t d_t`. That
   takes only part of the curse away: of ten equally good timesteps, 3.9 points become 2.5 (200 images, simulated), so
-  that verdicts rest on the bounds.
+  that verdicts rest on the bounds too.
 
 An image is drawn with all its timesteps (paired). To the images of a bootstrap two imaginary ones are added, one right
 at every other timestep only and one right at the pick only, as Bonett and Price (2012) do for paired proportions:
@@ -98,6 +98,12 @@ def estimate_regret(timesteps: Sequence[int], scores: Sequence[float], deviation
         upper=100 * upper,
         differs=bool((np.abs(gains) > either * errors).any()),
     )
+
+
+def paired_regret(timesteps: Sequence[int], outcomes: np.ndarray, pick: int, seed: int, span: float = 1.0) -> Regret:
+    """`estimate_regret` from the outcomes `(images, timesteps)` themselves; `span`: see `paired_deviations`."""
+    deviations = paired_deviations(outcomes, pick, seed, span)
+    return estimate_regret(timesteps, outcomes.mean(axis=0).tolist(), deviations, pick)
 
 
 def best_exceeds(outcomes: np.ndarray, level: float, seed: int) -> bool:

@@ -170,7 +170,7 @@ def _score(train: Samples, validation: Samples, column: int, probe: str, task: s
     features, truth = validation.features.values[column], validation.labels
     fitted = fit_probe(
         train.features.values[column], train.labels, features, truth,
-        kind=probe, metric=accuracy_score if task == "classification" else _mean_iou_of,
+        kind=probe, metric=accuracy_score if task == "classification" else mean_iou_of,
     )  # fmt: skip
     score = fitted.validation_score
     if task == "classification":
@@ -212,5 +212,5 @@ def iou_error(counts: np.ndarray, seed: int) -> float:
     return float(mean_iou(np.tensordot(draws, counts, axes=1)).std(ddof=1))
 
 
-def _mean_iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:
+def mean_iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(mean_iou(iou_counts(truth, predicted, np.zeros_like(truth)).sum(axis=0)))

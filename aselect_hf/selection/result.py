@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from aselect_hf.files import atomic_file
+from aselect_hf.files import atomic_file, read_record
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 
 FORMAT = 1
@@ -108,10 +108,7 @@ class TimestepSelection:
         Raises:
             ValueError: not such a file.
         """
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a saved timestep selection ({error})") from error
+        return read_record(path, cls.from_dict, "timestep selection")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TimestepSelection:

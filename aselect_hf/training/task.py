@@ -146,7 +146,7 @@ class TaskRun:
         return self.output_dir / "selection.json"
 
     def _choose_timestep(self) -> TimestepSelection:
-        """HFR, grid search or a fixed timestep, before training; a resumed run keeps what it had chosen."""
+        """By any method but the gate, before training; a resumed run keeps what it had chosen."""
         args, data = self.model_args, self.data
         method = args.timestep_selection
         options: dict[str, Any] = {}

@@ -30,7 +30,7 @@ from aselect_hf.audit import NUM_AUDITED
 from aselect_hf.criteria import ridge_predictions
 from aselect_hf.files import atomic_file
 from aselect_hf.probe import fit_in_parallel
-from aselect_hf.regret import best_exceeds, estimate_regret, paired_deviations
+from aselect_hf.regret import best_exceeds, paired_regret
 from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
 from aselect_hf.selection.grid import iou_counts, iou_influence
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
@@ -152,10 +152,7 @@ class Measurement:
             outcomes = np.stack([self._outcomes(each[rows], rows) for each in values], axis=1)
             chance = np.bincount(self.labels[rows]).max() / len(rows)
             regrets = [
-                estimate_regret(
-                    self.sources.timesteps, outcomes.mean(axis=0), paired_deviations(outcomes, pick, 0), pick
-                )
-                for pick in range(outcomes.shape[1])
+                paired_regret(self.sources.timesteps, outcomes, pick, seed=0) for pick in range(outcomes.shape[1])
             ]
             found.append({
                 "labelled": count,

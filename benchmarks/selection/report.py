@@ -31,7 +31,6 @@ from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, RULES
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
 DOCS = Path(__file__).parents[2] / "docs"
 GUESSES = {"fixed t = 100": 100, "fixed t = 0": 0}
-BEARABLE = 2.0
 
 Content = dict[str, Any]
 
@@ -180,13 +179,13 @@ def curves(contents: list[Content]) -> str:
 
 
 def audits(contents: list[Content]) -> str:
-    """What the audit says of picks that lose more than `BEARABLE` points, and of others."""
+    """What the audit says of picks that lose more than `TOLERANCE` points, and of others."""
     rows = []
     for count, name in itertools.product((NUM_AUDITED, NUM_LABELLED), (*AUDITED, "every timestep")):
         cases = [case for content in contents for case in audit_cases(content, name, count)]
         cells = [str(count), name]
         for bad in (True, False):
-            verdicts = [verdict for loss, verdict in cases if (loss > BEARABLE) == bad]
+            verdicts = [verdict for loss, verdict in cases if (loss > TOLERANCE) == bad]
             cells += [str(len(verdicts)), *(_share(verdicts.count(each), len(verdicts)) for each in reversed(VERDICTS))]
         rows.append(cells)
     heads = [

@@ -10,7 +10,7 @@ import numpy as np
 
 from aselect_hf import criteria
 from aselect_hf.selection.criterion import NUM_LABELLED, NUM_UNLABELLED
-from aselect_hf.selection.grid import iou_counts, mean_iou
+from aselect_hf.selection.grid import mean_iou_of
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 
 IMAGES, AUGMENTED, NOISY, RATIOS, LABELLED = "images", "augmented views", "noise views", "hfr", "labelled"
@@ -43,7 +43,7 @@ def score_of_classes(truth: np.ndarray, predicted: np.ndarray, images: np.ndarra
     """Accuracy, or the mean IoU of tokens where `images` are given."""
     if images is None:
         return float((truth == predicted).mean())
-    return float(mean_iou(iou_counts(truth, predicted, np.zeros_like(truth)).sum(axis=0)))
+    return mean_iou_of(truth, predicted)
 
 
 def _ridge(x: np.ndarray, labels: np.ndarray, images: np.ndarray | None) -> float:
