@@ -78,7 +78,7 @@ class Sample:
 
     def audit(self, model: ASelectDiTModel | None = None, images: ImageData | None = None, **options: Any) -> Audit:
         if "selection" not in options:
-            options = {"timesteps": NUM_TIMESTEPS} | options
+            options = {"method": "hfr", "timesteps": NUM_TIMESTEPS} | options
         options = {"num_images": NUM_IMAGES, "progress": False} | options
         return audit_timestep(model or self.model, self.images if images is None else images, **options)
 
