@@ -197,10 +197,10 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", choices=PAIRS)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of checkpoints and data, see pairs.py")
     arguments = parser.parse_args()
-    known: dict[tuple[str, str, bool, bool], Sources] = {}
+    known: dict[tuple[str, str, bool], Sources] = {}
     for pair in (PAIRS[name] for name in arguments.pairs):
         model, data = (x if x == "sample" else str(arguments.root / x) for x in (pair.model, pair.data))
-        key = (model, data, pair.task == "segmentation", pair.every_feature)
+        key = (model, data, pair.task == "segmentation")
         if key not in known:
             known[key] = Sources(*key)
         content = Measurement(pair, known[key]).run()

@@ -43,7 +43,6 @@ class Pair:
         task: `"classification"` or `"segmentation"`.
         role: `"develop"` or `"confirm"`.
         coarse: groups of classes that count as one, in place of the labels.
-        every_feature: whether all blocks and kinds are measured, or the checkpoint's own feature alone.
         fresh_noise: whether to measure the curve with noise of each image's own, too.
     """
 
@@ -53,7 +52,6 @@ class Pair:
     task: str
     role: str
     coarse: tuple[tuple[int, ...], ...] | None = None
-    every_feature: bool = True
     fresh_noise: bool = False
 
 
@@ -61,24 +59,16 @@ PAIRS = {
     pair.name: pair
     for pair in (
         Pair("fashion-mnist", "sample", "sample", "classification", "develop", fresh_noise=True),
-        Pair("fashion-mnist-segmentation", "sample", "sample", "segmentation", "develop", every_feature=False),
+        Pair("fashion-mnist-segmentation", "sample", "sample", "segmentation", "develop"),
         Pair("cifar10", "cifar10-dit", "cifar10", "classification", "develop"),
         Pair("cifar10-short", "cifar10-dit-short", "cifar10", "classification", "develop"),
         Pair("fashion-mnist-coarse", "sample", "sample", "classification", "confirm", FASHION_GROUPS),
-        Pair("nuclei", "nuclei-dit", "nuclei/tiles", "segmentation", "confirm", every_feature=False),
+        Pair("nuclei", "nuclei-dit", "nuclei/tiles", "segmentation", "confirm"),
         Pair("cifar10-coarse", "cifar10-dit", "cifar10", "classification", "confirm", CIFAR_GROUPS),
-        Pair(
-            "cifar10-64",
-            "cifar10-64-dit",
-            "cifar10",
-            "classification",
-            "confirm",
-            every_feature=False,
-            fresh_noise=True,
-        ),
-        Pair("cifar10-flow", "cifar10-flow-dit", "cifar10", "classification", "confirm", every_feature=False),
-        Pair("elpv", "cifar10-dit", "elpv", "classification", "confirm", every_feature=False),
-        Pair("mnist", "sample", "mnist", "classification", "confirm", every_feature=False),
+        Pair("cifar10-64", "cifar10-64-dit", "cifar10", "classification", "confirm", fresh_noise=True),
+        Pair("cifar10-flow", "cifar10-flow-dit", "cifar10", "classification", "confirm"),
+        Pair("elpv", "cifar10-dit", "elpv", "classification", "confirm"),
+        Pair("mnist", "sample", "mnist", "classification", "confirm"),
         Pair("planted", "planted-dit", "planted", "classification", "develop"),
     )
 }

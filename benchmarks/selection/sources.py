@@ -36,18 +36,15 @@ class Sources:
     Args:
         model, data: a folder, a Hub id or `"sample"`.
         segmentation: rows with labels are tokens.
-        every_feature: of all blocks and the kinds of `feature="auto"`, or of the checkpoint's own feature alone.
     """
 
-    def __init__(self, model: str, data: str, segmentation: bool, every_feature: bool = True) -> None:
+    def __init__(self, model: str, data: str, segmentation: bool) -> None:
         self.model_name, self.segmentation = model, segmentation
         self.model: ASelectDiTModel = load_model(model).eval()
         layers = self.model.config.num_hidden_layers
         self.timesteps = default_timesteps(self.model.noise_schedule)
         self.default_feature = str(parse_feature(str(self.model.config.feature), layers))
-        self.features = [self.default_feature]
-        if every_feature:
-            self.features = [name for name in list_features(layers) if parse_feature(name, layers).kind in KINDS]
+        self.features = [name for name in list_features(layers) if parse_feature(name, layers).kind in KINDS]
         train = ImageData.of(load_images(data, "train", masks=segmentation))
         if (validation := _validation(data, segmentation)) is None:
             rows = np.random.default_rng(0).permutation(len(train))
