@@ -103,7 +103,7 @@ def select_unlabelled(
         "alpha_req": (criteria.alpha_req, "alpha-ReQ (-|alpha - 1|)"),
     }[method]
     rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
-    views = stored_noise_view(inputs.model, inputs.images, inputs.fixed_batch_size)
+    views = stored_noise_view(inputs, inputs.images)
     judge = _jackknifed(method, score_name, lambda x, kept: criterion(x[kept, 0]), len(inputs.images), inputs.seed)
     return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
 
@@ -133,7 +133,7 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
     score_name = "LogME of the clusters that timesteps agree on"
     judge = _jackknifed("consensus", score_name, score, len(inputs.images), inputs.seed)
     rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
-    views = stored_noise_view(inputs.model, inputs.images, inputs.fixed_batch_size)
+    views = stored_noise_view(inputs, inputs.images)
     judge = dataclasses.replace(judge, scores=scores)
     return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
 
@@ -161,8 +161,7 @@ def select_by_views(
         raise ValueError(f"num_views must be at least 2, got {num_views}")
     count = len(inputs.images)
     rows = pooled_rows(inputs.model, count, pool_size)
-    make_views = noise_views if method == "snr" else augmented_views
-    views = make_views(inputs.model, inputs.images, num_views, inputs.fixed_batch_size, inputs.seed)
+    views = (noise_views if method == "snr" else augmented_views)(inputs, num_views)
     if method == "retrieval":
         judge = Judge(
             method,
@@ -339,7 +338,7 @@ def _select(
         timesteps=inputs.timesteps,
         scores=scores[chosen].tolist(),
         standard_errors=[each.standard_error for each in evidence],
-        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started, swept.flops),
+        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started + views.saved, swept.flops),
         schedule=model.noise_schedule.to_dict(),
         score_name=judge.score_name,
         options=options | ({"feature": AUTO, "kinds": list(kinds)} if auto else {}),
@@ -386,7 +385,7 @@ def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size:
             raise ValueError(f"{method} needs tokens of 2 classes and {LEAST_IMAGES} images; {data.name} has fewer")
         rows = token_rows(model, data, chosen.tokens)
         options["tokens"] = len(labels)
-    views = stored_noise_view(model, data, inputs.fixed_batch_size, segmentation=rows.segmentation)
+    views = stored_noise_view(inputs, data, segmentation=rows.segmentation)
     return Labelled(views, rows, labels, images, options)
 
 

@@ -14,6 +14,7 @@ from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import KeptRows
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection.inputs import SelectionInputs
 
 SMALLEST_CROP = 0.2
 LOG_ASPECT = math.log(4 / 3)
@@ -27,11 +28,13 @@ class Views:
         latents: `(views, images, channels, height, width)`, clean.
         noise: `(views, draws, images or 1, channels, height, width)`; features are averaged over the draws.
         encoded: images that were encoded for it.
+        saved: seconds of encoding that a cache has saved.
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     encoded: int
+    saved: float = 0.0
 
 
 @dataclass
@@ -43,27 +46,28 @@ class FeatureSweep:
     flops: float
 
 
-def stored_noise_view(model: ASelectDiTModel, data: ImageData, batch_size: int, *, segmentation: bool = False) -> Views:
-    """Every image once, as the model itself sees it: whole or centre, with the stored evaluation noise."""
-    latents = _encode(model, data, batch_size, segmentation=segmentation)
-    return Views(latents[None], model.stored_noise(latents).float()[None], len(data))
+def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, segmentation: bool = False) -> Views:
+    """Every image of `data` once, as the model itself sees it: whole or centre, with the stored evaluation noise."""
+    latents, saved = inputs.latents(data, segmentation=segmentation)
+    latents = latents.to(inputs.model.device)
+    return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), saved)
 
 
-def noise_views(model: ASelectDiTModel, data: ImageData, num_views: int, batch_size: int, seed: int) -> Views:
+def noise_views(inputs: SelectionInputs, num_views: int) -> Views:
     """The same image under different noise: `num_views` draws of each image's own."""
-    latents = _encode(model, data, batch_size)
-    noise = _noise((num_views, 1, *latents.shape), torch.Generator().manual_seed(seed), model)
-    return Views(latents.expand(num_views, *latents.shape), noise, len(data))
+    latents, saved = inputs.latents(inputs.images)
+    noise = _noise((num_views, 1, *latents.shape), torch.Generator().manual_seed(inputs.seed), inputs.model)
+    return Views(latents.to(inputs.model.device).expand(num_views, *latents.shape), noise, len(latents), saved)
 
 
-def augmented_views(model: ASelectDiTModel, data: ImageData, num_views: int, batch_size: int, seed: int) -> Views:
+def augmented_views(inputs: SelectionInputs, num_views: int) -> Views:
     """Random crops (a fifth to all of the area, aspect 3:4 to 4:3, resized back) and flips, each with its own noise."""
-    generator = torch.Generator().manual_seed(seed)
-    views = [
-        _encode(model, data, batch_size, crops) for crops in torch.rand(num_views, len(data), 5, generator=generator)
-    ]
-    latents = torch.stack(views)
-    return Views(latents, _noise((num_views, 1, *latents.shape[1:]), generator, model), num_views * len(data))
+    count, generator = len(inputs.images), torch.Generator().manual_seed(inputs.seed)
+    latents = torch.stack(
+        [_encode_crops(inputs, crops) for crops in torch.rand(num_views, count, 5, generator=generator)]
+    )
+    noise = _noise((num_views, 1, *latents.shape[1:]), generator, inputs.model)
+    return Views(latents, noise, num_views * count)
 
 
 def random_resized_crop(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -129,21 +133,13 @@ def sweep_features(
     return FeatureSweep(values, passes, flops)
 
 
-def _encode(
-    model: ASelectDiTModel,
-    data: ImageData,
-    batch_size: int,
-    crops: torch.Tensor | None = None,
-    *,
-    segmentation: bool = False,
-) -> torch.Tensor:
-    """Latents `(images, channels, height, width)` of all images, or of the `crops` `(images, 5)` of them, float32."""
-    parts, first = [], 0
-    for pixels in data.batches(model.config, batch_size, segmentation=segmentation):
-        if crops is not None:
-            own = crops[first : first + len(pixels)]
-            pixels = torch.stack([random_resized_crop(*each) for each in zip(pixels.float(), own, strict=True)])
-        parts.append(model.prepare_latents(pixels.to(model.device)).float())
+def _encode_crops(inputs: SelectionInputs, crops: torch.Tensor) -> torch.Tensor:
+    """Latents `(images, channels, height, width)` float32 of one crop `(5,)` of every image."""
+    model, parts, first = inputs.model, [], 0
+    for pixels in inputs.images.batches(model.config, inputs.fixed_batch_size):
+        own = crops[first : first + len(pixels)]
+        cropped = torch.stack([random_resized_crop(*each) for each in zip(pixels.float(), own, strict=True)])
+        parts.append(model.prepare_latents(cropped.to(model.device)).float())
         first += len(pixels)
     return torch.cat(parts)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from aselect_hf.data import ImageData
+from aselect_hf.latent_cache import cached_latents
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
 DEFAULT_BATCH_SIZE = 64
@@ -23,7 +27,7 @@ class SelectionInputs:
         timesteps: candidates, ascending.
         seed: of every random draw.
         batch_size: forward passes run at once; `None` for what the strategy finds best.
-        cache_dir: where features are kept; `None` for the default.
+        cache_dir: where features and VAE latents are kept; `None` for the default.
         progress: show a progress bar.
     """
 
@@ -42,7 +46,20 @@ class SelectionInputs:
         """`batch_size`, or 64."""
         return self.batch_size or DEFAULT_BATCH_SIZE
 
-    @property
-    def latents_dir(self) -> Path | None:
-        """Where VAE latents are kept, as by `pooled_features`; `None` for the default."""
-        return Path(self.cache_dir) / "latents" if self.cache_dir else None
+    def latents(self, data: ImageData, *, segmentation: bool = False) -> tuple[torch.Tensor, float]:
+        """What the DiT sees of every image; with a VAE, kept under `cache_dir/latents` as by `pooled_features`.
+
+        Returns:
+            `(images, channels, height, width)` float32 on the CPU, and the seconds of encoding that the cache saved.
+        """
+        model, batch_size = self.model, self.fixed_batch_size
+        if model.vae is None:
+            batches = data.batches(model.config, batch_size, segmentation=segmentation)
+            return torch.cat([model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]), 0.0
+        started = time.perf_counter()
+        folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
+        cache = cached_latents(
+            model, data, segmentation=segmentation, batch_size=batch_size, cache_dir=folder, progress=self.progress
+        )
+        saved = cache.seconds - (time.perf_counter() - started)
+        return cache.gather(range(len(data))).float(), saved

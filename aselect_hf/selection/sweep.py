@@ -11,7 +11,7 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
-from aselect_hf.latent_cache import cached_latents, latent_shape
+from aselect_hf.latent_cache import latent_shape
 from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio, standardize_channels
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost
@@ -24,7 +24,7 @@ class HFRSweep:
     """Ratios of the first images at any candidates, `nan` where they were not asked for.
 
     Timesteps, images and their controls share batches, each sample at its own timestep. Every image is encoded once
-    (with a VAE: through `cached_latents`, under `cache_dir/latents`) and has one noise, which its control is.
+    (`SelectionInputs.latents`) and has one noise, which its control is.
 
     Args:
         inputs: a `batch_size` of `None` is found automatically, see `LARGEST_BATCH`.
@@ -67,20 +67,13 @@ class HFRSweep:
 
     def _encode(self, num_images: int) -> None:
         """Extend `latents` to the first `num_images`."""
-        model, missing = self.inputs.model, range(len(self.latents), num_images)
+        missing = range(len(self.latents), num_images)
         if not missing:
             return
         images = self.inputs.images.subset(missing) if len(missing) < len(self.inputs.images) else self.inputs.images
-        batch_size = self.inputs.fixed_batch_size
-        if model.vae is None:
-            new = [model.prepare_latents(pixels) for pixels in images.batches(model.config, batch_size)]
-        else:
-            folder = self.inputs.latents_dir
-            before, progress = time.perf_counter(), self.inputs.progress
-            cache = cached_latents(model, images, batch_size=batch_size, cache_dir=folder, progress=progress)
-            self.started += time.perf_counter() - before - cache.seconds
-            new = [cache.gather(range(len(images)))]
-        self.latents = torch.cat([self.latents, *(latents.float() for latents in new)])
+        new, saved = self.inputs.latents(images)
+        self.started -= saved
+        self.latents = torch.cat([self.latents, new])
 
     def _ratios(self, images: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Ratio of every run, float64: of image `i` times its weight (0: pure noise) at a candidate."""

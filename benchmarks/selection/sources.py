@@ -97,8 +97,10 @@ class Sources:
         return chosen.labels, chosen.images
 
     def _chosen(self, data: ImageData) -> Any:
-        inputs = SelectionInputs(self.model, data, None, self.default_feature, self.timesteps)
-        return choose_tokens(inputs, data, TRAIN_TOKENS if data is self.train else VALIDATION_TOKENS)
+        return choose_tokens(self._inputs(data), data, TRAIN_TOKENS if data is self.train else VALIDATION_TOKENS)
+
+    def _inputs(self, data: ImageData, model: ASelectDiTModel | None = None, seed: int = 0) -> SelectionInputs:
+        return SelectionInputs(model or self.model, data, None, self.default_feature, self.timesteps, seed, BATCH)
 
     def _compute(self, source: str) -> Features:
         model, features = self.model, self.features
@@ -109,15 +111,16 @@ class Sources:
         some = self._viewed
         if source == RATIOS:
             return self._ratios(some.subset(range(min(RATIOED, len(some)))))
-        make = {AUGMENTED: augmented_views, NOISY: noise_views}[source]
-        return self._sweep(model, make(model, some, 2, BATCH, 0), pooled_rows(model, len(some), 1), features, source)
+        views = {AUGMENTED: augmented_views, NOISY: noise_views}[source](self._inputs(some), 2)
+        return self._sweep(model, views, pooled_rows(model, len(some), 1), features, source)
 
     @property
     def _viewed(self) -> ImageData:
         return self.train.subset(range(min(VIEWED, len(self.train))))
 
     def _image_means(self, features: list[str], model: ASelectDiTModel) -> Features:
-        views, kept = stored_noise_view(model, self._viewed, BATCH), pooled_rows(model, len(self._viewed), 1)
+        some = self._viewed
+        views, kept = stored_noise_view(self._inputs(some, model), some), pooled_rows(model, len(some), 1)
         return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, IMAGES).items()}
 
     def _rows(
@@ -130,9 +133,9 @@ class Sources:
         else:
             kept = pooled_rows(model, len(data), 1)
         if noise_seed is None:
-            views = stored_noise_view(model, data, BATCH, segmentation=kept.segmentation)
+            views = stored_noise_view(self._inputs(data, model), data, segmentation=kept.segmentation)
         else:
-            views = noise_views(model, data, 1, BATCH, noise_seed)
+            views = noise_views(self._inputs(data, model, noise_seed), 1)
         return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "rows").items()}
 
     @torch.no_grad()
@@ -145,7 +148,7 @@ class Sources:
     def _ratios(self, some: ImageData) -> Features:
         """As `select_timestep(method="hfr")`, of all features in one sweep: image and control, `(..., images, 2)`."""
         model, features = self.model, self.features
-        views = noise_views(model, some, 1, BATCH, 0)
+        views = noise_views(self._inputs(some), 1)
         latents, noise = views.latents[0], views.noise[0, 0]
         grid = model.grid_size(latents)
         ratios = {name: np.empty((len(self.timesteps), len(some), 2)) for name in features}

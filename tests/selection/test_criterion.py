@@ -10,6 +10,7 @@ from aselect_hf import ASelectDiTModel, TimestepSelection, criteria, select_time
 from aselect_hf.data import ImageData
 from aselect_hf.selection.criterion import CRITERIA, KINDS, LABELLED
 from aselect_hf.selection.feature_sweep import SMALLEST_CROP, augmented_views, random_resized_crop
+from aselect_hf.selection.inputs import SelectionInputs
 
 TIMESTEPS = [10, 20, 30, 40]
 METHODS = [*CRITERIA, "shortlist"]
@@ -181,12 +182,12 @@ class TestViews:
 
     def test_every_view_and_image_has_its_own_crop_and_noise(self, model, normal):
         data = ImageData(normal(1, 2, 32, 32).repeat(3, 1, 1, 1))
-        views = augmented_views(model, data, 2, batch_size=2, seed=0)
+        views = augmented_views(SelectionInputs(model, data, None, "blocks.0.query", [0], batch_size=2), 2)
         assert views.latents.shape == (2, 3, 2, 32, 32)
         assert views.noise.shape == (2, 1, 3, 2, 32, 32)
         assert len({float(image.sum()) for image in views.latents.flatten(0, 1)}) == 6
         assert len({float(image.sum()) for image in views.noise.flatten(0, 2)}) == 6
-        again = augmented_views(model, data, 2, batch_size=3, seed=0)
+        again = augmented_views(SelectionInputs(model, data, None, "blocks.0.query", [0], batch_size=3), 2)
         assert torch.equal(views.latents, again.latents)
         assert torch.equal(views.noise, again.noise)
 
