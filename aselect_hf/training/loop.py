@@ -58,7 +58,7 @@ class Trainer:
             `max_train_steps`, or nothing is to be trained.
 
     Attributes:
-        accelerator: of the run; call its `end_training` when the script is done.
+        accelerator: of the run.
         objective: the prepared module.
         max_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of an epoch; of a stream, `max_steps`.
@@ -187,6 +187,16 @@ class Trainer:
         accelerator.wait_for_everyone()
         record: dict[str, Any] = {"steps": self.step, "seconds": round(self.seconds, 1), "history": self.history}
         return record | {"interrupted": interrupted}
+
+    def finish(self) -> None:
+        """Finish the trackers and leave the process group: the last thing that a script does.
+
+        The distributed wrapper of the objective goes first. Where it outlives its group, its end waits for gloo's
+        threads with the interpreter locked, while one of them may be waiting for that lock (torch 2.13): a run of
+        several processes then hangs when all is done.
+        """
+        self.objective = self.accelerator.unwrap_model(self.objective)
+        self.accelerator.end_training()
 
     def _micro_step(self, epoch: int, micro_step: int, batch: Batch) -> None:
         accelerator, args = self.accelerator, self.args

@@ -141,7 +141,7 @@ def pretrain(
             (folder / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
         trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
         push_output(training_args)
-    trainer.accelerator.end_training()
+    trainer.finish()
     return model
 
 

@@ -92,7 +92,7 @@ class TaskRun:
         trainer = self._build_trainer(objective)
         record = trainer.train()
         if record["interrupted"]:
-            trainer.accelerator.end_training()
+            trainer.finish()
             return None
         if not self.scores:  # resumed after its last step
             self._validate(trainer, record["steps"])
@@ -120,7 +120,7 @@ class TaskRun:
         if self.state.is_main_process:
             report.write(self.output_dir)
             push_output(self.args)
-        trainer.accelerator.end_training()
+        trainer.finish()
         self.state.print(f"{report.summary()}; saved to {self.output_dir}")
         return report
 

@@ -252,7 +252,7 @@ def test_tensorboard_gets_losses_and_evaluations(make_trainer):
     options = {"report_to": "tensorboard", "hub_token": "hf_secret", "max_train_steps": 5}
     trainer = make_trainer(evaluate=lambda step: {"accuracy": step / 10}, **options)
     record = trainer.train()
-    trainer.accelerator.end_training()
+    trainer.finish()
     files = [path for path in Path(trainer.output_dir).rglob("*") if path.is_file()]
     assert not any(b"hf_secret" in path.read_bytes() for path in files)
     events = EventAccumulator(str(trainer.output_dir / "aselect")).Reload()

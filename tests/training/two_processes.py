@@ -1,10 +1,14 @@
-"""What `test_processes` launches under torchrun: each scenario trains, each process writes what it saw.
+"""What `test_two_processes` launches under torchrun: each scenario trains, each process writes what it saw.
 
 torchrun --nproc_per_node 2 -m tests.training.two_processes FOLDER <flags of the pretraining script>
+
+Processes that wait for each other longer than `PATIENCE` seconds say where, and end.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import json
 import resource
 import signal
@@ -12,13 +16,17 @@ import sys
 from pathlib import Path
 
 import datasets
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.nn.parallel import DistributedDataParallel
 
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.pretrain import pretrain
 
 from .toys import FullDiskAt, StopAt, Toy, collate
+
+PATIENCE = 150
 
 
 def train(folder: Path, objective: Toy | None = None, dataset=range(23), **options) -> Trainer:
@@ -37,10 +45,25 @@ def stream() -> datasets.IterableDataset:
 
 
 def main(folder: Path, flags: list[str]) -> None:
-    found: dict[str, object] = {}
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    found = scenarios(folder)
+    AcceleratorState._reset_state()
+    gc.collect()
+    end_training = Accelerator.end_training
+
+    def note_wrappers(accelerator: Accelerator) -> None:
+        found["wrappers at the end"] = sum(isinstance(each, DistributedDataParallel) for each in gc.get_objects())
+        end_training(accelerator)
+
+    Accelerator.end_training = note_wrappers
+    pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), None, flags))
+    (folder / f"{found['process']}.json").write_text(json.dumps(found))
+
+
+def scenarios(folder: Path) -> dict[str, object]:
     whole = train(folder / "whole")
     process = whole.accelerator.process_index
-    found["whole"] = whole.toy.layer.weight.tolist()
+    found: dict[str, object] = {"process": process, "whole": whole.toy.layer.weight.tolist()}
 
     stopped = train(folder / "stopped", StopAt(4, signal.SIGTERM) if process == 1 else None)
     found["interrupted"] = [stopped.record["steps"], stopped.record["interrupted"]]
@@ -58,10 +81,7 @@ def main(folder: Path, flags: list[str]) -> None:
     except OSError as error:
         found["full_disk"] = str(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    (folder / f"{process}.json").write_text(json.dumps(found))
-
-    AcceleratorState._reset_state()
-    pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), None, flags))
+    return found
 
 
 if __name__ == "__main__":
