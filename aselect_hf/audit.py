@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from aselect_hf.data import ImageData
@@ -25,7 +27,7 @@ from aselect_hf.regret import (
     unpaired_deviations,
 )
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.criterion import AUTO, CRITERIA, has_classes
+from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, has_classes
 from aselect_hf.selection.select import NO_LABELS, automatic_method
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
@@ -59,13 +61,15 @@ class Audit:
         warnings: what else a user should know.
         method: the rule that picked; `"hfr, uncorrected"` and `"hfr, searched"` are an HFR other than that of the
             whole corrected curve, which is `"hfr"`.
-        checked_by: the rule that checks: `"ridge"` (labels or masks), else `"retrieval"`, or `"hfr"` for other rules.
+        checked_by: the rule that checks: `"ridge"` (labels or masks), else `"consensus"`, and `"hfr"` for that one.
         timestep: the pick.
         selections: by name: `"hfr"`, always, then those of `method` and `checked_by`.
         pick_shares: of every timestep of `"hfr"`, how often the rule picks it from other samples of the images, by
             bootstrap; their sum is 1. `None` where the rule has no scores of single images.
         regret: of the pick by the probe's curve, in points; `None` without labels.
         chance: accuracy of always answering the commonest class; `None` without labels, and for masks.
+        untrained: score of the same probe on the same network with random weights, at the timestep where the checked
+            one is best; `None` without labels.
         rank_correlation: Spearman's, of the picking rule's curve with the check's; `None` where the rule has no curve,
             or is the check.
         tolerance: points that the pick may lose.
@@ -81,6 +85,7 @@ class Audit:
     pick_shares: list[float] | None
     regret: Regret | None
     chance: float | None
+    untrained: float | None
     rank_correlation: float | None
     tolerance: float
 
@@ -151,9 +156,11 @@ def audit_timestep(
     With labels or masks: a leave-one-out ridge probe at every timestep on at most 1,000 images. The regret of the pick
     by its curve, with bounds by a bootstrap over images (`aselect_hf.regret` has the formulas), decides, see
     `verdict_of`. For masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
-    Without labels of two classes: agreement with an independent rule without labels (instance retrieval between views
-    for HFR, HFR for the others), `"trust"` where picks are equal or neighbours on the grid, curves alike and the pick
-    stable; see `judge_by_agreement`. The curves of HFR are always there.
+    The probe also runs on an untrained network of the same shape (memory for both is needed): a checkpoint that is not
+    surely better gets a warning, since verdicts are on timesteps.
+    Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one
+    picked), `"trust"` where picks are equal or neighbours on the grid, curves alike and the pick stable; see
+    `judge_by_agreement`. The curves of HFR are always there.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
@@ -191,7 +198,7 @@ def audit_timestep(
     name = rule_name(picked, grid)
     hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
     labelled = data.masks is not None or has_classes(data.labels)
-    rule = "ridge" if labelled else "retrieval" if picked.method == "hfr" else "hfr"
+    rule = "ridge" if labelled else "hfr" if picked.method == NO_LABELS else NO_LABELS
     if rule == "hfr":
         checked = hfr
     elif rule == name and picked.timesteps == grid:
@@ -205,7 +212,7 @@ def audit_timestep(
     warnings = warn_of_pick(hfr, picked, name, shares)
     correlation = None if checked is picked else rank_correlation(picked, checked)
     regret = regret_by(checked, pick, seed)
-    chance = None
+    chance = untrained = None
     if labelled:
         informative = True
         if data.masks is None:
@@ -214,11 +221,18 @@ def audit_timestep(
                 informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
         itself = "ridge" in (picked.method, picked.options.get("second"))
         verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
+        if checked is not selection:
+            run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
+            twin = select_timestep(untrained_twin(model), data, method=rule, pool_size=pool_size, **run)
+            untrained = twin.scores[0]
+            warnings += warn_of_model(checked, twin, seed)
         if checked.num_images < FEW_LABELLED:
             warnings.append(f"the probe has only {checked.num_images} images: label {FEW_LABELLED} or more")
     else:
         if data.labels is not None:
             warnings.append("the labels are not of 2 classes with 2 images each: they were not used")
+        if rule == NO_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+            warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
         doubt = doubt_of_pick(hfr, picked, name, shares)
         verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
     return Audit(
@@ -232,6 +246,7 @@ def audit_timestep(
         pick_shares=None if shares is None else shares.tolist(),
         regret=regret if labelled else None,
         chance=chance,
+        untrained=untrained,
         rank_correlation=correlation,
         tolerance=tolerance,
     )
@@ -376,8 +391,9 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
     """
     grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, []
     pick, raw_pick = grid.index(picked.timestep), int(np.argmax(hfr.raw_scores or []))
-    if picked.scores and picked.num_images < FEW_IMAGES:
-        warnings.append(f"{_written(name)} saw only {picked.num_images} images: give {FEW_IMAGES} or more")
+    enough = LEAST_FOR_CLUSTERS if picked.method == NO_LABELS else FEW_IMAGES
+    if picked.scores and picked.num_images < enough:
+        warnings.append(f"{_written(name)} saw only {picked.num_images} images: give {enough} or more")
     if shares is not None and not _is_stable(shares):
         common = ", ".join(f"t = {grid[i]} ({shares[i]:.0%})" for i in np.argsort(-shares, kind="stable")[:3])
         warnings.append(f"the pick is unstable: other samples of the images give {common}")
@@ -396,6 +412,31 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
             "the feature is mostly noise or position there"
         )
     return warnings
+
+
+def untrained_twin(model: ASelectDiTModel) -> ASelectDiTModel:
+    """The same network, stored noise and VAE, with random weights: what a probe reads from architecture alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        twin: Any = type(model)(copy.deepcopy(model.config))
+    twin.to(model.device, next(model.layers.parameters()).dtype)  # the VAE may be of another one
+    twin.vae = model.vae
+    return twin.eval()
+
+
+def warn_of_model(probe: TimestepSelection, twin: TimestepSelection, seed: int) -> list[str]:
+    """Whether the best of the probe's curve is not surely above an untrained network there, on the same images.
+
+    Args:
+        twin: the probe of the untrained network, at that timestep.
+    """
+    best = probe.timesteps.index(probe.timestep)
+    outcomes = np.stack([np.array(x)[:, at] for x, at in ((twin.per_image_scores, 0), (probe.per_image_scores, best))])
+    if paired_regret([probe.timestep] * 2, outcomes.T, 0, seed).lower > 0:
+        return []
+    scores = f"{100 * max(probe.scores):.0f} % against {100 * twin.scores[0]:.0f} % at t = {probe.timestep}"
+    return [f"the features are not surely better than those of an untrained network ({scores}): "
+            "is the checkpoint trained, and read rightly?"]  # fmt: skip
 
 
 def noise_share(hfr: TimestepSelection, timestep: int) -> float:

@@ -30,7 +30,9 @@ from aselect_hf.audit import (
     regret_by,
     rule_name,
     shares_of_picks,
+    untrained_twin,
     verdict_of,
+    warn_of_model,
     warn_of_pick,
 )
 from aselect_hf.conversion import load_model, save_model
@@ -282,7 +284,7 @@ def test_the_sample_from_end_to_end(sample_model, labelled, tmp_path):
     audit = audit_timestep(sample_model, images, method="hfr", timesteps=[0, 300, 949], num_images=100, progress=False)
     assert audit.timestep == 0
     assert audit.verdict in VERDICTS
-    assert list(audit.selections) == ["hfr", "ridge" if labelled else "retrieval"]
+    assert list(audit.selections) == ["hfr", "ridge" if labelled else "consensus"]
     assert (audit.method, audit.picked.timestep) == ("hfr", 0)
     assert sum(audit.pick_shares) == pytest.approx(1)
     assert any("would pick t = 949" in warning for warning in audit.warnings)
@@ -322,7 +324,46 @@ def test_any_rule_is_audited(model, labelled_images, method, tmp_path):
     assert audit.plot(tmp_path / "audit.png").is_file()
 
 
-@pytest.mark.parametrize(("method", "check"), [("rankme", "hfr"), ("retrieval", "hfr"), ("hfr", "retrieval")])
+class TestUntrainedNetwork:
+    def test_differs_from_the_model_in_its_weights_alone(self, make_model, tiny_kl):
+        vae_config = dict(tiny_kl.config) | {"_class_name": "AutoencoderKL"}
+        model = make_model(num_channels=4, vae_config=vae_config).to(torch.bfloat16)
+        model.vae.float()
+        state = torch.get_rng_state()
+        twin, again = untrained_twin(model), untrained_twin(model)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert twin.vae is model.vae
+        assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
+        assert twin.layers[0].mlp.fc1.weight.dtype == torch.bfloat16
+        pixels = torch.zeros(1, 3, 16, 16)
+        latents = model.prepare_latents(pixels)
+        assert torch.equal(twin.stored_noise(latents), model.stored_noise(latents))
+        weights = [dict(each.layers.named_parameters()) for each in (model, twin, again)]
+        assert not torch.equal(*(each["0.mlp.fc1.weight"] for each in weights[:2]))
+        assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
+
+    @pytest.mark.parametrize(("trained", "images", "warned"), [(0.8, 500, False), (0.6, 500, True), (0.8, 12, True)])
+    def test_is_what_a_checkpoint_must_surely_beat(self, trained, images, warned):
+        outcomes = answers([0.5, trained, 0.6], images, shared=1.0)
+        probe = selection("ridge", [0.0, 1.0, 0.0], per_image=outcomes[:, :2].repeat(2, 1)[:, [0, 2, 0]])
+        twin = selection("ridge", [outcomes[:, 2].mean()], per_image=outcomes[:, [2]])
+        assert bool(warn_of_model(probe, twin, 0)) == warned
+
+    def test_a_model_that_never_learned_is_noticed(self, model, labelled_images):
+        audit = audit_timestep(untrained_twin(model), labelled_images, timesteps=[0, 900], progress=False)
+        assert audit.untrained == max(audit.checked.scores)
+        assert any("untrained network" in warning for warning in audit.warnings)
+
+    def test_a_trained_one_is_not_blamed(self, sample_model):
+        from aselect_hf.data import load_images
+
+        images = load_images("sample", "train").select(range(600))
+        audit = audit_timestep(sample_model, images, method="fixed", timestep=300, timesteps=[0, 213], progress=False)
+        assert 0.5 < audit.untrained < max(audit.checked.scores)
+        assert not any("untrained network" in warning for warning in audit.warnings)
+
+
+@pytest.mark.parametrize(("method", "check"), [("rankme", "consensus"), ("consensus", "hfr"), ("hfr", "consensus")])
 def test_without_labels_the_check_is_independent_of_the_rule(model, normal, method, check, tmp_path):
     audit = audit_timestep(model, normal(12, 2, 8, 8), method=method, timesteps=[0, 300, 900], progress=False)
     assert (audit.method, audit.checked_by, audit.regret) == (method, check, None)

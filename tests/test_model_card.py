@@ -63,10 +63,11 @@ A vision backbone: a Diffusion Transformer.* timestep t = \d+, .*`blocks\.1\.que
 \*\*(Trust|Uncertain|Do not trust)\*\*: no labels, .*
 !\[The curves of HFR.*\]\(audit\.png\)
 .*\| picked by \| `hfr` \|
-\| checked by \| `retrieval` on 4 images \|
+\| checked by \| `consensus` on 4 images \|
 .*\| same pick from other samples of the images \| \d+% \|
 .*
 - HFR saw only 4 images: give 32 or more
+.*- the check has only 4 images: give 128 or more
 .*## Results
 .*\| mean iou \| 0\.5000 \| \[ada/flowers\]\(https://huggingface\.co/datasets/ada/flowers\) \| val \|
 .*Protocol: linear head on 10 images, chosen on 5 others\..*

@@ -353,6 +353,9 @@ class CardContent:
             lost = f"{regret.estimate:.1f} points, between {regret.lower:.1f} and {regret.upper:.1f} (95 % each)"
             facts.append((f"lost against the best of {len(audit.checked.timesteps)} timesteps", lost))
             facts.append(("accepted", f"{audit.tolerance:g} points"))
+        if audit.untrained is not None:
+            scores = f"{100 * max(audit.checked.scores):.1f} % against {100 * audit.untrained:.1f} %"
+            facts.append(("best of the probe, against an untrained network there", scores))
         if audit.rank_correlation is not None:
             facts.append(("rank correlation of the two curves", f"{audit.rank_correlation:.2f}"))
         if audit.pick_shares is not None:

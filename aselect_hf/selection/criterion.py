@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from aselect_hf import criteria
 from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
@@ -31,6 +32,8 @@ from aselect_hf.selection.grid import choose_tokens, iou_counts, iou_error, iou_
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
+logger = logging.get_logger(__name__)
+
 AUTO = "auto"
 KINDS = ("query", "key", "value", "attention", "mlp", "hidden")
 """Kinds of features that `feature="auto"` chooses among by default."""
@@ -39,6 +42,8 @@ NUM_UNLABELLED, NUM_LABELLED = 256, 500
 MAX_TOKENS = 4000
 JACKKNIFE_GROUPS = 10
 LEAST_IMAGES = 3
+LEAST_FOR_CLUSTERS = 128
+"""Images below which `consensus` is often far off (`docs/evidence.md`, the column of 64 images)."""
 
 
 class Evidence(NamedTuple):
@@ -121,6 +126,10 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
         ValueError: as `select_unlabelled`.
     """
     started = _checked("consensus", inputs)
+    if len(inputs.images) < LEAST_FOR_CLUSTERS:
+        logger.warning(
+            "consensus has %d images: below %d its pick is often far off", len(inputs.images), LEAST_FOR_CLUSTERS
+        )
     found: list[criteria.Consensus] = []
 
     def scores(cells: list[np.ndarray]) -> np.ndarray:
