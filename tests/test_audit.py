@@ -15,29 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aselect_hf import cli, select_timestep
-from aselect_hf.audit import (
-    DO_NOT_TRUST,
-    TRUST,
-    UNCERTAIN,
-    VERDICTS,
-    Audit,
-    audit_timestep,
-    audited_timesteps,
-    doubt_of_pick,
-    judge_by_agreement,
-    judge_by_probe,
-    rank_correlation,
-    regret_by,
-    rule_name,
-    shares_of_picks,
-    untrained_twin,
-    verdict_of,
-    warn_of_model,
-    warn_of_pick,
-)
+from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep, verdict_of
+from aselect_hf.audit.audit import audited_timesteps, rank_correlation, regret_by, rule_name
+from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
+from aselect_hf.audit.suspicions import doubt_of_pick, shares_of_picks, untrained_twin, warn_of_model, warn_of_pick
+from aselect_hf.audit.verdicts import judge_by_agreement, judge_by_probe
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data import ImageData
-from aselect_hf.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import has_classes
 from aselect_hf.selection.result import SelectionCost
@@ -447,7 +431,7 @@ def run(monkeypatch, *arguments) -> int:
 @pytest.mark.parametrize(("verdict", "code"), [(TRUST, 0), (UNCERTAIN, 3), (DO_NOT_TRUST, 4)])
 def test_exit_codes(files, monkeypatch, capsys, tmp_path, verdict, code):
     """Noise has no classes; what is replaced is the judgement only."""
-    monkeypatch.setattr("aselect_hf.audit.judge_by_probe", lambda *arguments: (verdict, "because"))
+    monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda *arguments: (verdict, "because"))
     assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == code
     assert f"\n{verdict}: because\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["verdict"] == verdict
@@ -479,7 +463,7 @@ def test_nothing_is_left_of_a_failure(files, monkeypatch, tmp_path):
     def fail(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr("aselect_hf.audit.plot_audit", fail)
+    monkeypatch.setattr("aselect_hf.audit.result.plot_audit", fail)
     assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == 2
     assert list((tmp_path / "out").iterdir()) == []
 

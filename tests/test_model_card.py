@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from aselect_hf import select_timestep
 from aselect_hf.audit import Audit, audit_timestep
+from aselect_hf.audit.regret import Regret
 from aselect_hf.compare import Comparison, ComparisonRow
 from aselect_hf.conversion import save_model
 from aselect_hf.hub.card_merge import merge_cards
@@ -21,7 +22,6 @@ from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
 from aselect_hf.hub.upload import count_parameters, prepare_folder, prepare_upload
-from aselect_hf.regret import Regret
 
 TRAINING = {
     "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},

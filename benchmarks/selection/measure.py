@@ -27,10 +27,10 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from aselect_hf.audit import NUM_AUDITED
+from aselect_hf.audit.regret import best_exceeds, paired_regret
 from aselect_hf.criteria import ridge_predictions
 from aselect_hf.files import atomic_file
 from aselect_hf.probe import fit_in_parallel
-from aselect_hf.regret import best_exceeds, paired_regret
 from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
 from aselect_hf.selection.grid import iou_counts, iou_influence
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES

@@ -21,8 +21,8 @@ from matplotlib import pyplot
 from scipy.stats import spearmanr
 
 from aselect_hf.audit import NUM_AUDITED, TOLERANCE, VERDICTS, verdict_of
+from aselect_hf.audit.regret import Regret
 from aselect_hf.files import atomic_file
-from aselect_hf.regret import Regret
 from aselect_hf.selection.criterion import NUM_LABELLED
 from aselect_hf.selection.select import CHOOSE_FEATURES
 from benchmarks.selection.pairs import PAIRS
@@ -65,29 +65,33 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
     Returns:
         regrets: at every sample's pick, on the checkpoint's own feature.
         few_regrets: of samples of 64 images.
-        stable: share of those samples that pick the commonest timestep or a neighbour of it on the grid.
-        all: regret, mean over all features; like the next two only of pairs of which all were measured.
+        stable, few_stable: share of samples that pick the commonest timestep or a neighbour of it on the grid.
+        all: regret, mean over all features.
         rank: Spearman correlation of the rule's curve with the true one, mean over features.
         auto: block, kind and timestep chosen together, against the best of all; where the rule can.
     """
     truth = {name: 100 * np.array(curve["mean"]) for name, curve in content["truth"].items()}
     own = truth[content["default_feature"]]
     picks, few = (scores_of(content, rule, kind).argmax(axis=1) for kind in ("usual", "few"))
-    everywhere = feature_scores(content, rule) if len(truth) > 1 else {}
-    mode = int(np.bincount(few).argmax())
+    everywhere = feature_scores(content, rule)
     found = {
         "regrets": own.max() - own[picks],
         "few_regrets": own.max() - own[few],
-        "stable": float((np.abs(few - mode) <= 1).mean()),
+        "stable": _stability(picks[: len(few)]),  # the first draw of noise
+        "few_stable": _stability(few),
+        "all": float(np.mean([_regrets(truth[name], x).mean() for name, x in everywhere.items()])),
+        "rank": float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()])),
     }
-    if everywhere:
-        found["all"] = float(np.mean([_regrets(truth[name], x).mean() for name, x in everywhere.items()]))
-        found["rank"] = float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()]))
-    if everywhere and rule in CHOOSE_FEATURES:
+    if rule in CHOOSE_FEATURES:
         stacked = np.concatenate([*everywhere.values()], axis=1)
         flat = np.concatenate([*truth.values()])
         found["auto"] = float((flat.max() - flat[stacked.argmax(axis=1)]).mean())
     return found
+
+
+def _stability(picks: np.ndarray) -> float:
+    mode = int(np.bincount(picks).argmax())
+    return float((np.abs(picks - mode) <= 1).mean())
 
 
 def _regrets(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -120,15 +124,16 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
             cells.append(f"{max(x.mean() for x in own):.1f}, {max(x.max() for x in own):.1f}")
         means = {
             key: np.mean([np.mean(each[key]) for each in pairs.values() if key in each])
-            for key in ("few_regrets", "stable", "all", "rank", "auto")
+            for key in ("few_regrets", "few_stable", "stable", "all", "rank", "auto")
             if any(key in each for each in pairs.values())
         }
-        cells += [f"{means['few_regrets']:.1f}", f"{means['stable']:.0%}", f"{means['all']:.1f}"]
+        cells += [f"{means['stable']:.0%}", f"{means['few_regrets']:.1f}", f"{means['few_stable']:.0%}"]
+        cells += [f"{means['all']:.1f}"]
         cells += [f"{means['rank']:.2f}", f"{means['auto']:.1f}" if "auto" in means else "-"]
         rows.append(cells)
     return table(
         ["rule", "labels", "runs a timestep", "develop", "worst pair, sample", "confirm", "worst pair, sample",
-         "of 64 images", "stable", "all features", "rank", "`auto`"],
+         "stable", "of 64 images", "stable", "all features", "rank", "`auto`"],
         rows,
     )  # fmt: skip
 
@@ -141,11 +146,13 @@ def short(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) ->
         for role in ("develop", "confirm"):
             means = [pairs[pair]["regrets"].mean() for pair in roles if roles[pair] == role]
             cells.append(f"{np.mean(means):.1f} ({max(means):.1f})")
-        few, stable = (np.mean([np.mean(each[key]) for each in pairs.values()]) for key in ("few_regrets", "stable"))
-        rows.append([*cells, f"{few:.1f}", f"{stable:.0%}"])
+        stable, few, few_stable = (
+            np.mean([np.mean(each[key]) for each in pairs.values()]) for key in ("stable", "few_regrets", "few_stable")
+        )
+        rows.append([*cells, f"{stable:.0%}", f"{few:.1f}", f"{few_stable:.0%}"])
     counts = [sum(role == each for role in roles.values()) for each in ("develop", "confirm")]
     heads = [f"{role}, {count} pairs" for role, count in zip(("develop", "confirm"), counts, strict=True)]
-    return table(["rule", "labels", "runs a timestep", *heads, "of 64 images", "stable"], rows)
+    return table(["rule", "labels", "runs a timestep", *heads, "stable", "of 64 images", "stable"], rows)
 
 
 def by_pair(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> str:
@@ -167,7 +174,6 @@ def curves(contents: list[Content]) -> str:
         rows.append([
             content["pair"], content["default_feature"], f"{mean[0]:.1f}",
             f"{mean[best]:.1f} ± {deviation[best]:.1f} at t = {content['timesteps'][best]}", f"{mean[-1]:.1f}",
-            "-" if len(content["truth"]) == 1 else
             f"{100 * max(everywhere['mean']):.1f}, {name}, t = {content['timesteps'][best_of_all]}",
             "-" if fresh is None else f"{100 * max(fresh['mean']):.1f} at t = "
             f"{content['timesteps'][int(np.argmax(fresh['mean']))]}, last {100 * fresh['mean'][-1]:.1f}",
@@ -291,8 +297,7 @@ Made by `python -m benchmarks.selection.report` from `benchmarks/results/selecti
 `python -m benchmarks.selection.measure PAIR... --root ROOT` writes; the pairs, the commands that make their checkpoints
 and which of them developed the rules are in [pairs.py](../benchmarks/selection/pairs.py).
 
-{protocol} (The first pair measured, cifar10-short, has 3 and 30 samples where others have 1 and 20; every JSON holds
-its own protocol.)
+{protocol}
 
 Hardware: {hardware}. {versions}.
 
@@ -303,7 +308,6 @@ Hardware: {hardware}. {versions}.
 ## The truth, and where three rules pick
 
 Band: standard deviation over the probe's seeds. Size of a dot: how often. The axis of t is logarithmic from 20 on.
-Pairs without a best of all features were measured on the checkpoint's own feature alone.
 
 ![Curves of all pairs](curves.png)
 
@@ -312,11 +316,11 @@ Pairs without a best of all features were measured on the checkpoint's own featu
 ## All pairs together
 
 Points lost. `develop`, `confirm`: mean over pairs, in brackets the 95 % interval of that mean over samples of images
-and draws of noise; then the worst pair's mean, and the worst single sample. `of 64 images`: mean over all pairs of
-picks from 64 images (labelled for the rules with labels); `stable`: share of those that pick the commonest timestep or
-its neighbour on the grid. `all features`: mean over all blocks and kinds. `rank`: Spearman correlation with the true
-curve. `auto`: block, kind and timestep chosen together, against the best of all. The last three: of pairs of which all
-features were measured, and of `consensus` by the clusters of all features together.
+and draws of noise; then the worst pair's mean, and the worst single sample. `stable`: share of the samples that pick
+the commonest timestep or its neighbour on the grid. `of 64 images`: mean over all pairs of picks from 64 images
+(labelled for the rules with labels), and then how stable those are. `all features`: mean over all blocks and kinds.
+`rank`: Spearman correlation with the true curve. `auto`: block, kind and timestep chosen together, against the best of
+all. The last three are of `consensus` by the clusters of all features together.
 
 {summary}
 

@@ -1,0 +1,17 @@
+"""Whether to trust a timestep for one's own model and images, whoever picked it: one sentence, and the evidence."""
+
+from aselect_hf.audit.audit import NUM_AUDITED, audit_timestep
+from aselect_hf.audit.result import Audit
+from aselect_hf.audit.verdicts import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, VERDICTS, verdict_of
+
+__all__ = [
+    "DO_NOT_TRUST",
+    "NUM_AUDITED",
+    "TOLERANCE",
+    "TRUST",
+    "UNCERTAIN",
+    "VERDICTS",
+    "Audit",
+    "audit_timestep",
+    "verdict_of",
+]

@@ -1,0 +1,202 @@
+"""`audit_timestep`: take or make a pick, check it by another rule, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_regret, unpaired_deviations
+from aselect_hf.audit.result import Audit
+from aselect_hf.audit.suspicions import doubt_of_pick, shares_of_picks, untrained_twin, warn_of_model, warn_of_pick
+from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, judge_by_agreement, judge_by_probe
+from aselect_hf.data import ImageData
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
+from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, has_classes
+from aselect_hf.selection.select import NO_LABELS, automatic_method
+
+NUM_AUDITED = 1000
+"""Labelled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
+LEAST_CURVE = 3
+"""Timesteps that two rules must both have scored, for their curves to be compared."""
+
+
+def audit_timestep(
+    model: ASelectDiTModel,
+    images: Any,
+    *,
+    method: str = AUTO,
+    selection: TimestepSelection | None = None,
+    feature: str | None = None,
+    timesteps: Sequence[int] | int | None = None,
+    num_images: int | None = None,
+    tolerance: float = TOLERANCE,
+    pool_size: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    on_error: str = "stop",
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Audit:
+    """Pick a timestep, or take a pick that was made, then check it by a rule that shares nothing with the picking one.
+
+    With labels or masks: a leave-one-out ridge probe at every timestep on at most 1,000 images. The regret of the pick
+    by its curve, with bounds by a bootstrap over images (`regret.py` has the formulas), decides, see
+    `verdict_of`. For masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
+    The probe also runs on an untrained network of the same shape (memory for both is needed): a checkpoint that is not
+    surely better gets a warning, since verdicts are on timesteps.
+    Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one
+    picked), `"trust"` where picks are equal or neighbours on the grid, curves alike and the pick stable; see
+    `judge_by_agreement`. The curves of HFR are always there.
+
+    Args:
+        images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
+        method: the rule that picks, see `select_timestep`; `"fixed"` with `timestep=` audits a guess.
+        selection: a pick that was made already, instead of `method`, `feature`, `timesteps` and `options`: its feature
+            is used, and its timesteps (where it scored some of its candidates only, the default ones besides).
+        num_images: random images for every rule; default 64 for HFR, 1,000 for the probe, see `select_timestep`.
+        tolerance: points of the probe's score (accuracy or mean IoU) that the pick may lose.
+        pool_size: cells per side into which tokens are averaged for every rule that reads averages, see
+            `pooled_features`: as the features will be used.
+        options: of the method.
+
+    Raises:
+        ValueError: an argument is wrong, fewer than 2 timesteps or 3 images, and as `select_timestep`.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be a positive number of points, got {tolerance}")
+    data = ImageData.of(images, num_images or NUM_AUDITED).sample(num_images or NUM_AUDITED, seed).readable(on_error)
+    run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
+    run |= {"progress": progress}
+    if selection is None:
+        if method == AUTO:
+            method = automatic_method(data, options)
+        if method in (*CRITERIA, "grid"):
+            options["pool_size"] = pool_size
+        picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
+    else:
+        if method != AUTO or feature is not None or timesteps is not None or options:
+            raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
+        if selection.schedule != model.config.noise_schedule:
+            raise ValueError("selection was made for another noise schedule than the model's")
+        picked = selection
+    grid = audited_timesteps(model, picked, timesteps)
+    run |= {"feature": picked.feature, "timesteps": grid}
+    name = rule_name(picked, grid)
+    hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
+    labelled = data.masks is not None or has_classes(data.labels)
+    rule = "ridge" if labelled else "hfr" if picked.method == NO_LABELS else NO_LABELS
+    if rule == "hfr":
+        checked = hfr
+    elif rule == name and picked.timesteps == grid:
+        checked = picked
+    else:
+        if labelled:
+            run["num_images"] = num_images or NUM_AUDITED
+        checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
+    pick = grid.index(picked.timestep)
+    shares = shares_of_picks(picked, grid, seed)
+    warnings = warn_of_pick(hfr, picked, name, shares)
+    correlation = None if checked is picked else rank_correlation(picked, checked)
+    regret = regret_by(checked, pick, seed)
+    chance = untrained = None
+    if labelled:
+        informative = True
+        if data.masks is None:
+            chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
+            if checked.per_image_scores is not None:
+                informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
+        itself = "ridge" in (picked.method, picked.options.get("second"))
+        verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
+        if checked is not selection:
+            run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
+            twin = select_timestep(untrained_twin(model), data, method=rule, pool_size=pool_size, **run)
+            untrained = twin.scores[0]
+            warnings += warn_of_model(checked, twin, seed)
+        if checked.num_images < FEW_LABELLED:
+            warnings.append(f"the probe has only {checked.num_images} images: label {FEW_LABELLED} or more")
+    else:
+        if data.labels is not None:
+            warnings.append("the labels are not of 2 classes with 2 images each: they were not used")
+        if rule == NO_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+            warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
+        doubt = doubt_of_pick(hfr, picked, name, shares)
+        verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
+    return Audit(
+        verdict=verdict,
+        sentence=sentence,
+        warnings=warnings,
+        method=name,
+        checked_by=rule,
+        timestep=picked.timestep,
+        selections={"hfr": hfr, name: picked, rule: checked},
+        pick_shares=None if shares is None else shares.tolist(),
+        regret=regret if labelled else None,
+        chance=chance,
+        untrained=untrained,
+        rank_correlation=correlation,
+        tolerance=tolerance,
+    )
+
+
+def audited_timesteps(
+    model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
+) -> list[int]:
+    """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
+
+    Raises:
+        ValueError: they are fewer than 2.
+    """
+    grid = set(picked.timesteps) | {picked.timestep}
+    if not _scored_all(picked):
+        schedule = model.noise_schedule
+        if timesteps is None:
+            grid |= set(default_timesteps(schedule))
+        else:
+            grid |= set(default_timesteps(schedule, timesteps) if isinstance(timesteps, int) else timesteps)
+    if len(grid) < 2:
+        raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
+    return sorted(grid)
+
+
+def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
+    """See `Audit.method`."""
+    if picked.method != "hfr":
+        return picked.method
+    if not picked.options.get("noise_correction", True):
+        return "hfr, uncorrected"
+    return "hfr" if picked.timesteps == grid and _scored_all(picked) else "hfr, searched"
+
+
+def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
+    """Regret of the pick by another rule's curve; paired where that rule scores single images."""
+    if checked.per_image_scores is None:
+        deviations = unpaired_deviations(checked.standard_errors, pick, seed)
+        return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
+    outcomes = np.array(checked.per_image_scores)
+    span = float(np.ptp(outcomes)) if checked.method == "hfr" else 1.0
+    return paired_regret(checked.timesteps, outcomes, pick, seed, span)
+
+
+def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float | None:
+    """Spearman's, from -1 to 1, over timesteps that both scored; 0 of a constant curve, `None` of fewer than 3."""
+    curves = [dict(zip(each.timesteps, each.scores, strict=False)) for each in (one, other)]
+    common = sorted(set(curves[0]) & set(curves[1]))
+    if len(common) < LEAST_CURVE:
+        return None
+    first, second = ([curve[t] for t in common] for curve in curves)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(spearmanr(first, second).statistic)
+
+
+def _scored_all(picked: TimestepSelection) -> bool:
+    """Whether the rule scored every candidate on every image."""
+    options = picked.options
+    searched = options.get("search", "full") != "full" or options.get("early_stopping") is not None
+    return picked.method not in ("fixed", "shortlist") and not searched

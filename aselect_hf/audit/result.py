@@ -1,0 +1,96 @@
+"""What an audit found: saved, loaded, drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aselect_hf.audit.regret import Regret
+from aselect_hf.files import atomic_file, read_record
+from aselect_hf.plots import plot_audit
+from aselect_hf.selection import TimestepSelection
+
+
+@dataclass
+class Audit:
+    """A verdict on a timestep that a rule has picked.
+
+    Args:
+        verdict: `"trust"`, `"uncertain"` or `"do not trust"`.
+        sentence: the verdict and its reason.
+        warnings: what else a user should know.
+        method: the rule that picked; `"hfr, uncorrected"` and `"hfr, searched"` are an HFR other than that of the
+            whole corrected curve, which is `"hfr"`.
+        checked_by: the rule that checks: `"ridge"` (labels or masks), else `"consensus"`, and `"hfr"` for that one.
+        timestep: the pick.
+        selections: by name: `"hfr"`, always, then those of `method` and `checked_by`.
+        pick_shares: of every timestep of `"hfr"`, how often the rule picks it from other samples of the images, by
+            bootstrap; their sum is 1. `None` where the rule has no scores of single images.
+        regret: of the pick by the probe's curve, in points; `None` without labels.
+        chance: accuracy of always answering the commonest class; `None` without labels, and for masks.
+        untrained: score of the same probe on the same network with random weights, at the timestep where the checked
+            one is best; `None` without labels.
+        rank_correlation: Spearman's, of the picking rule's curve with the check's; `None` where the rule has no curve,
+            or is the check.
+        tolerance: points that the pick may lose.
+    """
+
+    verdict: str
+    sentence: str
+    warnings: list[str]
+    method: str
+    checked_by: str
+    timestep: int
+    selections: dict[str, TimestepSelection]
+    pick_shares: list[float] | None
+    regret: Regret | None
+    chance: float | None
+    untrained: float | None
+    rank_correlation: float | None
+    tolerance: float
+
+    @property
+    def picked(self) -> TimestepSelection:
+        """The selection under audit."""
+        return self.selections[self.method]
+
+    @property
+    def checked(self) -> TimestepSelection:
+        """The selection by the rule that checks."""
+        return self.selections[self.checked_by]
+
+    def describe(self) -> str:
+        """Verdict, sentence and warnings, a line each."""
+        return "\n".join([f"{self.verdict}: {self.sentence}", *(f"warning: {warning}" for warning in self.warnings)])
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything as JSON, whole or not at all; `load` reads it back equal."""
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Audit:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        return read_record(path, cls.from_dict, "audit")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Audit:
+        """Rebuild from the fields that `save` writes."""
+        fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
+        selections = {name: TimestepSelection.from_dict(each) for name, each in fields["selections"].items()}
+        regret = Regret(**fields["regret"]) if fields["regret"] else None
+        return cls(**fields | {"selections": selections, "regret": regret})
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw all curves, the bootstrap's picks and the pick; whole or not at all."""
+        with atomic_file(path) as temporary:
+            plot_audit(self, temporary)
+        return Path(path)

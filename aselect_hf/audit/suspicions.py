@@ -1,0 +1,117 @@
+"""What is suspicious about a pick, about the curves of HFR, and about the model: the warnings of an audit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from aselect_hf.audit.regret import paired_regret, pick_shares
+from aselect_hf.audit.verdicts import written
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import TimestepSelection
+from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS
+from aselect_hf.selection.select import NO_LABELS
+
+# What the warnings rest on (ours).
+PICK_RESAMPLES = 100
+STABLE_SHARE = 0.8
+"""Share of bootstrap picks at the commonest one and its neighbours, below which the pick is unstable."""
+NOISE_SHARE = 0.9
+"""Share of the images' HFR that pure noise reaches, from which the feature is mostly noise or position."""
+FEW_IMAGES = 32
+
+
+def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> list[str]:
+    """What is suspicious about the pick and HFR's curves.
+
+    Args:
+        hfr: the whole corrected curve.
+        name, shares: see `Audit`.
+    """
+    grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, []
+    pick, raw_pick = grid.index(picked.timestep), int(np.argmax(hfr.raw_scores or []))
+    enough = LEAST_FOR_CLUSTERS if picked.method == NO_LABELS else FEW_IMAGES
+    if picked.scores and picked.num_images < enough:
+        warnings.append(f"{written(name)} saw only {picked.num_images} images: give {enough} or more")
+    if shares is not None and not _is_stable(shares):
+        common = ", ".join(f"t = {grid[i]} ({shares[i]:.0%})" for i in np.argsort(-shares, kind="stable")[:3])
+        warnings.append(f"the pick is unstable: other samples of the images give {common}")
+    if name == "hfr, uncorrected" and schedule.log_snr(picked.timestep) < 0:
+        warnings.append(
+            f"HFR without noise correction picked t = {picked.timestep}, where the input is mostly noise: correct it"
+        )
+    elif picked.method == "hfr" and raw_pick > pick + 1 and schedule.log_snr(grid[raw_pick]) < 0:
+        warnings.append(
+            f"HFR without noise correction would pick t = {grid[raw_pick]}, where the input is mostly noise: "
+            "do not use the raw curve"
+        )
+    if (share := noise_share(hfr, picked.timestep)) >= NOISE_SHARE:
+        warnings.append(
+            f"at t = {picked.timestep} pure noise has {share:.0%} of the images' HFR: "
+            "the feature is mostly noise or position there"
+        )
+    return warnings
+
+
+def doubt_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> str:
+    """Why not to trust the pick even where rules agree; empty where nothing speaks against it."""
+    if shares is not None and not _is_stable(shares):
+        return f"the pick of {written(name)} is unstable"
+    if noise_share(hfr, picked.timestep) >= NOISE_SHARE:
+        return "the feature is mostly noise or position there"
+    return ""
+
+
+def noise_share(hfr: TimestepSelection, timestep: int) -> float:
+    """HFR of pure noise over that of the images, at a timestep; 0 where the images have none."""
+    at = hfr.timesteps.index(timestep)
+    raw, control = (hfr.raw_scores or [])[at], (hfr.control_scores or [])[at]
+    return control / raw if raw > 0 else 0.0
+
+
+def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np.ndarray | None:
+    """See `Audit.pick_shares`; `None` also where some images were not scored at some timesteps.
+
+    Standard errors do not stand in for scores of images: most of LogME's is common to all timesteps, and independent
+    draws of it would call every pick unstable.
+    """
+    scores = np.array(picked.per_image_scores or [], dtype=float)
+    if not scores.size or np.isnan(scores).any():
+        return None
+    shares = np.zeros(len(grid))
+    shares[[grid.index(t) for t in picked.timesteps]] = pick_shares(scores, seed, PICK_RESAMPLES)
+    return shares
+
+
+def _is_stable(shares: np.ndarray) -> bool:
+    """Whether the commonest pick and its neighbours on the grid are nearly all of them."""
+    mode = int(shares.argmax())
+    return bool(shares[max(mode - 1, 0) : mode + 2].sum() >= STABLE_SHARE)
+
+
+def untrained_twin(model: ASelectDiTModel) -> ASelectDiTModel:
+    """The same network, stored noise and VAE, with random weights: what a probe reads from architecture alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        twin: Any = type(model)(copy.deepcopy(model.config))
+    twin.to(model.device, next(model.layers.parameters()).dtype)  # the VAE may be of another one
+    twin.vae = model.vae
+    return twin.eval()
+
+
+def warn_of_model(probe: TimestepSelection, twin: TimestepSelection, seed: int) -> list[str]:
+    """Whether the best of the probe's curve is not surely above an untrained network there, on the same images.
+
+    Args:
+        twin: the probe of the untrained network, at that timestep.
+    """
+    best = probe.timesteps.index(probe.timestep)
+    outcomes = np.stack([np.array(x)[:, at] for x, at in ((twin.per_image_scores, 0), (probe.per_image_scores, best))])
+    if paired_regret([probe.timestep] * 2, outcomes.T, 0, seed).lower > 0:
+        return []
+    scores = f"{100 * max(probe.scores):.0f} % against {100 * twin.scores[0]:.0f} % at t = {probe.timestep}"
+    return [f"the features are not surely better than those of an untrained network ({scores}): "
+            "is the checkpoint trained, and read rightly?"]  # fmt: skip
