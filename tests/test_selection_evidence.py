@@ -89,3 +89,18 @@ def test_verdicts_of_picks_beside_what_they_truly_lose(content):
         *["trust"] * 2,
     ]
     assert report.audit_cases(content, "fixed t = 0", 1000) == [(pytest.approx(20), "do not trust")]
+
+
+def test_agreement_of_rules_beside_what_their_picks_lose(content):
+    own = content["own_scores"]
+    own["consensus"] = {"usual": [[[0, 2, 1], [2, 0, 1]]]}
+    own["hfr"] = {"usual": [[[0, 2, 1], [0, 1, 2]]]}
+    assert report.agreement_cases(content, "hfr", "consensus") == [
+        (pytest.approx(10), "trust"),
+        (pytest.approx(0), "do not trust"),
+    ]
+    assert report.agreement_cases(content, "consensus", "hfr")[1] == (pytest.approx(20), "uncertain")
+    content["audit"] = []
+    head, _, first, *_ = report.agreements([content]).splitlines()
+    assert first == "| hfr | consensus | 1 | 0% | 0% | 100% | 1 | 100% | 0% | 0% |"
+    assert head.count("|") == first.count("|")

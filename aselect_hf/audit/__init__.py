@@ -2,7 +2,15 @@
 
 from aselect_hf.audit.audit import NUM_AUDITED, audit_timestep
 from aselect_hf.audit.result import Audit
-from aselect_hf.audit.verdicts import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, VERDICTS, verdict_of
+from aselect_hf.audit.verdicts import (
+    DO_NOT_TRUST,
+    TOLERANCE,
+    TRUST,
+    UNCERTAIN,
+    VERDICTS,
+    verdict_of,
+    verdict_of_agreement,
+)
 
 __all__ = [
     "DO_NOT_TRUST",
@@ -14,4 +22,5 @@ __all__ = [
     "Audit",
     "audit_timestep",
     "verdict_of",
+    "verdict_of_agreement",
 ]

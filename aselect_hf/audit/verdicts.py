@@ -82,8 +82,6 @@ def judge_by_agreement(
 ) -> tuple[str, str]:
     """Verdict and sentence where there are no labels.
 
-    A pick of the rule that is best without labels (`docs/evidence.md`) is only doubted where the other one disagrees.
-
     Args:
         name: of the rule that picked, see `Audit.method`.
         grid: timesteps of the curves.
@@ -92,22 +90,36 @@ def judge_by_agreement(
         doubt: see `doubt_of_pick`; with any, the pick is not trusted.
     """
     picks = f"{written(name)} t = {picked.timestep}, {written(checked.method)} t = {checked.timestep}"
-    near = abs(grid.index(picked.timestep) - grid.index(checked.timestep)) <= NEAR
-    alike = correlation is not None and correlation >= ALIKE
-    unlike = correlation is not None and correlation < ALIKE
-    if not near and (refuted or unlike) and picked.method != NO_LABELS:
+    places = abs(grid.index(picked.timestep) - grid.index(checked.timestep))
+    agreement = verdict_of_agreement(places, correlation, refuted, picked.method == NO_LABELS)
+    if agreement == DO_NOT_TRUST:
         return DO_NOT_TRUST, (
             f"no labels, and independent rules disagree ({picks}): do not trust this; "
             f"label {FEW_LABELLED} images and run again"
         )
     evidence = picks if correlation is None else f"{picks}, rank correlation {correlation:.2f}"
-    if near and alike and not doubt:
+    if agreement == TRUST and not doubt:
         return (
             TRUST,
             f"no labels, but independent rules agree ({evidence}); labels would say how many points it may lose",
         )
-    how = f"agree, but {doubt}" if near and alike else "agree only in part"
+    how = f"agree, but {doubt}" if agreement == TRUST else "agree only in part"
     return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}): label {FEW_LABELLED} images to be sure"
+
+
+def verdict_of_agreement(places: int, correlation: float | None, refuted: bool, best_rule: bool) -> str:
+    """Whether to trust a pick, by that of an independent rule. How often it is right: `docs/evidence.md`.
+
+    Args:
+        places: of the grid, between the two.
+        correlation, refuted: see `judge_by_agreement`.
+        best_rule: whether the pick is of the rule that is best without labels: then it is at most uncertain.
+    """
+    alike = correlation is not None and correlation >= ALIKE
+    if places <= NEAR:
+        return TRUST if alike else UNCERTAIN
+    contradicted = refuted or (correlation is not None and not alike)
+    return DO_NOT_TRUST if contradicted and not best_rule else UNCERTAIN
 
 
 def written(name: str) -> str:
