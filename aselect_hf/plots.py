@@ -133,11 +133,11 @@ def plot_audit(audit: Audit, path: Path) -> None:
         label = f"{checked.score_name}, {checked.num_images} images"
         if audit.chance is not None:  # as a line it would flatten the curve
             label += f"; commonest class {100 * audit.chance:.0f} %"
-        if audit.untrained is not None:
-            check.plot(checked.timestep, 100 * audit.untrained, "x", color=COLORS["control"], label="untrained network")
         _band(check, checked.timesteps, 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors), label,
               "accuracy")  # fmt: skip
         _best(check, checked, "accuracy")
+        if audit.untrained is not None:
+            check.plot(checked.timestep, 100 * audit.untrained, "x", color=COLORS["control"], label="untrained network")
         check.set_ylabel(f"{checked.method} (%)")
     if rule := axes.get("rule"):
         label = f"{picked.score_name}, {picked.num_images} images"
