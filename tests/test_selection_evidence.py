@@ -63,7 +63,7 @@ def test_figures_of_a_rule(content):
     assert found["stable"] == 1
     assert found["all"] == pytest.approx((10 + 0) / 2)
     assert found["rank"] == pytest.approx((0.5 + 1) / 2)
-    assert found["auto"] == pytest.approx(0)
+    assert (found["own"], found["auto"]) == (pytest.approx(30), pytest.approx(0))
     assert "auto" not in report.figures(content, "hfr")
     np.testing.assert_allclose(report.figures(content, "fixed t = 100")["regrets"], [10])
 
