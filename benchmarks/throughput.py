@@ -3,7 +3,7 @@
     python -m benchmarks.throughput
     python -m benchmarks.throughput --sizes XL/2 --batch_sizes 8 --dtypes float32 --no-pixels --device cpu
 
-256 x 256 pixels: 32 x 32 x 4 latents of the VAE of Stable Diffusion. Protocol: `aselect_hf/benchmark.py`; the same
+256 x 256 pixels: 32 x 32 x 4 latents of the VAE of Stable Diffusion. Protocol: `aselect_hf/benchmark/`; the same
 numbers for a model of your own: `aselect benchmark MODEL`. Writes `benchmarks/results/throughput-<device>.json` and
 `.md` after every size and dtype, and prints the table.
 """

@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderTiny
 
 from aselect_hf import cli
-from aselect_hf.benchmark import CUT, DIFFUSERS, FIXED, OURS, VIT, Benchmark, benchmark_model, peak_memory
+from aselect_hf.benchmark import CUT, DIFFUSERS, FIXED, OURS, VIT, Benchmark, benchmark_model
+from aselect_hf.benchmark.measure import peak_memory
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.cost import count_flops, feature_flops
 from benchmarks import throughput

@@ -1,0 +1,213 @@
+"""Who is measured: ours, diffusers' network and a plain ViT, ready to give one feature."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from torch import nn
+from transformers import ViTConfig
+from transformers.models.vit.modeling_vit import ViTLayer, ViTPatchEmbeddings
+
+from aselect_hf.conversion import set_vae, to_diffusers
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.features import FEATURE_KINDS, parse_feature
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+"""By how much a feature may differ from diffusers', relative to its greatest value, in the least precise dtype used."""
+
+DIFFUSERS = "diffusers, whole network"
+CUT = "diffusers, cut in the hook"
+VIT = "plain ViT (limit)"
+OURS = "ours"
+FIXED = "ours, fixed timestep"
+HOOKED = {"hidden": "", "query": "attn1.to_q", "key": "attn1.to_k", "value": "attn1.to_v"}
+"""Features that a hook can read, with the module of a diffusers block that gives them."""
+
+
+@dataclass
+class Contender:
+    """Something that gives the feature `(batch, tokens, width)` of an input, with all the weights that it needs."""
+
+    name: str
+    run: Callable[[torch.Tensor], torch.Tensor]
+    modules: Sequence[nn.Module]
+    tolerance: float | None
+    """How far its feature may be from the first contender's, relative to its size; `None`: it is another function."""
+
+    def timed(self, batch: torch.Tensor) -> float:
+        """Seconds of one run."""
+        _synchronize(batch.device)
+        started = time.perf_counter()
+        self.run(batch)
+        _synchronize(batch.device)
+        return time.perf_counter() - started
+
+
+class Peers:
+    """Everything that the contenders are made of, built from one model."""
+
+    def __init__(self, model: ASelectDiTModel, feature: str) -> None:
+        config = model.config
+        self.model, self.feature, self.timestep = model, feature, model.default_timestep
+        self.fixed = model if config.fixed_timestep else model.fix_timestep(self.timestep, feature).eval()
+        self.vit = PlainViT(config, feature).to(model.device, model.dtype).eval()
+        self.transformer: Any = None
+        self.no_diffusers = ""
+        twin = _with_vae(model, None)
+        twin.config.timestep_freq_shift = 1  # the only one that diffusers can save; what the model has is set below
+        try:
+            self.transformer, self.scheduler = to_diffusers(twin)
+        except ValueError as error:
+            self.no_diffusers = str(error)
+            return
+        self.transformer.to(model.device)
+        for block in self.transformer.transformer_blocks:
+            block.norm1.emb.time_proj.downscale_freq_shift = config.timestep_freq_shift
+
+    def from_latents(self) -> list[Contender]:
+        """All that start at what the DiT sees."""
+        tolerance = TOLERANCES[self.model.dtype]
+        contenders = []
+        if self.transformer is not None:
+            for name, cut in ((DIFFUSERS, False), (CUT, True)):
+                contenders.append(Contender(name, self._hooked(cut), [self.transformer], tolerance))
+        if self.fixed is not self.model:
+            dit = _with_vae(self.model, None)
+            contenders.append(Contender(OURS, self._ours(dit, "latents"), [dit], tolerance))
+        dit = _with_vae(self.fixed, None)
+        contenders.append(Contender(FIXED, self._ours(dit, "latents"), [dit], tolerance))
+        return [*contenders, Contender(VIT, self.vit, [self.vit], None)]
+
+    def from_pixels(self) -> list[Contender]:
+        """All that start at pixels: diffusers with the model's own VAE, ours with several."""
+        config, vae = self.model.config, self.model.vae
+        contenders = []
+        if self.transformer is not None:
+            hooked, tolerance = self._hooked(cut=False), TOLERANCES[self.model.dtype]
+            name = f"{DIFFUSERS}, VAE {dtype_name(vae)}"
+            run = lambda pixels: hooked(self.model.encode(pixels))  # noqa: E731
+            contenders.append(Contender(name, run, [self.transformer, vae], tolerance))
+        fast = copy.deepcopy(vae).to(torch.bfloat16, memory_format=torch.channels_last)
+        vaes = {"VAE float32": copy.deepcopy(vae).float(), "VAE bfloat16 channels-last": fast}
+        if config.vae_downsampling == 8 and not isinstance(vae, AutoencoderTiny):
+            tiny: Any = AutoencoderTiny(latent_channels=config.num_channels)
+            vaes["AutoencoderTiny (random weights)"] = tiny.to(self.model.device, self.model.dtype)
+        for name, each in vaes.items():
+            dit, same = _with_vae(self.fixed, each), type(each) is type(vae)
+            tolerance = max(TOLERANCES[x.dtype] for x in (self.model, vae, each))
+            run = self._ours(dit, "pixel_values")
+            contenders.append(Contender(f"{FIXED}, {name}", run, [dit], tolerance if same else None))
+        return contenders
+
+    def _ours(self, model: ASelectDiTModel, argument: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        chosen: dict[str, Any] = {"feature": self.feature, "timestep": self.timestep}
+        return lambda batch: model(**{argument: batch}, **chosen).last_hidden_state
+
+    def _hooked(self, cut: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The feature as a forward hook on diffusers' DiT finds it; `cut` leaves the network there."""
+        config = self.model.config
+        index, kind = parse_feature(self.feature, config.num_hidden_layers)
+        module = self.transformer.transformer_blocks[index].get_submodule(HOOKED[kind])
+
+        def run(latents: torch.Tensor) -> torch.Tensor:
+            found: list[torch.Tensor] = []
+
+            def hook(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+                found.append(output)
+                if cut:
+                    raise FoundError
+
+            draws = self.model.stored_noise(latents).float()
+            noise = draws.expand(-1, len(latents), -1, -1, -1)
+            steps = torch.full((len(latents),), self.timestep, device=latents.device)
+            noisy = torch.cat([self.scheduler.add_noise(latents.float(), each, steps) for each in noise])
+            steps = steps.repeat(len(draws))
+            labels = torch.full_like(steps, config.num_condition_classes)
+            handle = module.register_forward_hook(hook)
+            try:
+                self.transformer(noisy.to(self.transformer.dtype), timestep=steps, class_labels=labels)
+            except FoundError:
+                pass
+            finally:
+                handle.remove()
+            return found[0] if len(draws) == 1 else found[0].unflatten(0, (len(draws), -1)).mean(dim=0)
+
+        return run
+
+
+class FoundError(Exception):
+    """Leaves a network from inside a hook."""
+
+
+class PlainViT(nn.Module):
+    """transformers' ViT layers on the same tokens: as many whole blocks as the feature takes, no class token."""
+
+    def __init__(self, config: ASelectDiTConfig, feature: str) -> None:
+        super().__init__()
+        index, kind = parse_feature(feature, config.num_hidden_layers)
+        attends = FEATURE_KINDS.index(kind) > FEATURE_KINDS.index("value")
+        vit = ViTConfig(
+            hidden_size=config.hidden_size,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=int(config.hidden_size * config.mlp_ratio),
+            hidden_act=config.hidden_act,
+            qkv_bias=config.attention_bias,
+            image_size=config.sample_size,
+            patch_size=config.patch_size,
+            num_channels=config.num_channels,
+        )
+        vit._attn_implementation = "sdpa"
+        self.num_noise_draws = config.num_noise_draws
+        self.patch_embeddings = ViTPatchEmbeddings(vit)
+        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, config.hidden_size))
+        self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(index + attends))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """`(batch * draws, tokens, width)`: every noise draw of a DiT is one more image for a ViT."""
+        latents = latents.repeat(self.num_noise_draws, 1, 1, 1).to(self.position_embeddings.dtype)
+        hidden_states = self.position_embeddings + self.patch_embeddings(latents)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+def checked_feature(config: ASelectDiTConfig, feature: str | None) -> str:
+    """The feature to measure."""
+    middle = f"blocks.{max(0, config.num_hidden_layers // 2 - 1)}.hidden"
+    default = str(config.feature) if config.fixed_timestep else middle
+    name = parse_feature(feature or default, config.num_hidden_layers)
+    if config.fixed_timestep and str(name) not in (config.fixed_to or {})["features"]:
+        raise config.fixed_error(f"feature {feature!r}")
+    if not config.fixed_timestep and name.kind not in HOOKED:
+        raise ValueError(f"feature must be of a kind that a hook reads ({', '.join(HOOKED)}), got {feature!r}")
+    return str(name)
+
+
+def _with_vae(model: ASelectDiTModel, vae: Any) -> ASelectDiTModel:
+    """A model that shares all weights with `model` but the VAE; `None` takes it out."""
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    twin.config = copy.deepcopy(model.config)
+    if vae is None:
+        twin.vae = None
+    else:
+        set_vae(twin, vae, decoder=False)
+    return twin
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def dtype_name(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
