@@ -16,8 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiTPipeline
 from safetensors.torch import load_file, save_file
 
 from aselect_hf import ASelectDiTModel
-from aselect_hf import conversion as conversion_module
-from aselect_hf.conversion import convert_checkpoint, load_checkpoint, load_model
+from aselect_hf.conversion import convert, convert_checkpoint, load_checkpoint, load_model, locate
 from aselect_hf.modeling.features import FEATURE_KINDS
 
 State = dict[str, torch.Tensor]
@@ -298,7 +297,7 @@ def test_the_schedule_is_the_schedulers(
 def test_base_model_and_licence_are_recorded(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion_module, "snapshot_download", lambda *_, **__: str(pipeline_folder))
+    monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: str(pipeline_folder))
     for model in (
         ASelectDiTModel.from_diffusers("someone/DiT-tiny"),
         convert_checkpoint("someone/DiT-tiny", tmp_path / "ours"),
@@ -580,7 +579,7 @@ def test_empty_and_missing_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(conversion_module, "snapshot_download", unreachable)
+    monkeypatch.setattr(locate, "snapshot_download", unreachable)
     refuse("neither a local path nor reachable", "someone/nothing", tmp_path / "out")
 
 
@@ -668,8 +667,8 @@ def test_an_interrupted_conversion_leaves_nothing(
         (folder / "half.safetensors").write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(conversion_module, "save_model", half)
-    monkeypatch.setattr(conversion_module, "save_diffusers", half)
+    monkeypatch.setattr(convert, "save_model", half)
+    monkeypatch.setattr(convert, "save_diffusers", half)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(type(error)):
         convert_checkpoint(transformer_folder, tmp_path / "out", to=to)
