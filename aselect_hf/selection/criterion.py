@@ -3,21 +3,16 @@
 What they share: pooled features of the sample at every candidate, from one sweep; with `feature="auto"`, of many blocks
 and kinds from the same sweep, and block and kind are chosen together with the timestep. The criteria and their
 sources are in `aselect_hf.criteria`.
-
-Standard errors are over images. Where every image is right or wrong by itself (`retrieval`, `ridge`, `knn`): of the
-mean over images, which is what a bootstrap of them tends to, classifiers and whitening held fixed. For the mean IoU of
-tokens: by bootstrap of images, as in the grid. Elsewhere: the jackknife over 10 random tenths of the images, because a
-bootstrap's duplicates lower a rank, and are found by their copies.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,8 +23,9 @@ from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
 from aselect_hf.probe import fit_in_parallel
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
-from aselect_hf.selection.grid import choose_tokens, iou_counts, iou_error, iou_influence, mean_iou, resolve_task
+from aselect_hf.selection.grid import choose_tokens, resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.judges import Judge, jackknifed, of_outcomes, one_by_one, predictor
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
 logger = logging.get_logger(__name__)
@@ -40,39 +36,9 @@ KINDS = ("query", "key", "value", "attention", "mlp", "hidden")
 NUM_UNLABELLED, NUM_LABELLED = 256, 500
 """Images by default, without labels and with."""
 MAX_TOKENS = 4000
-JACKKNIFE_GROUPS = 10
 LEAST_IMAGES = 3
 LEAST_FOR_CLUSTERS = 128
 """Images below which `consensus` is often far off (`docs/evidence.md`, the column of 64 images)."""
-
-
-class Evidence(NamedTuple):
-    """How sure a score is.
-
-    Args:
-        standard_error: over images.
-        per_image: `(images,)`, where the score is their mean.
-    """
-
-    standard_error: float
-    per_image: np.ndarray | None = None
-
-
-@dataclass
-class Judge:
-    """A criterion for candidates, whose features are `(rows, views, columns)` each.
-
-    Args:
-        name: of the method.
-        score_name: what the score is.
-        scores: of all candidates, of all features, together; higher is better.
-        evidence: of one candidate of the chosen feature, so that it may be dearer than the score; after `scores`.
-    """
-
-    name: str
-    score_name: str
-    scores: Callable[[list[np.ndarray]], Iterable[float]]
-    evidence: Callable[[np.ndarray], Evidence]
 
 
 @dataclass
@@ -109,7 +75,7 @@ def select_unlabelled(
     }[method]
     rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
     views = stored_noise_view(inputs, inputs.images)
-    judge = _jackknifed(method, score_name, lambda x, kept: criterion(x[kept, 0]), len(inputs.images), inputs.seed)
+    judge = jackknifed(method, score_name, lambda x, kept: criterion(x[kept, 0]), len(inputs.images), inputs.seed)
     return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
 
 
@@ -140,7 +106,7 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
         return criteria.clusters_logme(x[kept, 0], found[0].clusters[:, kept])
 
     score_name = "LogME of the clusters that timesteps agree on"
-    judge = _jackknifed("consensus", score_name, score, len(inputs.images), inputs.seed)
+    judge = jackknifed("consensus", score_name, score, len(inputs.images), inputs.seed)
     rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
     views = stored_noise_view(inputs, inputs.images)
     judge = dataclasses.replace(judge, scores=scores)
@@ -175,15 +141,15 @@ def select_by_views(
         judge = Judge(
             method,
             "images found among other views",
-            _one_by_one(criteria.view_retrieval),
-            lambda x: _of_outcomes(criteria.retrieved(x)),
+            one_by_one(criteria.view_retrieval),
+            lambda x: of_outcomes(criteria.retrieved(x)),
         )
     else:
         criterion, score_name = {
             "lidar": (criteria.lidar, "LiDAR (effective rank)"),
             "snr": (criteria.signal_to_noise, "share of variance between images"),
         }[method]
-        judge = _jackknifed(method, score_name, lambda x, kept: criterion(x[kept]), count, inputs.seed)
+        judge = jackknifed(method, score_name, lambda x, kept: criterion(x[kept]), count, inputs.seed)
     return _select(inputs, judge, views, rows, kinds, {"num_views": num_views, "pool_size": pool_size}, started)
 
 
@@ -210,8 +176,9 @@ def select_ridge(
     """
     started = _checked("ridge", inputs)
     data = _labelled("ridge", inputs, task, pool_size, max_tokens)
-    judge = _predictor(
-        "ridge", data, inputs.seed, lambda x: criteria.ridge_predictions(x, data.labels, groups=data.images).classes
+    labels, images = data.labels, data.images
+    judge = predictor(
+        "ridge", labels, images, inputs.seed, lambda x: criteria.ridge_predictions(x, labels, groups=images).classes
     )
     return _select(inputs, judge, data.views, data.rows, kinds, data.options, started)
 
@@ -237,8 +204,9 @@ def select_knn(
     data = _labelled("knn", inputs, task, pool_size, max_tokens)
     largest = 1 if data.images is None else int(np.bincount(data.images).max())
     k = min(neighbours, len(data.labels) - largest)
-    judge = _predictor(
-        "knn", data, inputs.seed, lambda x: criteria.knn_predictions(x, data.labels, k, groups=data.images)
+    labels, images = data.labels, data.images
+    judge = predictor(
+        "knn", labels, images, inputs.seed, lambda x: criteria.knn_predictions(x, labels, k, groups=images)
     )
     return _select(inputs, judge, data.views, data.rows, kinds, {"neighbours": neighbours} | data.options, started)
 
@@ -254,7 +222,7 @@ def select_logme(
     """Log evidence of the labels, per sample; samples and arguments as `select_ridge`."""
     started = _checked("logme", inputs)
     data = _labelled("logme", inputs, task, pool_size, max_tokens)
-    judge = _jackknifed(
+    judge = jackknifed(
         "logme", "LogME (log evidence per sample)", lambda x, kept: criteria.logme(x[kept, 0], data.labels[kept]),
         len(data.labels), inputs.seed, data.images, data.jackknife_strata,
     )  # fmt: skip
@@ -396,59 +364,3 @@ def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size:
         options["tokens"] = len(labels)
     views = stored_noise_view(inputs, data, segmentation=rows.segmentation)
     return Labelled(views, rows, labels, images, options)
-
-
-def _predictor(method: str, data: Labelled, seed: int, predict: Callable[[np.ndarray], np.ndarray]) -> Judge:
-    """A judge by left-out predictions: accuracy of images, or mean IoU of tokens."""
-    labels, images = data.labels, data.images
-    if images is None:
-        return Judge(
-            method,
-            f"leave-one-out accuracy ({method})",
-            _one_by_one(lambda x: float((predict(x[:, 0]) == labels).mean())),
-            lambda x: _of_outcomes((predict(x[:, 0]) == labels).astype(float)),
-        )
-
-    def counts(x: np.ndarray) -> np.ndarray:
-        return iou_counts(labels, predict(x[:, 0]), images)
-
-    return Judge(
-        method,
-        f"leave-one-image-out mean IoU (tokens, {method})",
-        _one_by_one(lambda x: float(mean_iou(counts(x).sum(axis=0)))),
-        lambda x: Evidence(iou_error(counts(x), seed), iou_influence(counts(x))),
-    )
-
-
-def _one_by_one(score: Callable[[np.ndarray], float]) -> Callable[[list[np.ndarray]], Iterable[float]]:
-    return lambda cells: fit_in_parallel(partial(score, cell) for cell in cells)
-
-
-def _of_outcomes(outcomes: np.ndarray) -> Evidence:
-    return Evidence(float(outcomes.std(ddof=1) / len(outcomes) ** 0.5), outcomes)
-
-
-def _jackknifed(
-    method: str,
-    score_name: str,
-    score: Callable[[np.ndarray, np.ndarray], float],
-    num_rows: int,
-    seed: int,
-    images: np.ndarray | None = None,
-    strata: np.ndarray | None = None,
-) -> Judge:
-    """A judge by `score(values, rows)`, whose error is the jackknife's over groups of images (alike in `strata`)."""
-    images = np.arange(num_rows) if images is None else images
-    num_images = int(images.max()) + 1
-    shuffled = np.random.default_rng(seed).permutation(num_images)
-    order = shuffled if strata is None else shuffled[np.argsort(strata[shuffled], kind="stable")]
-    num_groups = min(JACKKNIFE_GROUPS, num_images)
-    group_of = np.empty(num_images, dtype=np.int64)
-    group_of[order] = np.arange(num_images) % num_groups
-    group_of = group_of[images]
-
-    def evidence(x: np.ndarray) -> Evidence:
-        left = np.array([score(x, np.flatnonzero(group_of != group)) for group in range(num_groups)])
-        return Evidence(float(np.sqrt((num_groups - 1) * left.var())))
-
-    return Judge(method, score_name, _one_by_one(lambda x: score(x, np.arange(num_rows))), evidence)
