@@ -27,12 +27,12 @@ from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.conversion import load_model
 from aselect_hf.data import ImageData
+from benchmarks.selection.pairs import FASHION_GROUPS, coarse_labels
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "failure-modes"
 NUM_IMAGES, NUM_TIMESTEPS = 120, 8
 NUM_FLAT = 500  # flatness is shown by narrow bounds only
-COARSE = ((0, 2, 3, 4, 6), (1,), (5, 7, 9), (8,))  # garments, trousers, shoes, bags
 COLORS, WIDTH = 128, 720  # of the pictures
 FEATURE_BLOCK = 4  # of the shipped model's feature
 MASSIVE_BLOCK, MASSIVE_CHANNEL, MASSIVE_FACTOR = 1, 7, 300.0
@@ -118,10 +118,8 @@ def scale_positions(model: ASelectDiTModel) -> None:
 
 
 def measure_flat(sample: Sample) -> Measured:
-    names = np.zeros(10, dtype=np.int64)
-    for name, classes in enumerate(COARSE):
-        names[list(classes)] = name
-    coarse = ImageData(sample.images.items, names[np.asarray(sample.images.labels)], name="coarse sample")
+    labels = coarse_labels(np.asarray(sample.images.labels), FASHION_GROUPS)
+    coarse = ImageData(sample.images.items, labels, name="coarse sample")
     options = {"pool_size": 3, "num_images": NUM_FLAT}
     return Measured(
         {

@@ -35,7 +35,7 @@ from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
 from aselect_hf.selection.grid import iou_counts, iou_influence
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 from aselect_hf.versions import hardware, installed_versions
-from benchmarks.selection.pairs import PAIRS, Pair
+from benchmarks.selection.pairs import PAIRS, Pair, coarse_labels
 from benchmarks.selection.rules import IMAGES, LABELLED, RULES, Rule, score_of_classes
 from benchmarks.selection.sources import Features, Sources
 
@@ -85,8 +85,7 @@ class Measurement:
     def _truth_of(self, data: Any) -> tuple[np.ndarray, np.ndarray | None]:
         labels, images = self.sources.truth(data)
         if self.pair.coarse is not None:
-            group_of = {label: group for group, members in enumerate(self.pair.coarse) for label in members}
-            labels = np.array([group_of[label] for label in labels.tolist()])
+            labels = coarse_labels(labels, self.pair.coarse)
         return labels, images
 
     def _curves(self, train: Features, validation: Features) -> Features:

@@ -30,8 +30,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 FASHION_GROUPS = ((0, 2, 3, 4, 6), (1,), (5, 7, 9), (8,))  # worn above, trousers, shoes, bags
 CIFAR_GROUPS = ((0, 1, 8, 9), (2, 3, 4, 5, 6, 7))  # vehicles, animals
+
+
+def coarse_labels(labels: np.ndarray, groups: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """The group of every label."""
+    group_of = {label: group for group, members in enumerate(groups) for label in members}
+    return np.array([group_of[label] for label in labels.tolist()])
 
 
 @dataclass(frozen=True)

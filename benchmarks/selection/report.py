@@ -79,6 +79,7 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
     own = truth[content["default_feature"]]
     picks, few = (scores_of(content, rule, kind).argmax(axis=1) for kind in ("usual", "few"))
     everywhere = feature_scores(content, rule)
+    flat = np.concatenate([*truth.values()])
     found = {
         "regrets": own.max() - own[picks],
         "few_regrets": own.max() - own[few],
@@ -86,9 +87,8 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
         "few_stable": _stability(few),
         "all": float(np.mean([_regrets(truth[name], x).mean() for name, x in everywhere.items()])),
         "rank": float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()])),
+        "own": float((flat.max() - own[picks]).mean()),
     }
-    flat = np.concatenate([*truth.values()])
-    found["own"] = float((flat.max() - own[picks]).mean())
     if rule in CHOOSE_FEATURES:
         stacked = np.concatenate([*everywhere.values()], axis=1)
         found["auto"] = float((flat.max() - flat[stacked.argmax(axis=1)]).mean())
@@ -124,9 +124,7 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
         cells = [rule, "yes" if _labelled(rule) else "no", str(_runs(rule))]
         for role in ("develop", "confirm"):
             own = [pairs[pair]["regrets"] for pair in roles if roles[pair] == role]
-            size = min(map(len, own))
-            overall = np.mean([regrets[:size] for regrets in own], axis=0)
-            cells.append(f"{np.mean([regrets.mean() for regrets in own]):.1f} ({interval(overall)})")
+            cells.append(f"{np.mean(own):.1f} ({interval(np.mean(own, axis=0))})")
             cells.append(f"{max(x.mean() for x in own):.1f}, {max(x.max() for x in own):.1f}")
         means = {
             key: np.mean([np.mean(each[key]) for each in pairs.values() if key in each])
@@ -134,9 +132,8 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
             if any(key in each for each in pairs.values())
         }
         cells += [f"{means['stable']:.0%}", f"{means['few_regrets']:.1f}", f"{means['few_stable']:.0%}"]
-        cells += [f"{means['all']:.1f}"]
-        cells += [f"{means['rank']:.2f}", f"{means['own']:.1f}"]
-        cells += [f"{means['auto']:.1f}" if "auto" in means else "-"]
+        cells += [f"{means['all']:.1f}", f"{means['rank']:.2f}", f"{means['own']:.1f}"]
+        cells.append(f"{means['auto']:.1f}" if "auto" in means else "-")
         rows.append(cells)
     return table(
         ["rule", "labels", "runs a timestep", "develop", "worst pair, sample", "confirm", "worst pair, sample",
