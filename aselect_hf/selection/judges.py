@@ -70,14 +70,18 @@ def predictor(
             lambda x: of_outcomes((predict(x[:, 0]) == labels).astype(float)),
         )
 
-    def counts(x: np.ndarray) -> np.ndarray:
+    def counts_of(x: np.ndarray) -> np.ndarray:
         return iou_counts(labels, predict(x[:, 0]), images)
+
+    def evidence(x: np.ndarray) -> Evidence:
+        counts = counts_of(x)
+        return Evidence(iou_error(counts, seed), iou_influence(counts))
 
     return Judge(
         method,
         f"leave-one-image-out mean IoU (tokens, {method})",
-        one_by_one(lambda x: float(mean_iou(counts(x).sum(axis=0)))),
-        lambda x: Evidence(iou_error(counts(x), seed), iou_influence(counts(x))),
+        one_by_one(lambda x: float(mean_iou(counts_of(x).sum(axis=0)))),
+        evidence,
     )
 
 
