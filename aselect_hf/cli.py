@@ -29,6 +29,7 @@ from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
+from aselect_hf.selection.select import FEW_LABELS, NO_LABELS
 
 HFR_DEFAULTS = {name: p.default for name, p in inspect.signature(STRATEGIES["hfr"]).parameters.items()}
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
@@ -46,7 +47,8 @@ Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or 
 Feature = Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: the model's own.")]
 FeatureOrAuto = Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")]
 Method = Annotated[
-    str, typer.Option(help=f"The rule that picks: auto (labels: logme; none: consensus), {', '.join(STRATEGIES)}.")
+    str,
+    typer.Option(help=f"The rule that picks: auto (labels: {FEW_LABELS}; none: {NO_LABELS}), {', '.join(STRATEGIES)}."),
 ]
 FixedTimestep = Annotated[int | None, typer.Option(help="fixed: the timestep.")]
 Timesteps = Annotated[

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
-from aselect_hf.files import atomic_file, read_record
+from aselect_hf.files import Record, atomic_file
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_comparison
@@ -59,13 +59,15 @@ class ComparisonRow:
 
 
 @dataclass
-class Comparison:
+class Comparison(Record):
     """The table, its protocol, the same probe on raw pixels as a floor, and the audit of one pick, if any."""
 
     rows: list[ComparisonRow]
     raw_pixel_accuracies: list[float]
     protocol: dict[str, Any]
     audit: Audit | None = None
+
+    kind = "comparison"
 
     def row(self, strategy: str) -> ComparisonRow | None:
         return next((row for row in self.rows if row.strategy == strategy), None)
@@ -134,7 +136,7 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write `compare.json`, `.md` and `.png`, every strategy's selection and the audit's files into `folder`."""
+        """Write `compare.json` (which `load` reads), `.md` and `.png`, every selection and the audit's files."""
         folder = Path(folder)
         content = {
             "protocol": self.protocol,
@@ -156,17 +158,7 @@ class Comparison:
         return folder
 
     @classmethod
-    def load(cls, path: str | Path) -> Comparison:
-        """Read the `compare.json` that `save` wrote.
-
-        Raises:
-            ValueError: not such a file.
-        """
-        return read_record(path, cls.from_dict, "comparison")
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Comparison:
-        """Rebuild from the fields that `save` writes."""
+    def from_dict(cls, content: dict[str, Any]) -> Self:
         names = [entry.name for entry in dataclasses.fields(ComparisonRow)]
         rows = []
         for row in content["rows"]:

@@ -6,27 +6,34 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-Record = TypeVar("Record")
+from typing import Any, ClassVar, Self
 
 
-def read_record(path: str | Path, rebuild: Callable[[Any], Record], kind: str) -> Record:
-    """What `rebuild` makes of a JSON file.
+class Record:
+    """Base of what is saved as JSON and rebuilt by `from_dict`."""
 
-    Args:
-        kind: what the file should be, for the error.
+    kind: ClassVar[str]
+    """What such a file is, for errors."""
 
-    Raises:
-        ValueError: it cannot be read, or is not such a file.
-    """
-    try:
-        return rebuild(json.loads(Path(path).read_text()))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a saved {kind} ({error})") from error
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read the JSON that `save` wrote.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a saved {cls.kind} ({error})") from error
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Rebuild from the fields that `save` writes."""
+        raise NotImplementedError
 
 
 def check_writable(path: str | Path) -> Path:

@@ -46,8 +46,8 @@ def audit_timestep(
     """Pick a timestep, or take a pick that was made, then check it by a rule that shares nothing with the picking one.
 
     With labels or masks: a leave-one-out ridge probe at every timestep on at most 1,000 images. The regret of the pick
-    by its curve, with bounds by a bootstrap over images (`regret.py` has the formulas), decides, see
-    `verdict_of`. For masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
+    by its curve, with bounds by a bootstrap over images (`regret.py` has the formulas), decides, see `verdict_of`. For
+    masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
     The probe also runs on an untrained network of the same shape (memory for both is needed): a checkpoint that is not
     surely better gets a warning, since verdicts are on timesteps.
     Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one

@@ -6,16 +6,16 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aselect_hf.audit.regret import Regret
-from aselect_hf.files import atomic_file, read_record
+from aselect_hf.files import Record, atomic_file
 from aselect_hf.plots import plot_audit
 from aselect_hf.selection import TimestepSelection
 
 
 @dataclass
-class Audit:
+class Audit(Record):
     """A verdict on a timestep that a rule has picked.
 
     Args:
@@ -52,6 +52,8 @@ class Audit:
     rank_correlation: float | None
     tolerance: float
 
+    kind = "audit"
+
     @property
     def picked(self) -> TimestepSelection:
         """The selection under audit."""
@@ -73,17 +75,7 @@ class Audit:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Audit:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: not such a file.
-        """
-        return read_record(path, cls.from_dict, "audit")
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Audit:
-        """Rebuild from the fields that `save` writes."""
+    def from_dict(cls, content: dict[str, Any]) -> Self:
         fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls)}
         selections = {name: TimestepSelection.from_dict(each) for name, each in fields["selections"].items()}
         regret = Regret(**fields["regret"]) if fields["regret"] else None

@@ -7,11 +7,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from transformers import PreTrainedModel
 
-from aselect_hf.files import atomic_file, read_record
+from aselect_hf.files import Record, atomic_file
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 
 FORMAT = 1
@@ -34,7 +34,7 @@ class SelectionCost:
 
 
 @dataclass
-class TimestepSelection:
+class TimestepSelection(Record):
     """A chosen timestep with its curve.
 
     Args:
@@ -70,6 +70,8 @@ class TimestepSelection:
     control_scores: list[float] | None = None
     per_image_scores: list[list[float | None]] | None = None
     feature_scores: dict[str, list[float]] | None = None
+
+    kind = "timestep selection"
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -102,16 +104,7 @@ class TimestepSelection:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> TimestepSelection:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: not such a file.
-        """
-        return read_record(path, cls.from_dict, "timestep selection")
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> TimestepSelection:
+    def from_dict(cls, content: dict[str, Any]) -> Self:
         """Rebuild from the fields that `save` writes; others are ignored, those with a default may be absent."""
         fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls) if entry.name in content}
         return cls(**fields | {"cost": SelectionCost(**fields["cost"])})
