@@ -21,6 +21,8 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """By how much a feature may differ from diffusers', relative to its greatest value, in the least precise dtype used."""
+TF32_TOLERANCE = 0.02
+"""The same for float32 on a GPU that rounds its factors to TF32, as cuDNN does by default in convolutions."""
 
 DIFFUSERS = "diffusers, whole network"
 CUT = "diffusers, cut in the hook"
@@ -73,7 +75,7 @@ class Peers:
 
     def from_latents(self) -> list[Contender]:
         """All that start at what the DiT sees."""
-        tolerance = TOLERANCES[self.model.dtype]
+        tolerance = tolerance_of(self.model)
         contenders = []
         if self.transformer is not None:
             for name, cut in ((DIFFUSERS, False), (CUT, True)):
@@ -90,7 +92,7 @@ class Peers:
         config, vae = self.model.config, self.model.vae
         contenders = []
         if self.transformer is not None:
-            hooked, tolerance = self._hooked(cut=False), TOLERANCES[self.model.dtype]
+            hooked, tolerance = self._hooked(cut=False), tolerance_of(self.model)
             name = f"{DIFFUSERS}, VAE {dtype_name(vae)}"
             run = lambda pixels: hooked(self.model.encode(pixels))  # noqa: E731
             contenders.append(Contender(name, run, [self.transformer, vae], tolerance))
@@ -101,7 +103,7 @@ class Peers:
             vaes["AutoencoderTiny (random weights)"] = tiny.to(self.model.device, self.model.dtype)
         for name, each in vaes.items():
             dit, same = _with_vae(self.fixed, each), type(each) is type(vae)
-            tolerance = max(TOLERANCES[x.dtype] for x in (self.model, vae, each))
+            tolerance = max(map(tolerance_of, (self.model, vae, each)))
             run = self._ours(dit, "pixel_values")
             contenders.append(Contender(f"{FIXED}, {name}", run, [dit], tolerance if same else None))
         return contenders
@@ -207,6 +209,13 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def tolerance_of(model: Any) -> float:
+    """How far a feature of this model may be from that of a peer."""
+    rounded = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    tf32 = model.dtype == torch.float32 and model.device.type == "cuda" and rounded
+    return TF32_TOLERANCE if tf32 else TOLERANCES[model.dtype]
 
 
 def dtype_name(model: Any) -> str:

@@ -60,11 +60,11 @@ class Measurement:
     def run(self) -> dict[str, Any]:
         """The content of the pair's JSON."""
         sources, own = self.sources, self.sources.default_feature
-        curves = self._curves(sources[LABELLED], sources.validation_rows)
+        curves = self.curves(sources.labelled_rows, sources.validation_rows)
         scores = {
             name: self._scores(rule, sources[rule.source], rule.num_images, SAMPLES) for name, rule in RULES.items()
         }
-        fresh = self._curves(*sources.fresh_noise_rows)[own] if self.pair.fresh_noise else None
+        fresh = self.curves(*sources.fresh_noise_rows([own]))[own] if self.pair.fresh_noise else None
         return {
             "pair": self.pair.name,
             "role": self.pair.role,
@@ -88,7 +88,7 @@ class Measurement:
             labels = coarse_labels(labels, self.pair.coarse)
         return labels, images
 
-    def _curves(self, train: Features, validation: Features) -> Features:
+    def curves(self, train: Features, validation: Features) -> Features:
         """Of the probe, `(seeds, timesteps)` by feature."""
         truth, images = self._truth_of(self.sources.validation)
         generators = [np.random.default_rng(seed) for seed in range(SEEDS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -36,20 +37,35 @@ class Sources:
     Args:
         model, data: a folder, a Hub id or `"sample"`.
         segmentation: rows with labels are tokens.
+        device: where the model runs.
+        num_train, num_validation: images at most.
+        feature_filter: of `(name, the checkpoint's own feature, number of blocks)`, whether to measure it; default all
+            blocks, and the kinds of `feature="auto"`.
     """
 
-    def __init__(self, model: str, data: str, segmentation: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        data: str,
+        segmentation: bool,
+        *,
+        device: str | torch.device = "cpu",
+        num_train: int = TRAIN,
+        num_validation: int = VALIDATION,
+        feature_filter: Callable[[str, str, int], bool] | None = None,
+    ) -> None:
         self.model_name, self.segmentation = model, segmentation
-        self.model: ASelectDiTModel = load_model(model).eval()
+        self.model: ASelectDiTModel = load_model(model).to(device).eval()
         layers = self.model.config.num_hidden_layers
         self.timesteps = default_timesteps(self.model.noise_schedule)
         self.default_feature = str(parse_feature(str(self.model.config.feature), layers))
-        self.features = [name for name in list_features(layers) if parse_feature(name, layers).kind in KINDS]
+        wanted = feature_filter or (lambda name, own, depth: parse_feature(name, depth).kind in KINDS)
+        self.features = [name for name in list_features(layers) if wanted(name, self.default_feature, layers)]
         train = ImageData.of(load_images(data, "train", masks=segmentation))
         if (validation := _validation(data, segmentation)) is None:
             rows = np.random.default_rng(0).permutation(len(train))
-            train, validation = train.subset(rows[:-VALIDATION]), train.subset(rows[-VALIDATION:])
-        self.train, self.validation = train.sample(TRAIN, 0), validation.sample(VALIDATION, 0)
+            train, validation = train.subset(rows[:-num_validation]), train.subset(rows[-num_validation:])
+        self.train, self.validation = train.sample(num_train, 0), validation.sample(num_validation, 0)
         self._known: dict[str, Features] = {}
 
     def __getitem__(self, source: str) -> Features:
@@ -64,7 +80,7 @@ class Sources:
         """Labelled rows or image means of the default feature, with another draw of the stored noise."""
         key = f"{LABELLED if not self.segmentation else source} with noise {seed}"
         if key not in self._known:
-            model = load_model(self.model_name, noise_seed=seed).eval()
+            model = load_model(self.model_name, noise_seed=seed).to(self.model.device).eval()
             if self.segmentation and source == IMAGES:
                 self._known[key] = self._image_means([self.default_feature], model)
             else:
@@ -80,11 +96,15 @@ class Sources:
     def validation_rows(self) -> Features:
         return self._rows(self.validation, self.features, self.model)
 
-    @cached_property
-    def fresh_noise_rows(self) -> tuple[Features, Features]:
-        """Training and validation rows of the default feature, each image with noise of its own."""
+    @property
+    def labelled_rows(self) -> Features:
+        """Labelled rows of all features."""
+        return self[LABELLED]
+
+    def fresh_noise_rows(self, features: list[str]) -> tuple[Features, Features]:
+        """Training and validation rows, each image with noise of its own."""
         train, validation = (
-            self._rows(data, [self.default_feature], self.model, noise_seed=seed)
+            self._rows(data, features, self.model, noise_seed=seed)
             for seed, data in enumerate((self.train, self.validation))
         )
         return train, validation
@@ -157,9 +177,9 @@ class Sources:
                 noisy = model.noise_schedule.add_noise(signal, noise, t)
                 for first in range(0, len(some), BATCH):
                     part = noisy[first : first + BATCH]
-                    steps = torch.full((len(part),), t)
+                    steps = torch.full((len(part),), t, device=part.device)
                     for name, tokens in model.features_of_noisy(part, steps, features).items():
-                        found = high_frequency_ratio(tokens.float(), grid).numpy()
+                        found = high_frequency_ratio(tokens.float(), grid).cpu().numpy()
                         ratios[name][column, first : first + len(part), kind] = found
         return ratios
 

@@ -1,0 +1,242 @@
+"""How fast features come: against peers, with `torch.compile`, with every kernel of attention; and HFR's batch size."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.utils import is_flash_attn_2_available
+
+from aselect_hf import ASelectDiTConfig, ASelectDiTModel
+from aselect_hf.benchmark import FIXED, OURS, benchmark_model
+from aselect_hf.benchmark.measure import peak_memory
+from aselect_hf.data import ImageData
+from aselect_hf.selection import default_timesteps
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.sweep import HFRSweep
+from benchmarks.gpu.stage import Stage, timed
+from benchmarks.throughput import random_model
+
+TIMESTEP = 100
+WARM_UPS, RUNS = 3, 15
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "sample_size": 8, "patch_size": 2}
+KERNELS = {
+    "sdpa: flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa: cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa: efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa: math": SDPBackend.MATH,
+}
+IMPLEMENTATIONS = ("sdpa", "eager", *(["flash_attention_2"] if is_flash_attn_2_available() else []))
+HFR_IMAGES, HFR_BATCHES = 64, (8, 64, 256)
+HEADROOM = (6 * 2**30, 2 * 2**30)
+"""Bytes beyond the weights that a card is pretended to have, so that HFR's first batch does not fit."""
+
+
+def shapes(tiny: bool) -> dict[str, dict[str, Any]]:
+    """The networks that are timed, by name."""
+    if tiny:
+        return {"tiny": TINY}
+    return {name: {"preset": name} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2")}
+
+
+def build(shape: dict[str, Any], device: torch.device) -> ASelectDiTModel:
+    """Random weights; 32 x 32 x 4 latents, those of 256 pixels."""
+    common: dict[str, Any] = {"timestep": TIMESTEP, "timestep_freq_shift": 1}
+    if "preset" in shape:
+        config = ASelectDiTConfig.from_preset(shape["preset"], **common)
+    else:
+        config = ASelectDiTConfig(**shape | common)
+    return random_model(config).to(device)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Matrix products and convolutions of float32 in TF32, or exactly."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+def throughput(stage: Stage) -> None:
+    """`aselect benchmark` of the published shapes: diffusers whole and cut, ours, ours fixed, a plain ViT."""
+    sizes = (1, 2) if stage.setting.tiny else (1, 8, 64, 256)
+    for name, shape in shapes(stage.setting.tiny).items():
+        for precision in ("float32", "float32, tf32", "bfloat16"):
+            what = f"{name}, {precision}"
+            if not stage.has_time_for(what, 0 if stage.setting.tiny else 8):
+                continue
+            with stage.attempt(what), tf32("tf32" in precision):
+                model = build(shape, stage.device).to(getattr(torch, precision.split(",")[0]))
+                seconds = max(0.5, min(3.0, stage.left / 8))
+                result = benchmark_model(model, name=name, batch_sizes=sizes, max_seconds=seconds, progress=False)
+                for row in result.rows:
+                    stage.add("rows", summary(row.seconds, row.batch_size) | {
+                        "model": name, "precision": precision, "batch": row.batch_size, "contender": row.contender,
+                        "over_diffusers": row.over_diffusers, "over_limit": row.over_limit,
+                        "peak_memory_bytes": row.peak_memory_bytes, "gflop_per_image": row.flops_per_image / 1e9,
+                        "max_difference": row.max_difference,
+                    })  # fmt: skip
+                for skipped in result.skipped:
+                    stage.skip(what, ", ".join(f"{key} {value}" for key, value in skipped.items()))
+                stage.note("protocol", result.protocol)
+            free()
+
+
+def attention_and_compile(stage: Stage) -> None:
+    """One feature of half the network: every attention, with and without `torch.compile`, ours and ours fixed."""
+    tiny = stage.setting.tiny
+    names = ["tiny"] if tiny else ["DiT-S/2", "DiT-XL/2"]
+    for name in names:
+        model = build(shapes(tiny)[name], stage.device)
+        feature = f"blocks.{max(0, model.config.num_hidden_layers // 2 - 1)}.hidden"
+        for dtype in (torch.bfloat16, torch.float32):
+            model = model.to(dtype)
+            fixed = model.fix_timestep(TIMESTEP, feature).eval()
+            for contender, network in ((OURS, model), (FIXED, fixed)):
+                run = feature_of(network, feature)
+                for batch in (2,) if tiny else (1, 64):
+                    where = {"model": name, "dtype": str(dtype)[6:], "batch": batch, "contender": contender}
+                    latents = torch.randn(batch, 4, *(model.config.sample_size,) * 2, device=stage.device)
+                    compare_attention(stage, network, run, latents, where)
+                    compare_compiled(stage, network, feature, latents, where)
+        del model, fixed
+        free()
+
+
+def compare_attention(
+    stage: Stage, network: ASelectDiTModel, run: Callable[[torch.Tensor], Any], latents: torch.Tensor, where: dict
+) -> None:
+    """A row for every implementation in transformers, and for every kernel of PyTorch's own."""
+    reference: torch.Tensor | None = None
+    for attention in (*IMPLEMENTATIONS, *KERNELS):
+        what = ", ".join(map(str, [*where.values(), attention]))
+        if not stage.has_time_for(what, 1):
+            continue
+        implementation, _, kernel = attention.partition(":")
+        try:
+            with stage.attempt(what), sdpa_kernel(KERNELS[attention]) if kernel else nullcontext(), torch.no_grad():
+                network.set_attn_implementation(implementation)
+                seconds, output, peak = measure(lambda: run(latents), stage.device)
+                reference = output if reference is None else reference
+                row = {"attention": attention, "compiled": "no"} | extras(output, reference, peak)
+                stage.add("rows", where | summary(seconds, len(latents)) | row)
+        finally:
+            network.set_attn_implementation("sdpa")
+
+
+def compare_compiled(
+    stage: Stage, network: ASelectDiTModel, feature: str, latents: torch.Tensor, where: dict[str, Any]
+) -> None:
+    """A row with Inductor; of a single image also with CUDA graphs, which save the launches."""
+    backend: dict[str, Any] = {"backend": "eager"} if stage.setting.tiny else {}
+    modes = ["default"] + ["reduce-overhead"] * (len(latents) == 1 and stage.device.type == "cuda")
+    for mode in modes:
+        what = ", ".join(map(str, [*where.values(), "torch.compile", mode]))
+        if not stage.has_time_for(what, 0 if backend else 20):
+            continue
+        with stage.attempt(what), torch.no_grad():
+            torch.compiler.reset()
+            options = backend or {"mode": mode}
+            compiled = feature_of(torch.compile(network, fullgraph=True, dynamic=False, **options), feature)
+            _, first = timed(lambda: compiled(latents), stage.device)  # noqa: B023
+            seconds, output, peak = measure(lambda: compiled(latents), stage.device)  # noqa: B023
+            row = {"attention": "sdpa", "compiled": mode, "compile_seconds": first}
+            row |= extras(output, feature_of(network, feature)(latents), peak)
+            stage.add("rows", where | summary(seconds, len(latents)) | row)
+
+
+def feature_of(network: Any, feature: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda latents: network(latents=latents, timestep=TIMESTEP, feature=feature).last_hidden_state
+
+
+def measure(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[list[float], torch.Tensor, int | None]:
+    """Seconds of runs in a row after a warm-up, the output, and the bytes that one run takes beyond what was there."""
+    for _ in range(WARM_UPS):
+        output = run().clone()
+    _, peak = peak_memory(run, device)
+    return [timed(run, device)[1] for _ in range(RUNS)], output, peak
+
+
+def summary(seconds: list[float], batch: int) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return {"seconds": [median, min(seconds), max(seconds)], "runs": len(seconds), "images_per_second": batch / median}
+
+
+def extras(output: torch.Tensor, reference: torch.Tensor, peak: int | None) -> dict[str, Any]:
+    difference = float((output.float() - reference.float()).norm() / reference.float().norm())
+    return {"relative_difference": difference, "run_memory_bytes": peak}
+
+
+def hfr_batch_size(stage: Stage) -> None:
+    """The batch that HFR finds by itself, its time beside fixed ones, and what it finds on a card with little memory."""
+    tiny = stage.setting.tiny
+    for name in ["tiny"] if tiny else ["DiT-S/2", "DiT-XL/2"]:
+        with stage.attempt(name):
+            model = build(shapes(tiny)[name], stage.device).to(torch.bfloat16)
+            images = torch.randn(8 if tiny else HFR_IMAGES, 4, *(model.config.sample_size,) * 2)
+            sweep_once(model, images[:2], 2)
+            reference: np.ndarray | None = None
+            for batch in (None, *HFR_BATCHES):
+                if not stage.has_time_for(f"{name}, batch {batch}", 0 if tiny else 3):
+                    continue
+                found, row = sweep_once(model, images, batch)
+                reference = found if reference is None else reference
+                row["max_difference"] = float(np.abs(found - reference).max())
+                stage.add("rows", {"model": name, "memory": "all"} | row)
+            if stage.device.type == "cuda":
+                little_memory(stage, name, model, images, reference)
+        free()
+
+
+def little_memory(
+    stage: Stage, name: str, model: ASelectDiTModel, images: torch.Tensor, reference: np.ndarray | None
+) -> None:
+    """The same on a card of which this process may use little: the first batch must fail and be halved."""
+    total = torch.cuda.get_device_properties(stage.device).total_memory
+    for headroom in HEADROOM:
+        free()
+        allowed = torch.cuda.memory_allocated(stage.device) + headroom
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), stage.device)
+        try:
+            with stage.attempt(f"{name}, {headroom / 2**30:.0f} GiB"):
+                found, row = sweep_once(model, images, None)
+                difference = None if reference is None else float(np.abs(found - reference).max())
+                memory = f"{headroom / 2**30:.0f} GiB beyond the weights"
+                stage.add("rows", {"model": name, "memory": memory, "max_difference": difference} | row)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, stage.device)
+
+
+def sweep_once(model: ASelectDiTModel, images: torch.Tensor, batch_size: int | None) -> tuple[np.ndarray, dict]:
+    """HFR of all images at 20 timesteps, corrected, and a row of what it took."""
+    timesteps = default_timesteps(model.noise_schedule)
+    feature = str(model.config.feature)
+    inputs = SelectionInputs(model, ImageData(images), None, feature, timesteps, 0, batch_size, None, False)
+
+    def run() -> HFRSweep:
+        sweep = HFRSweep(inputs, {}, False)
+        with torch.inference_mode():
+            sweep.run([*range(len(timesteps))], len(images))
+        return sweep
+
+    sweep, seconds = timed(run, model.device)
+    passes = 2 * len(images) * len(timesteps)
+    row = {"asked": batch_size, "batch": sweep.batch_size, "seconds": seconds, "passes_per_second": passes / seconds}
+    return sweep.raw - sweep.control, row
+
+
+def free() -> None:
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

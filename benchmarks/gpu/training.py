@@ -1,0 +1,153 @@
+"""A class-conditional DiT in pixel space, trained by the package's own `pretrain` for the minutes that there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+
+from aselect_hf import ASelectDiTModel
+from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments
+from aselect_hf.training.pretrain import DenoisingObjective, build_config, pretrain
+from benchmarks.gpu.stage import Stage, synchronize
+
+IMAGES = "learned_sigma=false,num_channels=3,num_condition_classes=10"
+MODELS = {
+    False: PretrainModelArguments(preset="DiT-S/2", config_overrides=f"sample_size=32,{IMAGES}"),
+    True: PretrainModelArguments(
+        config_overrides=f"hidden_size=32,num_hidden_layers=3,num_attention_heads=2,patch_size=8,sample_size=32,{IMAGES}"
+    ),
+}
+BATCH = {False: 256, True: 8}
+SHORT, LONG = {False: 20, True: 2}, {False: 80, True: 4}
+"""Steps of two runs whose difference tells the time of a step, the start left out."""
+BARE_SECONDS = {False: 6.0, True: 0.5}
+RESERVE = {False: 12.0, True: 2.0}
+"""Seconds for the start of the run, and for writing the model."""
+SHARE = 0.95
+"""Of the remaining time, that the steps are planned for."""
+
+
+def model_dir(stage: Stage) -> Path:
+    return stage.setting.scratch / "cifar10-dit"
+
+
+def train(stage: Stage) -> None:
+    """Bare loops for comparison, two short runs that tell the time of a step, then the run; weights as float16, too."""
+    tiny, folder = stage.setting.tiny, model_dir(stage)
+    for checks in (True, False):
+        name = "bare loop" + ("" if checks else ", without checks of the inputs")
+        with stage.attempt(name):
+            stage.note(name, bare_loop(stage, checks))
+    seconds = [run(stage, steps, f"{steps} steps")["seconds"] for steps in (SHORT[tiny], LONG[tiny])]
+    per_step = max(1e-4, (seconds[1] - seconds[0]) / (LONG[tiny] - SHORT[tiny]))
+    stage.note("seconds_per_step", per_step)
+    stage.note("images_per_second", BATCH[tiny] / per_step)
+    steps = LONG[tiny] if tiny else max(LONG[tiny], int(SHARE * (stage.left - RESERVE[tiny]) / per_step))
+    record = run(stage, steps, folder.name)
+    stage.note("run", record | {"images": record["steps"] * BATCH[tiny]})
+    keep_half(folder, stage.setting.scratch / "checkpoint")
+
+
+def run(stage: Stage, steps: int, name: str) -> dict[str, Any]:
+    """`pretrain` with these steps; its record. A signal stops it where the stage ends."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tiny, folder, cuda = stage.setting.tiny, stage.setting.scratch / name, stage.device.type == "cuda"
+    shutil.rmtree(folder, ignore_errors=True)
+    args = PretrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=BATCH[tiny], learning_rate=5e-4,
+        num_warmup_steps=min(300, steps // 10), max_train_steps=steps, ema_decay=0.999 if steps > 2000 else 0.99,
+        mixed_precision="bf16" if cuda else "no", logging_steps=max(1, min(100, steps // 4)),
+    )  # fmt: skip
+    workers = max(1, min(14, (os.cpu_count() or 2) - 2)) if cuda else 0
+    data = DataArguments(dataset_name=str(stage.setting.data), dataloader_num_workers=workers)
+    with stopped_after(max(1.0, stage.left - RESERVE[tiny] / 2)):
+        model = pretrain(MODELS[tiny], data, args)
+    if (folder / "training.json").is_file():
+        return json.loads((folder / "training.json").read_text())
+    model.cpu().save_pretrained(folder)  # stopped early: the last weights, not their average
+    progress = json.loads((max(folder.glob("checkpoint*"), key=os.path.getmtime) / "progress.json").read_text())
+    return {"steps": progress["step"], "seconds": progress["seconds"], "history": progress["history"], "stopped": True}
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Ask a training to stop after so many seconds, as a cluster would; outside, the signal does nothing."""
+    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def bare_loop(stage: Stage, checks: bool) -> dict[str, float]:
+    """Images per second of the same network without the package's loop: random images on the device, no average."""
+    tiny, device = stage.setting.tiny, stage.device
+    torch.manual_seed(0)
+    model = ASelectDiTModel(build_config(MODELS[tiny])).to(device)
+    objective, optimizer = DenoisingObjective(model), torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if not checks:
+        model._check_input = model._check_labels = lambda *_: None  # type: ignore[assignment, method-assign]
+    pixels = torch.rand(BATCH[tiny], 3, 32, 32, device=device) * 2 - 1
+    batch = {"pixel_values": pixels, "labels": torch.arange(len(pixels), device=device) % 10}
+    steps, started = 0, 0.0
+    while not steps or time.perf_counter() - started < BARE_SECONDS[tiny]:
+        if steps == 0 and started == 0.0:
+            for _ in range(3):
+                bare_step(objective, optimizer, batch)
+            synchronize(device)
+            started = time.perf_counter()
+        bare_step(objective, optimizer, batch)
+        steps += 1
+        if steps % 10 == 0 or tiny:
+            synchronize(device)
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    return {"steps": steps, "seconds": seconds, "images_per_second": steps * len(pixels) / seconds}
+
+
+def bare_step(objective: DenoisingObjective, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
+    cuda = batch["labels"].device.type == "cuda"
+    with torch.autocast("cuda", dtype=torch.bfloat16) if cuda else nullcontext():
+        loss = objective(batch, DeviceDraws(batch["labels"]))["loss"]
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+class DeviceDraws:
+    """As `SampleDraws`, but drawn on the device for the whole batch: fast, and another batch gets other numbers."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.count, self.device = len(like), like.device
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.rand(self.count, *shape, device=self.device)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(self.count, *shape, device=self.device)
+
+    def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, (self.count, *shape), device=self.device)
+
+
+def keep_half(folder: Path, output: Path) -> None:
+    """The trained weights in float16, in files of less than 16 MB."""
+    shutil.rmtree(output, ignore_errors=True)
+    model = ASelectDiTModel.from_pretrained(folder, dtype=torch.float16)
+    model.save_pretrained(output, max_shard_size="15MB")
