@@ -91,12 +91,12 @@ def tests(stage: Stage) -> None:
 
 STAGES: dict[str, tuple[Callable[[Stage], None], float]] = {
     "environment": (environment, 5),
-    "tests": (tests, 100),
+    "tests": (tests, 110),
     "throughput": (throughput, 65),
     "attention": (attention_and_compile, 70),
     "batch_size": (hfr_batch_size, 30),
-    "train": (train, 150),
-    "curve": (curve, 85),
+    "train": (train, 120),
+    "curve": (curve, 110),
 }
 """Each with its seconds: more for `train`, if the stages before it leave some."""
 

@@ -40,7 +40,8 @@ def throughput(record: dict[str, Any]) -> list[str]:
 def attention(record: dict[str, Any]) -> list[str]:
     rows = [
         [row["model"], row["dtype"], row["batch"], row["contender"], row["attention"], row["compiled"], *speed(row),
-         gigabytes(row["run_memory_bytes"]), f"{row['relative_difference']:.1g}", f"{row.get('compile_seconds', 0):.0f}"]
+         gigabytes(row["run_memory_bytes"]), f"{row['relative_difference']:.1g}",
+         f"{row.get('compile_seconds', 0):.0f}"]
         for row in record.get("rows", [])
     ]  # fmt: skip
     columns = ("model", "dtype", "batch", "contender", "attention", "compiled", "images/s", "ms (range)", "memory")
