@@ -5,6 +5,10 @@
     python -m benchmarks.on_gpu --cpu --tiny
     python -m benchmarks.on_gpu --report runs/on-gpu/on-gpu.json
 
+Where packages are older or missing and nothing can be fetched, carry them: `pip install --no-deps --target site` the
+versions of `constraints.txt` that the machine lacks, pack the folder (`tar cJf`, a third of the wheels' size), unpack it
+there and put it first in `PYTHONPATH`.
+
 Stages, each with its own time, those that come late with what the early ones left:
 
     environment   card, driver, versions
