@@ -6,8 +6,8 @@
     python -m benchmarks.on_gpu --report runs/on-gpu/on-gpu.json
 
 Where packages are older or missing and nothing can be fetched, carry them: `pip install --no-deps --target site` the
-versions of `constraints.txt` that the machine lacks, pack the folder (`tar cJf`, a third of the wheels' size), unpack it
-there and put it first in `PYTHONPATH`.
+versions of `constraints.txt` that the machine lacks, pack the folder (`tar cJf`, a third of the wheels' size), unpack
+it there and put it first in `PYTHONPATH`.
 
 Stages, each with its own time, those that come late with what the early ones left:
 
@@ -97,10 +97,10 @@ STAGES: dict[str, tuple[Callable[[Stage], None], float]] = {
     "environment": (environment, 5),
     "tests": (tests, 110),
     "throughput": (throughput, 65),
-    "attention": (attention_and_compile, 70),
+    "attention": (attention_and_compile, 90),
     "batch_size": (hfr_batch_size, 30),
-    "train": (train, 120),
-    "curve": (curve, 110),
+    "train": (train, 110),
+    "curve": (curve, 100),
 }
 """Each with its seconds: more for `train`, if the stages before it leave some."""
 

@@ -96,30 +96,44 @@ def throughput(stage: Stage) -> None:
 
 
 def attention_and_compile(stage: Stage) -> None:
-    """One feature of half the network: every attention, with and without `torch.compile`, ours and ours fixed."""
+    """One feature of half the network, ours and ours fixed: every attention, then `torch.compile` as time allows."""
     tiny = stage.setting.tiny
-    names = ["tiny"] if tiny else ["DiT-S/2", "DiT-XL/2"]
-    for name in names:
-        model = build(shapes(tiny)[name], stage.device)
-        feature = f"blocks.{max(0, model.config.num_hidden_layers // 2 - 1)}.hidden"
-        for dtype in (torch.bfloat16, torch.float32):
-            model = model.to(dtype)
-            fixed = model.fix_timestep(TIMESTEP, feature).eval()
-            for contender, network in ((OURS, model), (FIXED, fixed)):
-                run = feature_of(network, feature)
-                for batch in (2,) if tiny else (1, 64):
-                    where = {"model": name, "dtype": str(dtype)[6:], "batch": batch, "contender": contender}
-                    latents = torch.randn(batch, 4, *(model.config.sample_size,) * 2, device=stage.device)
-                    compare_attention(stage, network, run, latents, where)
-                    compare_compiled(stage, network, feature, latents, where)
-        del model, fixed
-        free()
+    models = {name: build(shapes(tiny)[name], stage.device) for name in (["tiny"] if tiny else ["DiT-S/2", "DiT-XL/2"])}
+    batches = (2,) if tiny else (64, 1)
+    for dtype in (torch.float32, torch.bfloat16):  # the last rounds the weights
+        for name, model in models.items():
+            for contender, network in contenders_of(model.to(dtype)):
+                for batch in batches:
+                    compare_attention(stage, network, *question(model, name, contender, batch))
+    for batch in batches:
+        for name, model in models.items():
+            for contender, network in contenders_of(model):
+                compare_compiled(stage, network, *question(model, name, contender, batch))
+    del models, model, network
+    free()
+
+
+def middle(model: ASelectDiTModel) -> str:
+    """The output of the middle block."""
+    return f"blocks.{max(0, model.config.num_hidden_layers // 2 - 1)}.hidden"
+
+
+def contenders_of(model: ASelectDiTModel) -> list[tuple[str, ASelectDiTModel]]:
+    return [(FIXED, model.fix_timestep(TIMESTEP, middle(model)).eval()), (OURS, model)]
+
+
+def question(model: ASelectDiTModel, name: str, contender: str, batch: int) -> tuple[str, torch.Tensor, dict[str, Any]]:
+    """The feature, latents, and what a row says of them."""
+    latents = torch.randn(batch, 4, *(model.config.sample_size,) * 2, device=model.device)
+    where = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch, "contender": contender}
+    return middle(model), latents, where
 
 
 def compare_attention(
-    stage: Stage, network: ASelectDiTModel, run: Callable[[torch.Tensor], Any], latents: torch.Tensor, where: dict
+    stage: Stage, network: ASelectDiTModel, feature: str, latents: torch.Tensor, where: dict[str, Any]
 ) -> None:
     """A row for every implementation in transformers, and for every kernel of PyTorch's own."""
+    run = feature_of(network, feature)
     reference: torch.Tensor | None = None
     for attention in (*IMPLEMENTATIONS, *KERNELS):
         what = ", ".join(map(str, [*where.values(), attention]))
