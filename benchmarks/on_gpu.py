@@ -20,7 +20,8 @@ Stages, each with its own time, those that come late with what the early ones le
     curve         probes of that DiT at 20 timesteps, stored and fresh noise, and what every rule picks
 
 The results are in `OUTPUT_DIR/on-gpu.json`, written after every number; `--report` copies them to
-`benchmarks/results/on-gpu-<card>.json` and prints tables. The trained weights in float16 are in `SCRATCH/checkpoint`.
+`benchmarks/results/on-gpu-<card>.json`, writes their tables beside it and prints them. The trained weights in float16
+are in `SCRATCH/checkpoint`.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def tests(stage: Stage) -> None:
         text = log.read()
     stage.note("exit_code", code)
     stage.note("summary", text.strip().splitlines()[-1] if text.strip() else "")
-    stage.note("log", text[-TAIL:] if code != 0 else text[-500:])
-    print(text[-TAIL:] if code != 0 else text[-500:])
+    if code != 0:
+        stage.note("log", text[-TAIL:])
+    print(text[-TAIL:])
 
 
 STAGES: dict[str, tuple[Callable[[Stage], None], float]] = {
@@ -143,10 +145,12 @@ def report(path: Path) -> None:
     """Copy results to where they are kept, by the name of the card, and print their tables."""
     results = json.loads(path.read_text())
     card = re.sub(r"[^a-z0-9]+", "-", results["environment"]["hardware"].lower()).strip("-")
-    with atomic_file(RESULTS / f"on-gpu-{card}.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1))
-    print(markdown(results))
-    print(f"wrote {RESULTS}/on-gpu-{card}.json")
+    text = markdown(results)
+    for suffix, content in ((".json", json.dumps(results, indent=1)), (".md", text)):
+        with atomic_file(RESULTS / f"on-gpu-{card}{suffix}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print(text)
+    print(f"wrote {RESULTS}/on-gpu-{card}.json and .md")
 
 
 def main(argv: list[str] | None = None) -> None:

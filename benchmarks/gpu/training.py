@@ -80,7 +80,9 @@ def run(stage: Stage, steps: int, name: str, workers: int) -> dict[str, Any]:
     with stopped_after(max(1.0, stage.left - RESERVE[tiny] / 2)):
         model = pretrain(MODELS[tiny], data, args)
     if (folder / "training.json").is_file():
-        return json.loads((folder / "training.json").read_text())
+        record = json.loads((folder / "training.json").read_text())
+        record["arguments"]["output_dir"] = folder.name  # the results are published, paths of a machine are not
+        return record
     model.cpu().save_pretrained(folder)  # stopped early: the last weights, not their average
     progress = json.loads((max(folder.glob("checkpoint*"), key=os.path.getmtime) / "progress.json").read_text())
     return {"steps": progress["step"], "seconds": progress["seconds"], "history": progress["history"], "stopped": True}
