@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from transformers.utils import logging
 
 from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, Audit, audit_timestep
 from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
+from aselect_hf.classes import share_classes
 from aselect_hf.compare import compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
@@ -32,6 +34,7 @@ from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 from aselect_hf.selection.select import FEW_LABELS, NO_LABELS
 
 HFR_DEFAULTS = {name: p.default for name, p in inspect.signature(STRATEGIES["hfr"]).parameters.items()}
+TRAIN_SPLIT = "train"
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
 
 app = typer.Typer(
@@ -57,7 +60,9 @@ Timesteps = Annotated[
 NumImages = Annotated[
     int | None, typer.Option(help="Random images to look at; default: hfr 64, label-free criteria 256, few labels 500.")
 ]
-MaxSamples = Annotated[int | None, typer.Option("--max-samples", "--max_samples", help="Use at most this many images.")]
+MaxSamples = Annotated[
+    int | None, typer.Option("--max-samples", "--max_samples", help="Use a random sample of at most this many images.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the image sample and of the noise.")]
 BatchSize = Annotated[int, typer.Option(help="Forward passes run at once.")]
 AutoBatchSize = Annotated[
@@ -67,7 +72,7 @@ Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: wha
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 OnError = Annotated[str, typer.Option(help="At an unreadable image: 'stop', or 'skip' it.")]
 ImageColumn = Annotated[str, typer.Option(help="Column with the images.")]
-LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the labels (default: label, if there is one).")]
 OutputDir = Annotated[Path, typer.Option(help="Where to write.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where to keep pooled features.")]
 
@@ -82,7 +87,7 @@ def select(
     num_images: NumImages = None,
     split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
     image_column: ImageColumn = "image",
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     noise_correction: Annotated[bool, typer.Option(help="hfr: subtract the HFR of pure noise.")] = True,
     cutoff: Annotated[float, typer.Option(help="hfr: cycles per token above which a frequency is high.")] = 0.15,
     dims: Annotated[int, typer.Option(help="hfr: 2 for the patch grid, 1 for the token sequence.")] = 2,
@@ -110,7 +115,7 @@ def select(
     if method == "fixed":
         options = {"timestep": timestep}
     backbone = _load(model, device, dtype)
-    images = _images(data, split, image_column, label_column, max_samples, seed, on_error)
+    images = _images(data, split, image_column, label_column).sample(max_samples, seed, per_class=2).readable(on_error)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(atomic_directory(save_model)) if save_model else None
         selection = select_timestep(
@@ -145,7 +150,7 @@ def audit(
     pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
     split: Annotated[str, typer.Option(help="Split to look at.")] = "train",
     image_column: ImageColumn = "image",
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     seed: Seed = 0,
     batch_size: AutoBatchSize = None,
     device: Device = None,
@@ -165,7 +170,7 @@ def audit(
     options: dict[str, Any] = {"timestep": timestep} if timestep is not None else {}
     made = TimestepSelection.load(selection) if selection else None
     backbone = _load(model, device, dtype)
-    images = _images(data, split, image_column, label_column, None, seed, "stop")
+    images = _images(data, split, image_column, label_column)
     result = audit_timestep(
         backbone, images, method=method, selection=made, feature=feature, timesteps=_timesteps(timesteps),
         num_images=num_images, tolerance=tolerance, pool_size=pool_size, seed=seed, batch_size=batch_size,
@@ -196,7 +201,7 @@ def compare(
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
     test_split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
     image_column: ImageColumn = "image",
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     max_samples: MaxSamples = None,
     seed: Seed = 0,
     batch_size: AutoBatchSize = None,
@@ -210,10 +215,8 @@ def compare(
     check_writable(output_dir / "compare.json")
     backbone = _load(model, device, dtype)
     names = {"train": train_split, "validation": validation_split, "test": test_split}
-    splits = {
-        name: _images(data, split, image_column, label_column, max_samples, seed, on_error)
-        for name, split in names.items()
-    }
+    splits = share_classes({name: _images(data, split, image_column, label_column) for name, split in names.items()})
+    splits = {name: each.sample(max_samples, seed, per_class=1).readable(on_error) for name, each in splits.items()}
     comparison = compare_strategies(
         backbone, splits, strategies=[name.strip() for name in strategies.split(",")], feature=feature,
         timesteps=_timesteps(timesteps), num_images=num_images, seed=seed, num_seeds=num_seeds, probe=probe,
@@ -237,7 +240,7 @@ def features(
     pool: Annotated[bool, typer.Option(help="Token mean instead of all tokens.")] = True,
     split: Annotated[str, typer.Option(help="Split to read.")] = "train",
     image_column: ImageColumn = "image",
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     max_samples: MaxSamples = None,
     batch_size: BatchSize = 64,
     device: Device = None,
@@ -245,7 +248,11 @@ def features(
     on_error: OnError = "stop",
     output: Annotated[Path, typer.Option(help="Safetensors file to write.")] = Path("features.safetensors"),
 ) -> None:
-    """Extract features to a safetensors file, or list them."""
+    """Extract features to a safetensors file, or list them.
+
+    The file also has the `labels` (-1: none), and the names of their classes as JSON in its metadata, `label_names`.
+    Text has the same numbers as in the training split.
+    """
     backbone = _load(model, device, dtype)
     config = backbone.config
     if list_only:
@@ -256,7 +263,9 @@ def features(
     if data is None:
         raise ValueError("DATA is missing: give images, or --list")
     check_writable(output)
-    images = _images(data, split, image_column, label_column, max_samples, 0, on_error)
+    images = _images(data, split, image_column, label_column).sample(max_samples, 0).readable(on_error)
+    if images.label_names is not None and split != TRAIN_SPLIT:
+        images = images.with_classes(_names_from_training(images, data, image_column, label_column))
     parts: dict[str, list[Any]] = {}
     for batch in tqdm(images.batches(config, batch_size), total=-(-len(images) // batch_size), unit="batch"):
         extracted = backbone.extract_features(
@@ -268,10 +277,14 @@ def features(
         for name, value in extracted.items():
             parts.setdefault(name, []).append(value.cpu())
     tensors = {name: torch.cat(value) for name, value in parts.items()}
-    if images.labels is not None:
+    metadata: dict[str, str] = {}
+    if images.labels is None:
+        print(f"no labels are written: {images.no_labels}")
+    else:
         tensors["labels"] = torch.from_numpy(images.labels)
+        metadata["label_names"] = json.dumps(images.label_names)  # null: the labels are integers of the data set's own
     with atomic_file(output) as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata)
     for name, value in tensors.items():
         print(f"{name:28s} {tuple(value.shape)}")
     print(f"wrote {output}")
@@ -396,12 +409,18 @@ def _default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _images(
-    data: str, split: str, image_column: str, label_column: str, max_samples: int | None, seed: int, on_error: str
-) -> ImageData:
+def _images(data: str, split: str, image_column: str, label_column: str | None) -> ImageData:
     dataset = load_images(data, split)
-    images = ImageData.of(dataset, image_column=image_column, label_column=label_column, name=f"{data} ({split})")
-    return images.sample(max_samples, seed).readable(on_error)
+    return ImageData.of(dataset, image_column=image_column, label_column=label_column, name=f"{data} ({split})")
+
+
+def _names_from_training(images: ImageData, data: str, image_column: str, label_column: str | None) -> list[str]:
+    """Classes of the training split, if there is one, then those that only `images` have."""
+    try:
+        training = _images(data, TRAIN_SPLIT, image_column, label_column).class_names
+    except ValueError:
+        return images.class_names
+    return [*training, *(name for name in images.class_names if name not in set(training))]
 
 
 def _timestep_list(text: str | None) -> list[int] | None:

@@ -18,9 +18,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 from rich.table import Table
-from sklearn.model_selection import train_test_split
 
 from aselect_hf.audit import Audit, audit_timestep
+from aselect_hf.classes import share_classes, stratified_sample
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
 from aselect_hf.files import Record, atomic_file
@@ -188,7 +188,8 @@ def compare_strategies(
     """Run every strategy on the same data and score a probe at each choice; the protocol is the module's.
 
     Args:
-        splits: labelled `"train"`, `"validation"` and `"test"` images.
+        splits: labelled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
+            (`share_classes`). Images without a label are left out.
         strategies: names in `STRATEGIES`.
         num_images: images that strategies may see that do not need all; default each one's own number.
         num_seeds: probes per strategy, each on its own 80 % of the training split.
@@ -197,10 +198,12 @@ def compare_strategies(
     """
     if missing := [name for name in SPLITS if name not in splits]:
         raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
-    if unlabelled := [name for name in SPLITS if splits[name].labels is None]:
-        raise ValueError(f"compare needs labels; {', '.join(unlabelled)} has none")
+    for name in SPLITS:
+        if splits[name].labels is None:
+            raise ValueError(f"compare needs labels; {name} has none: {splits[name].no_labels}")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    splits = share_classes({name: splits[name] for name in SPLITS})
     run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
     chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
     rows: list[ComparisonRow] = []
@@ -223,6 +226,7 @@ def compare_strategies(
     _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
     protocol = {
         "images": " + ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
+        "classes": len(splits["train"].class_names),
         "probe": f"{probe} on {rows[0].selection.feature} averaged over {pool_size} x {pool_size} cells",
         "seeds": num_seeds,
         "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
@@ -254,8 +258,7 @@ def score_probes(
     validation = (features["validation"], labels["validation"])
     rows = np.arange(len(labels["train"]))
     parts = [rows] + [
-        train_test_split(rows, train_size=TRAIN_SHARE, stratify=labels["train"], random_state=seed)[0]
-        for seed in range(num_seeds)
+        stratified_sample(labels["train"], int(TRAIN_SHARE * len(rows)), seed) for seed in range(num_seeds)
     ]
     whole, *fitted = fit_in_parallel(
         partial(fit_probe, features["train"][part], labels["train"][part], *validation, kind=probe) for part in parts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +14,65 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from aselect_hf.masks import IGNORED, read_mask
+from aselect_hf.classes import (
+    UNLABELLED,
+    listed,
+    match_labels,
+    present_names,
+    read_labels,
+    stratified_sample,
+)
+from aselect_hf.masks import MaskClasses, mask_pixels, reduced
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.sources import SAMPLE_DATA, SAMPLE_MODEL, find_mask_column, load_images, load_mask_names
 
+logger = logging.get_logger(__name__)
+
 ON_ERROR = ("stop", "skip")
-SCANNED_MASKS = 256
+LABEL_COLUMN = "label"
+LABEL_KEYS = ("labels", "label")
+NOT_GIVEN = "none were given"
 
 __all__ = ["SAMPLE_DATA", "SAMPLE_MODEL", "ImageData", "image_pixels", "load_images", "split_train_validation"]
 
 
 class ImageData:
-    """A random-access collection of images with optional integer labels and segmentation masks.
+    """A random-access collection of images with optional labels and segmentation masks.
 
     Args:
         items: tensors `(channels, height, width)`, PIL images, image paths, or undecoded `datasets` images.
-        labels: one integer per item.
-        label_names: names of the classes.
+        labels: one per item, see `aselect_hf.classes.read_labels`.
+        label_names: names of the classes, in order; default: the integers, or the sorted names, that `labels` hold.
         name: what to call the collection in reports and errors.
         fingerprint: identifies the content, for caches; computed from the items where not given.
         masks: one per item, as large as its image: PIL images of one channel, paths, undecoded `datasets` images, or
             integer arrays `(height, width)`. Values are classes, 255 is ignored.
-        mask_names: names of the classes in the masks (after `reduce_labels`).
+        mask_names: names of the classes in the masks, in order (after `reduce_labels`), or by pixel value (before).
         reduce_labels: shift the classes in the masks by -1; 0 becomes ignored.
 
+    Attributes:
+        labels: `(images,)` int64, -1 for an image without a label; `None` where no image has one.
+        no_labels: why there are none, for messages.
+
     Raises:
-        ValueError: no items, or another number of labels or masks; reading an item raises it for a file that cannot be
-            read and for a mask that does not fit, by name.
+        ValueError: no items, or another number of labels or masks, or labels that are no classes; reading an item
+            raises it for a file that cannot be read and for a mask that does not fit, by name.
     """
 
     def __init__(
         self,
         items: Sequence[Any] | torch.Tensor | datasets.Dataset,
-        labels: np.ndarray | None = None,
+        labels: Any = None,
         label_names: list[str] | None = None,
         name: str = "images",
         fingerprint: str | None = None,
         masks: Sequence[Any] | torch.Tensor | datasets.Dataset | None = None,
-        mask_names: list[str] | None = None,
+        mask_names: Sequence[str] | Mapping[int, str] | None = None,
         reduce_labels: bool = False,
     ) -> None:
         if len(items) == 0:
@@ -61,8 +80,12 @@ class ImageData:
         for kind, values in (("labels", labels), ("masks", masks)):
             if values is not None and len(values) != len(items):
                 raise ValueError(f"{name}: {len(values)} {kind} for {len(items)} images")
-        self.items, self.labels, self.label_names, self.name = items, labels, label_names, name
-        self.masks, self.mask_names, self.reduce_labels = masks, mask_names, reduce_labels
+        self.items, self.name, self.masks, self.reduce_labels = items, name, masks, reduce_labels
+        self.mask_classes = MaskClasses.named(mask_names, reduce_labels) if mask_names else None
+        self.labels: np.ndarray | None = None
+        self.label_names, self.no_labels = label_names, NOT_GIVEN
+        if labels is not None:
+            self._label(*read_labels(labels, label_names, f"the labels of {name}"))
         self._fingerprint = fingerprint
 
     @classmethod
@@ -81,17 +104,18 @@ class ImageData:
         Args:
             num_images: how many images to take from a data loader, which has no random access; default all.
             split, config_name, masks: for a folder or Hub id, see `load_images`.
-            columns: for data sets, `image_column="image"`; `label_column="label"`; `mask_column`, default the first of
-                `mask`, `annotation`, `segmentation`, `label` that holds images; `mask_names`, default those of
-                `load_mask_names` for a folder or Hub id; `reduce_labels=False`; `name`.
+            columns: for data sets, `image_column="image"`; `label_column`, default `label` where there is one;
+                `mask_column`, default the first of `mask`, `annotation`, `segmentation`, `label` that holds images;
+                `mask_names`, default those of `load_mask_names` for a folder or Hub id; `reduce_labels=False`; `name`.
         """
         if isinstance(images, cls):
             return images
         if isinstance(images, str | Path):
             data = cls.of(load_images(images, split, config_name, masks=masks), **{"name": str(images)} | columns)
-            if data.masks is not None and data.mask_names is None:
-                names = load_mask_names(images)
-                data.mask_names = names[1:] if names and images == "sample" and data.reduce_labels else names
+            if data.masks is not None and data.mask_classes is None and (names := load_mask_names(images)):
+                if images == "sample":
+                    names = dict(enumerate(names))  # by pixel value: those of its labels begin at 1
+                data.mask_classes = MaskClasses.named(names, data.reduce_labels)
             return data
         if isinstance(images, datasets.DatasetDict):
             raise ValueError(f"images is a DatasetDict; pass one of its splits: {', '.join(images)}")
@@ -114,26 +138,96 @@ class ImageData:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Image.Image | torch.Tensor, int | None]:
-        """One decoded image with its label."""
-        return self.decode(index), None if self.labels is None else int(self.labels[index])
+        """One decoded image with its label, `None` where it has none."""
+        label = UNLABELLED if self.labels is None else int(self.labels[index])
+        return self.decode(index), None if label == UNLABELLED else label
 
     def subset(self, indices: Iterable[int]) -> ImageData:
         """The images at `indices`, in that order."""
         rows = [int(index) for index in indices]
-        labels = None if self.labels is None else self.labels[rows]
-        masks = None if self.masks is None else _take(self.masks, rows)
-        return ImageData(
-            _take(self.items, rows), labels, self.label_names, self.name,
-            masks=masks, mask_names=self.mask_names, reduce_labels=self.reduce_labels,
-        )  # fmt: skip
+        if not rows:
+            raise ValueError(f"{self.name} holds no images")
+        taken = self._changed(items=_take(self.items, rows), _fingerprint=None)
+        taken.masks = None if self.masks is None else _take(self.masks, rows)
+        if self.labels is not None:
+            taken._label(self.labels[rows], self.label_names)
+        return taken
 
-    def sample(self, num_images: int | None, seed: int) -> ImageData:
-        """A random subset, the same for the same seed; everything where there are no more than `num_images`."""
+    def sample(self, num_images: int | None, seed: int, *, per_class: int = 0) -> ImageData:
+        """A random subset, the same for the same seed; everything where there are no more than `num_images`.
+
+        Args:
+            per_class: where there are labels, take of every class its share, but at least so many where there is room
+                (`stratified_sample`); 0: any images.
+        """
         if num_images is None or num_images >= len(self):
             return self
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
+        if per_class and self.labels is not None:
+            return self.subset(stratified_sample(self.labels, num_images, seed, per_class))
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:num_images])
+
+    def labelled(self) -> ImageData:
+        """The images that have a label; how many have none is reported.
+
+        Raises:
+            ValueError: none has.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name} has no labels: {self.no_labels}")
+        if not self.num_unlabelled:
+            return self
+        logger.warning_once(f"{self.num_unlabelled:,} of {len(self):,} images of {self.name} have no label: not used")
+        return self.subset(np.flatnonzero(self.labels != UNLABELLED))
+
+    @property
+    def num_unlabelled(self) -> int:
+        """How many images have no label."""
+        return len(self) if self.labels is None else int((self.labels == UNLABELLED).sum())
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; integers without names are their own, those that images have."""
+        if self.label_names is not None:
+            return self.label_names
+        return [] if self.labels is None else present_names(self.labels, None)
+
+    def with_classes(self, names: Sequence[str], what: str | None = None, whose: str = "the given names") -> ImageData:
+        """The same images with their labels numbered by `names`, see `aselect_hf.classes.match_labels`."""
+        labels = self.labels
+        if labels is not None and self.label_names != list(names):
+            labels = match_labels(labels, self.label_names, names, what or f"images of {self.name}", whose)
+        return self._changed(labels=labels, label_names=list(names))
+
+    def with_mask_classes(self, classes: MaskClasses) -> ImageData:
+        """The same images with the classes in their masks numbered anew."""
+        return self._changed(mask_classes=classes)
+
+    def with_known_mask_classes(self, progress: bool = False) -> ImageData:
+        """The same images with the classes that their masks hold, unless those are known."""
+        if self.mask_classes is not None:
+            return self
+        return self.with_mask_classes(MaskClasses.found(self.mask_pixel_values(progress), self.reduce_labels))
+
+    def describe_classes(self) -> str:
+        """How many images every class has, for messages."""
+        if self.labels is None:
+            return f"no labels ({self.no_labels})"
+        counts = np.unique(self.labels[self.labels != UNLABELLED], return_counts=True)[1]
+        names = present_names(self.labels, self.label_names)
+        return "images by class: " + listed(names, counts.tolist())
+
+    def _label(self, labels: np.ndarray, names: list[str] | None) -> None:
+        """Take over what `read_labels` gave."""
+        self.labels, self.label_names = labels, names
+        if not (labels != UNLABELLED).any():
+            self.labels, self.no_labels = None, f"all {len(labels):,} are missing (-1, None or NaN)"
+
+    def _changed(self, **attributes: Any) -> ImageData:
+        changed = copy.copy(self)
+        changed.__dict__.update(attributes)
+        return changed
 
     def readable(self, on_error: str) -> ImageData:
         """With `on_error="skip"`, without the images that cannot be read, or their masks; with `"stop"`, unchanged.
@@ -183,27 +277,38 @@ class ImageData:
         if self.masks is None:
             raise ValueError(f"{self.name} has no masks")
         image = self.decode(index)
+        pixels, name = self._mask_pixels(index)
+        size = tuple(image.shape[-2:]) if isinstance(image, torch.Tensor) else (image.height, image.width)
+        if pixels.shape != size:
+            raise ValueError(f"{name} is {pixels.shape[0]} x {pixels.shape[1]} pixels, its image {size[0]} x {size[1]}")
+        if self.mask_classes is not None:
+            return image, self.mask_classes.of(pixels, name)
+        return image, reduced(pixels) if self.reduce_labels else pixels
+
+    @property
+    def mask_names(self) -> list[str] | None:
+        """Names of the classes in the masks, where they are known."""
+        return None if self.mask_classes is None else self.mask_classes.names
+
+    def num_mask_classes(self) -> int:
+        """Classes in the masks: one for each name or, without names, for each value that is not ignored in any mask."""
+        return len(self.with_known_mask_classes().mask_names or [])
+
+    def mask_pixel_values(self, progress: bool = False) -> list[int]:
+        """All values that pixels of any mask have, ascending; every mask is read."""
+        rows = tqdm(range(len(self)), desc=f"classes in the masks of {self.name}", unit="mask", disable=not progress)
+        found: set[int] = set()
+        for row in rows:
+            found.update(np.unique(self._mask_pixels(row)[0]).tolist())
+        return sorted(found)
+
+    def _mask_pixels(self, index: int) -> tuple[np.ndarray, str]:
+        """Pixel values of a mask `(height, width)`, and its name."""
+        assert self.masks is not None
         mask, name = self.masks[index], f"mask {index} of {self.name}"
         if not isinstance(mask, np.ndarray):
             mask, name = _open(mask, name)
-        classes = read_mask(mask, self.reduce_labels, name)
-        size = tuple(image.shape[-2:]) if isinstance(image, torch.Tensor) else (image.height, image.width)
-        if classes.shape != size:
-            raise ValueError(
-                f"{name} is {classes.shape[0]} x {classes.shape[1]} pixels, its image {size[0]} x {size[1]}"
-            )
-        highest = classes.max(where=classes != IGNORED, initial=0)
-        if self.mask_names is not None and highest >= len(self.mask_names):
-            raise ValueError(f"{name} holds the class {highest}, but only {len(self.mask_names)} classes have names")
-        return image, classes
-
-    def num_mask_classes(self) -> int:
-        """Classes in the masks: one a name, or else one more than the highest in (at most) 256 masks, evenly spaced."""
-        if self.mask_names is not None:
-            return len(self.mask_names)
-        rows = np.unique(np.linspace(0, len(self) - 1, SCANNED_MASKS).astype(int))
-        masks = (self.mask(int(row)) for row in rows)
-        return 1 + max(int(mask.max(where=mask != IGNORED, initial=0)) for mask in masks)
+        return mask_pixels(mask, name), name
 
     def batches(
         self, config: ASelectDiTConfig, batch_size: int, *, segmentation: bool = False, num_workers: int = 0
@@ -241,51 +346,71 @@ class ImageData:
         cls,
         dataset: datasets.Dataset,
         image_column: str = "image",
-        label_column: str = "label",
+        label_column: str | None = None,
         mask_column: str | None = None,
-        mask_names: list[str] | None = None,
+        mask_names: Sequence[str] | Mapping[int, str] | None = None,
         reduce_labels: bool = False,
         name: str = "images",
     ) -> ImageData:
         if image_column not in dataset.column_names:
             raise ValueError(f"the data set has no column {image_column!r}; it has {', '.join(dataset.column_names)}")
-        labels = label_names = None
-        feature = dataset.features.get(label_column)
-        if feature is not None and not isinstance(feature, datasets.Image):
-            values = np.asarray(dataset[label_column][:])
-            label_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-            if values.dtype.kind not in "iu":
-                names, values = np.unique(values, return_inverse=True)
-                label_names = [str(label) for label in names]
-            labels = values.astype(np.int64)
         mask_column = find_mask_column(dataset.features, image_column, mask_column)
         masks = None if mask_column is None else _undecoded(dataset, mask_column)
         if masks is None and (reduce_labels or mask_names):
             raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
-        return cls(
-            _undecoded(dataset, image_column), labels, label_names, name,
-            fingerprint=f"{dataset._fingerprint}-{image_column}", masks=masks, mask_names=mask_names,
-            reduce_labels=reduce_labels,
+        data = cls(
+            _undecoded(dataset, image_column), name=name, fingerprint=f"{dataset._fingerprint}-{image_column}",
+            masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
         )  # fmt: skip
+        data._read_label_column(dataset, label_column)
+        return data
+
+    def _read_label_column(self, dataset: datasets.Dataset, column: str | None) -> None:
+        """Labels of a data set. What is wrong with a column that the user did not name is told when labels are needed.
+
+        Raises:
+            ValueError: a column that the user named is not there, or does not hold classes.
+        """
+        name = column or LABEL_COLUMN
+        feature = dataset.features.get(name)
+        try:
+            if feature is None or isinstance(feature, datasets.Image):
+                there = "holds images instead of classes" if feature else "is not there"
+                raise ValueError(
+                    f"label_column {name!r} of {self.name} {there}; its columns are {', '.join(dataset.column_names)}"
+                )
+            names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+            values = dataset.with_format(None)[name][:]
+            self._label(*read_labels(values, names, f"the labels in column {name!r} of {self.name}"))
+        except ValueError as error:
+            if column is not None:
+                raise
+            self.no_labels = str(error)
 
     @classmethod
     def _of_loader(cls, loader: DataLoader, num_images: int | None) -> ImageData:
         pixels, labels, count = [], [], 0
         for batch in loader:
             if isinstance(batch, dict):
-                batch = (batch.get("pixel_values"), batch.get("labels"))
+                batch = (batch.get("pixel_values"), next((batch[key] for key in LABEL_KEYS if key in batch), None))
             images, *rest = batch if isinstance(batch, list | tuple) else (batch,)
             if not isinstance(images, torch.Tensor) or images.ndim != 4:
                 raise ValueError("a DataLoader must yield (batch, channels, height, width) tensors, (images, labels) "
                                  "pairs, or dicts with 'pixel_values'")  # fmt: skip
             pixels.append(images)
             if rest and rest[0] is not None:
-                labels.append(torch.as_tensor(rest[0]))
+                labels += rest[0].tolist() if isinstance(rest[0], torch.Tensor) else rest[0]
             count += len(images)
             if num_images is not None and count >= num_images:
                 break
-        images = torch.cat(pixels)[:num_images]
-        return cls(images, torch.cat(labels)[:num_images].numpy() if labels else None, name="data loader")
+        data = cls(torch.cat(pixels)[:num_images], name="data loader")
+        data.no_labels = "its batches are neither (images, labels) pairs nor dicts with 'labels' or 'label'"
+        if labels:
+            try:
+                data._label(*read_labels(labels[:num_images], what="the labels of the data loader"))
+            except ValueError as error:
+                data.no_labels = str(error)
+        return data
 
 
 def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> Callable[[list[Any]], torch.Tensor]:
@@ -310,19 +435,32 @@ def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> Cal
 
 
 def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData]:
-    """Hold out a random `share` of the images, the same of every class where there are labels.
+    """Hold out a random `share` of the images, of every class its share where there are labels.
+
+    One image of every class stays in the training part; classes that have no other are reported.
 
     Raises:
-        ValueError: `share` not between 0 and 1, or too few images (of a class) to split.
+        ValueError: `share` not between 0 and 1, or too few images to split.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
-    try:
-        parts = train_test_split(np.arange(len(data)), test_size=share, stratify=data.labels, random_state=seed)
-    except ValueError as error:
-        raise ValueError(f"cannot hold out {share} of the {len(data)} images of {data.name}: {error}") from error
-    train, held_out = (data.subset(sorted(part)) for part in parts)
-    return train, held_out
+    labels = np.zeros(len(data)) if data.labels is None else data.labels
+    kept = stratified_sample(labels, len(np.unique(labels)), seed)
+    rest = np.setdiff1d(np.arange(len(data)), kept)
+    num_held_out = math.ceil(len(data) * share)
+    if len(rest) < max(num_held_out, 1):
+        raise ValueError(
+            f"cannot hold out {share} of the {len(data)} images of {data.name}: one image of every class has to stay, "
+            f"which leaves {len(rest)}"
+        )
+    held_out = rest[stratified_sample(labels[rest], num_held_out, seed)]
+    train, validation = (data.subset(sorted(part)) for part in (set(range(len(data))) - {*held_out}, held_out))
+    if data.labels is not None:
+        without = [name for name in present_names(train.labels, data.label_names)
+                   if name not in present_names(validation.labels, data.label_names)]  # fmt: skip
+        if without:
+            logger.warning_once(f"{data.name}: too few images to hold any out of {listed(without)}; all of them train")
+    return train, validation
 
 
 def _take(items: Any, rows: list[int]) -> Any:

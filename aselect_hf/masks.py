@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,82 @@ IGNORED = 255
 """The class of pixels (and tokens) that neither training nor scores look at."""
 
 
-def read_mask(mask: Any, reduce_labels: bool, name: str) -> np.ndarray:
-    """Classes of the pixels, `(height, width)` int64, `IGNORED` where there is none.
+@dataclass(frozen=True)
+class MaskClasses:
+    """Which pixel values of masks are which classes.
+
+    Args:
+        names: of the classes, in order.
+        values: the pixel value of every class; -1 for one that these masks cannot hold.
+        reduce_labels: whether pixels of value 0 are ignored.
+
+    Raises:
+        ValueError: more than 255 classes, since 255 is the number of ignored pixels.
+    """
+
+    names: list[str]
+    values: list[int]
+    reduce_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.names) > IGNORED:
+            raise ValueError(
+                f"masks of {len(self.names):,} classes: at most {IGNORED} are supported (do the masks hold instances?)"
+            )
+
+    @classmethod
+    def named(cls, names: Sequence[str] | Mapping[int, str], reduce_labels: bool = False) -> MaskClasses:
+        """Of names for the values 0, 1, 2, ... (with `reduce_labels` 1, 2, 3, ...), or of a name for each value."""
+        if not isinstance(names, Mapping):
+            names = dict(enumerate(names, start=int(reduce_labels)))
+        named = {int(value): str(name) for value, name in names.items() if not (reduce_labels and int(value) == 0)}
+        return cls([named[value] for value in sorted(named)], sorted(named), reduce_labels)
+
+    @classmethod
+    def found(cls, values: Iterable[int], reduce_labels: bool = False) -> MaskClasses:
+        """Of the pixel values that masks hold. Classes 0, 1, 2, ... are named by number, others by pixel value."""
+        kept = sorted({*values} - ignored_values(reduce_labels))
+        if kept == [*range(reduce_labels, reduce_labels + len(kept))]:
+            return cls.named([str(number) for number in range(len(kept))], reduce_labels)
+        return cls([str(value) for value in kept], kept, reduce_labels)
+
+    def of(self, pixels: np.ndarray, name: str) -> np.ndarray:
+        """Classes of pixel values: int64 of the same shape, `IGNORED` where there is none.
+
+        Args:
+            name: of the mask, for errors.
+
+        Raises:
+            ValueError: a value that is no class.
+        """
+        order = np.argsort(self.values)
+        values = np.asarray(self.values)[order]
+        at = np.searchsorted(values, pixels).clip(max=len(values) - 1)
+        known = values[at] == pixels
+        if unknown := self.unknown(np.unique(pixels[~known]).tolist()):
+            raise ValueError(f"{name} holds the class {unknown[-1]}, but only {len(self.names)} classes have names")
+        return np.where(known, order[at], IGNORED)
+
+    def unknown(self, values: Iterable[int]) -> list[int]:
+        """Those of some pixel values that are neither classes nor ignored."""
+        return sorted({*values} - {*self.values} - ignored_values(self.reduce_labels))
+
+    def ordered_as(self, names: Sequence[str]) -> MaskClasses:
+        """The same values, with classes in the order of `names`."""
+        values = dict(zip(self.names, self.values, strict=True))
+        return MaskClasses([*names], [values.get(name, -1) for name in names], self.reduce_labels)
+
+
+def ignored_values(reduce_labels: bool) -> set[int]:
+    """Pixel values that are ignored unless they have a name."""
+    return {IGNORED, 0} if reduce_labels else {IGNORED}
+
+
+def mask_pixels(mask: Any, name: str) -> np.ndarray:
+    """Values of the pixels, `(height, width)` int64.
 
     Args:
         mask: PIL image of one channel (the indices of a palette image, else the values), or an integer array.
-        reduce_labels: shift classes by -1, so that class 0 is ignored, as Segformer's `do_reduce_labels`.
         name: of the mask, for errors.
 
     Raises:
@@ -29,15 +101,18 @@ def read_mask(mask: Any, reduce_labels: bool, name: str) -> np.ndarray:
             f"{name} has mode {mask.mode}: a mask must have one channel whose integers are classes "
             "(a PNG of mode L, P, I or I;16)"
         )
-    classes = np.asarray(mask)
-    if classes.ndim != 2 or classes.dtype.kind not in "biu":
-        raise ValueError(f"{name} must be integers (height, width), got {classes.dtype} {classes.shape}")
-    classes = classes.astype(np.int64)
-    if classes.min() < 0:
-        raise ValueError(f"{name} holds the negative class {classes.min()}; ignored pixels are {IGNORED}")
-    if reduce_labels:
-        classes = np.where((classes == 0) | (classes == IGNORED), IGNORED, classes - 1)
-    return classes
+    pixels = np.asarray(mask)
+    if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
+        raise ValueError(f"{name} must be integers (height, width), got {pixels.dtype} {pixels.shape}")
+    pixels = pixels.astype(np.int64)
+    if pixels.min() < 0:
+        raise ValueError(f"{name} holds the negative class {pixels.min()}; ignored pixels are {IGNORED}")
+    return pixels
+
+
+def reduced(pixels: np.ndarray) -> np.ndarray:
+    """Classes shifted by -1, so that class 0 is ignored, as Segformer's `do_reduce_labels`."""
+    return np.where((pixels == 0) | (pixels == IGNORED), IGNORED, pixels - 1)
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> torch.Tensor:

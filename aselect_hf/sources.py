@@ -101,14 +101,14 @@ def sample_masks(dataset: Any) -> Any:
     return dataset.map(add_mask, features=features, **progress)
 
 
-def load_mask_names(source: str | Path) -> list[str] | None:
-    """Names of the classes in a data set's masks, in order.
+def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
+    """Names of the classes in a data set's masks, in order; by pixel value, where those are not 0, 1, 2, ...
 
     They are read from `id2label.json` (`{"0": "wall", ...}`, the convention of segmentation data sets on the Hub) in
     the folder or Hub repository `source`. `None` where there is no such file, or the Hub cannot be reached.
 
     Raises:
-        ValueError: the file does not name the classes 0, 1, 2, ...
+        ValueError: the file does not name classes by number, or only one that is not 0.
     """
     if source == "sample":
         return ["background", *load_images("sample").features["label"].names]
@@ -121,9 +121,13 @@ def load_mask_names(source: str | Path) -> list[str] | None:
     if not file.is_file():
         return None
     try:
-        names = json.loads(file.read_text())
-        return [str(names[str(index)]) for index in range(len(names))]
-    except (ValueError, KeyError, TypeError) as error:
+        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        if sorted(names) == [*range(len(names))]:
+            return [names[value] for value in range(len(names))]
+        if min(names) < 0 or len(names) < 2:
+            raise ValueError(f"it names {', '.join(map(str, names))}")
+        return names
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} must name the classes 0, 1, 2, ... as {{'0': name, ...}} ({error!r})") from error
 
 

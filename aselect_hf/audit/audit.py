@@ -13,11 +13,12 @@ from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paire
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.suspicions import doubt_of_pick, shares_of_picks, untrained_twin, warn_of_model, warn_of_pick
 from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, judge_by_agreement, judge_by_probe
+from aselect_hf.classes import has_classes
 from aselect_hf.data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, has_classes
-from aselect_hf.selection.select import NO_LABELS, automatic_method
+from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, LEAST_PER_CLASS
+from aselect_hf.selection.select import NO_LABELS, automatic_method, report_unused_labels
 
 NUM_AUDITED = 1000
 """Labelled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
@@ -70,12 +71,21 @@ def audit_timestep(
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of points, got {tolerance}")
-    data = ImageData.of(images, num_images or NUM_AUDITED).sample(num_images or NUM_AUDITED, seed).readable(on_error)
+    data = ImageData.of(images, num_images or NUM_AUDITED)
+    labelled = data.masks is not None or has_classes(data.labels)
+    warnings = []
+    if labelled and data.masks is None:
+        if unlabelled := data.num_unlabelled:
+            warnings.append(f"{unlabelled:,} of {len(data):,} images have no label: not used")
+        data = data.labelled()
+    data = data.sample(num_images or NUM_AUDITED, seed, per_class=LEAST_PER_CLASS if labelled else 0)
+    data = data.readable(on_error)
     run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
     run |= {"progress": progress}
     if selection is None:
         if method == AUTO:
             method = automatic_method(data, options)
+            report_unused_labels(data, method)
         if method in (*CRITERIA, "grid"):
             options["pool_size"] = pool_size
         picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
@@ -89,7 +99,6 @@ def audit_timestep(
     run |= {"feature": picked.feature, "timesteps": grid}
     name = rule_name(picked, grid)
     hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
-    labelled = data.masks is not None or has_classes(data.labels)
     rule = "ridge" if labelled else "hfr" if picked.method == NO_LABELS else NO_LABELS
     if rule == "hfr":
         checked = hfr
@@ -101,7 +110,7 @@ def audit_timestep(
         checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
     pick = grid.index(picked.timestep)
     shares = shares_of_picks(picked, grid, seed)
-    warnings = warn_of_pick(hfr, picked, name, shares)
+    warnings += warn_of_pick(hfr, picked, name, shares)
     correlation = None if checked is picked else rank_correlation(picked, checked)
     regret = regret_by(checked, pick, seed)
     chance = untrained = None
@@ -122,7 +131,9 @@ def audit_timestep(
             warnings.append(f"the probe has only {checked.num_images} images: label {FEW_LABELLED} or more")
     else:
         if data.labels is not None:
-            warnings.append("the labels are not of 2 classes with 2 images each: they were not used")
+            warnings.append(
+                f"the labels are not of 2 classes with 2 images each ({data.describe_classes()}): they were not used"
+            )
         if rule == NO_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
             warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
         doubt = doubt_of_pick(hfr, picked, name, shares)

@@ -19,11 +19,12 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from aselect_hf import criteria
+from aselect_hf.classes import has_classes
 from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
 from aselect_hf.probe import fit_in_parallel
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
-from aselect_hf.selection.grid import choose_tokens, resolve_task
+from aselect_hf.selection.grid import check_truth, choose_tokens, resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, jackknifed, of_outcomes, one_by_one, predictor
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
@@ -241,6 +242,8 @@ CRITERIA: dict[str, Callable[..., TimestepSelection]] = {
     "logme": select_logme,
 }
 LABELLED = ("ridge", "knn", "logme")
+LEAST_PER_CLASS = 2
+"""Images that a leave-one-out probe needs of a class: a random sample takes so many of every class where it can."""
 
 
 def select_shortlist(
@@ -265,7 +268,7 @@ def select_shortlist(
         raise ValueError(f"num_candidates must be at least 2, got {num_candidates}")
     _checked("shortlist", inputs)
     if second in LABELLED and inputs.images.labels is None and inputs.images.masks is None:
-        raise ValueError(f"{second} needs labels or masks; {inputs.images.name} has none")
+        raise ValueError(f"{second} needs labels or masks; {inputs.images.name} has none: {inputs.images.no_labels}")
     some = inputs.images if first in LABELLED else inputs.images.subset(range(min(NUM_UNLABELLED, len(inputs.images))))
     listed = CRITERIA[first](dataclasses.replace(inputs, images=some))
     best = np.argsort(-np.array(listed.scores), kind="stable")[:num_candidates]
@@ -277,11 +280,6 @@ def select_shortlist(
     return dataclasses.replace(
         chosen, method="shortlist", cost=cost, options=options | chosen.options, feature_scores=listed.feature_scores
     )
-
-
-def has_classes(labels: Any) -> bool:
-    """Whether there are 2 classes with 2 images each, which a leave-one-out probe needs."""
-    return labels is not None and int((np.unique(np.asarray(labels), return_counts=True)[1] >= 2).sum()) >= 2
 
 
 def _select(
@@ -345,14 +343,15 @@ def _checked(method: str, inputs: SelectionInputs) -> float:
 def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size: int, max_tokens: int) -> Labelled:
     """The labelled samples of a task; for segmentation images are read whole."""
     task, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
-    needed = "labels" if task == "classification" else "masks"
-    if getattr(data, needed) is None:
-        raise ValueError(f"{method} learns from a few {needed}; {data.name} has none")
+    check_truth(data, task, f"{method} learns from a few")
     options: dict[str, Any] = {"task": task}
     if task == "classification":
         labels, images = np.asarray(data.labels), None
-        if len(np.unique(labels)) < 2 or np.sort(np.unique(labels, return_counts=True)[1])[-2] < 2:
-            raise ValueError(f"{method} needs at least 2 classes with 2 images each; {data.name} has fewer")
+        if not has_classes(labels):
+            raise ValueError(
+                f"{method} needs at least 2 classes with 2 images each; {data.name} has fewer "
+                f"({data.describe_classes()}): label more images, or choose a rule without labels"
+            )
         rows = pooled_rows(model, len(data), pool_size)
         options["pool_size"] = pool_size
     else:

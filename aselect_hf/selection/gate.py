@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.selection.grid import check_truth
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 
@@ -44,8 +45,7 @@ def select(
     """
     started = time.perf_counter()
     model, images = inputs.model, inputs.images
-    if images.labels is None:
-        raise ValueError(f"gate trains a classifier and needs labels; {images.name} has none")
+    check_truth(images, "classification", "gate trains a classifier and needs")
     classes, labels = np.unique(images.labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")

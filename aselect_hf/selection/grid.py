@@ -103,13 +103,23 @@ def resolve_task(images: ImageData, task: str | None) -> str:
     return task or ("classification" if images.masks is None else "segmentation")
 
 
+def check_truth(data: ImageData, task: str, purpose: str) -> None:
+    """Refuse images without the labels or masks of a task.
+
+    Args:
+        purpose: the beginning of the message: what needs them.
+    """
+    if task == "classification" and data.labels is None:
+        raise ValueError(f"{purpose} labels; {data.name} has none: {data.no_labels}")
+    if task == "segmentation" and data.masks is None:
+        raise ValueError(f"{purpose} masks; {data.name} has none")
+
+
 def split(inputs: SelectionInputs, task: str) -> tuple[ImageData, ImageData]:
     """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
     images, validation = inputs.images, inputs.validation
-    needed = "labels" if task == "classification" else "masks"
-    for data in (images, validation):
-        if data is not None and getattr(data, needed) is None:
-            raise ValueError(f"grid trains probes and needs {needed}; {data.name} has none")
+    for data in filter(None, (images, validation)):
+        check_truth(data, task, "grid trains probes and needs")
     if validation is not None:
         return images, validation
     return split_train_validation(images, HELD_OUT, inputs.seed)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
-from aselect_hf.data import ImageData
+from aselect_hf.classes import has_classes, share_classes, share_mask_classes
+from aselect_hf.data import NOT_GIVEN, ImageData
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
@@ -19,14 +21,17 @@ from aselect_hf.selection.criterion import (
     AUTO,
     CRITERIA,
     LABELLED,
+    LEAST_PER_CLASS,
     NUM_LABELLED,
     NUM_UNLABELLED,
-    has_classes,
     select_shortlist,
 )
+from aselect_hf.selection.grid import resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.versions import installed_versions
+
+logger = logging.get_logger(__name__)
 
 STRATEGIES: dict[str, Callable[..., TimestepSelection]] = {
     "hfr": hfr.select,
@@ -87,6 +92,38 @@ def automatic_method(data: ImageData, options: Iterable[str] = ()) -> str:
     return method if set(options) <= set(_options(method)) else "hfr"
 
 
+def report_unused_labels(data: ImageData, method: str) -> None:
+    """Say why the automatic method is one without labels, where the images may have been meant to have some."""
+    if data.masks is None and not has_classes(data.labels) and (data.labels is not None or data.no_labels != NOT_GIVEN):
+        why = data.no_labels if data.labels is None else f"no 2 classes have 2 images each ({data.describe_classes()})"
+        logger.warning_once(f"no labels are used, {method} chooses without: {why}")
+
+
+def task_of(method: str, data: ImageData, options: Mapping[str, Any]) -> str | None:
+    """What a method learns from: `"classification"` (labels), `"segmentation"` (masks), or `None` (images alone)."""
+    if method == "gate":
+        return "classification"
+    if method == "shortlist":
+        rules = {options.get("first", "retrieval"), options.get("second", "ridge")}
+        return resolve_task(data, None) if rules & {*LABELLED} else None
+    return resolve_task(data, options.get("task")) if method in (*LABELLED, "grid") else None
+
+
+def sample_for(
+    task: str | None, data: ImageData, held_out: ImageData | None, num_images: int | None, seed: int, on_error: str
+) -> tuple[ImageData, ImageData | None]:
+    """Random images for a task, and those held out: with labels or masks of the same classes where it needs them."""
+    splits = {"training": data} | ({"validation": held_out} if held_out is not None else {})
+    if task == "classification" and all(each.labels is not None for each in splits.values()):
+        splits = share_classes(splits)
+    per_class = LEAST_PER_CLASS if task == "classification" else 0
+    splits["training"] = splits["training"].sample(num_images, seed, per_class=per_class)
+    splits = {name: each.readable(on_error) for name, each in splits.items()}
+    if task == "segmentation" and all(each.masks is not None for each in splits.values()):
+        splits = share_mask_classes(splits)
+    return splits["training"], splits.get("validation")
+
+
 def _options(method: str) -> list[str]:
     parameters = inspect.signature(STRATEGIES[method]).parameters
     return [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -124,7 +161,8 @@ def select_timestep(
             the criteria and `"shortlist"` only.
         timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).
         num_images: random images to use, all where there are no more; default 64, 256 for criteria without labels and
-            500 for those with. `"gate"` and `"grid"` always use all.
+            500 for those with, of every class its share. `"gate"` and `"grid"` always use all. Images without a label
+            are left out where labels are needed.
         seed: of the sample of images and of every other random draw.
         validation: images with labels or masks on which `"grid"` compares; default a fifth of `images`.
         batch_size: forward passes run at once; default 64, or for `"hfr"` on an accelerator as many as fit its memory.
@@ -146,6 +184,7 @@ def select_timestep(
     if method == AUTO:
         images = ImageData.of(images, num_images or NUM_LABELLED)
         method = automatic_method(images, options)
+        report_unused_labels(images, method)
     strategy, accepted = STRATEGIES[method], _options(method)
     if unknown := sorted(set(options) - set(accepted)):
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; accepted are {', '.join(accepted)}")
@@ -170,8 +209,9 @@ def select_timestep(
         num_images = None
     elif num_images is None:
         num_images = NUM_IMAGES.get(method, DEFAULT_NUM_IMAGES)
-    data = ImageData.of(images, num_images).sample(num_images, seed).readable(on_error)
-    held_out = ImageData.of(validation).readable(on_error) if validation is not None else None
+    data = ImageData.of(images, num_images)
+    held_out = ImageData.of(validation) if validation is not None else None
+    data, held_out = sample_for(task_of(method, data, options), data, held_out, num_images, seed, on_error)
     name = feature or str(model.config.feature)
     if name != AUTO:
         name = str(parse_feature(name, model.config.num_hidden_layers))

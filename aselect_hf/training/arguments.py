@@ -102,8 +102,10 @@ class DataArguments:
     train_dir: str | None = _field(None, "Folder of images, in place of dataset_name.")
     train_split: str = _field("train", "Split to train on.")
     image_column_name: str = _field("image", "Column with the images.")
-    label_column_name: str = _field("label", "Column with the class labels.")
-    max_train_samples: int | None = _field(None, "Use only the first so many training images.")
+    label_column_name: str | None = _field(None, "Column with the class labels; default: label, if there is one.")
+    max_train_samples: int | None = _field(
+        None, "Use a random sample of at most this many training images, of every class its share."
+    )
     random_flip: bool = _field(True, "Flip half of the training images horizontally.")
     dataloader_num_workers: int = _field(0, "Worker processes that decode images.")
 
@@ -115,11 +117,21 @@ class TaskDataArguments(DataArguments):
     validation_split: str | None = _field(None, "Split that chooses; default a part of the training images.")
     train_val_split: float = _field(0.15, "That part.")
     test_split: str | None = _field(None, "Split to report on, scored once at the end.")
-    max_eval_samples: int | None = _field(None, "Use only the first so many validation images.")
-    max_test_samples: int | None = _field(None, "Use only the first so many test images.")
+    max_eval_samples: int | None = _field(None, "Use a random sample of at most this many validation images.")
+    max_test_samples: int | None = _field(None, "Use a random sample of at most this many test images.")
+    classes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the classes in order, or how many there are; for masks also value=name, such as "
+            "0=background 255=lesion. Default: those of the training images. A stream without names needs it."
+        },
+    )
     mask_column_name: str | None = _field(None, "segment: column with the masks; default mask, annotation or label.")
     reduce_labels: bool = _field(False, "segment: class 0 is background to be ignored, the others move down by one.")
     num_streamed_images: int = _field(1000, "streaming: images read first, to choose the timestep on.")
+    shuffle_buffer_size: int = _field(
+        10_000, "streaming: images among which each next one is drawn at random; as undecoded files, in every worker."
+    )
     cache_latents: bool = _field(True, "Encode every image once, to disk; with no streaming.")
     cache_features: bool = _field(True, "With a frozen backbone and no gate, run it once an image; not with streaming.")
     cache_dir: str | None = _field(None, "Where encoded images are kept; default beside the Hub's cache.")

@@ -98,7 +98,7 @@ def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
     """A class-conditional model needs labels that fit its classes."""
     classes = config.num_condition_classes
     if classes and (data.labels is None or not 0 <= data.labels.min() <= data.labels.max() < classes):
-        found = "none" if data.labels is None else f"{data.labels.min()}..{data.labels.max()}"
+        found = f"none ({data.no_labels})" if data.labels is None else f"{data.labels.min()}..{data.labels.max()}"
         raise ValueError(
             f"num_condition_classes={classes} needs labels in 0..{classes - 1}, found {found}; "
             "for an unconditional model set num_condition_classes=0 in config_overrides"
@@ -119,15 +119,16 @@ def pretrain(
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = load_images(source, data_args.train_split, data_args.dataset_config_name)
     data = ImageData.of(dataset, image_column=data_args.image_column_name, label_column=data_args.label_column_name)
-    if data_args.max_train_samples:
-        data = data.subset(range(min(data_args.max_train_samples, len(data))))
     set_seed(training_args.seed)
     if model_args.model_name_or_path:
         model = load_model(model_args.model_name_or_path, dtype=torch.float32)
     else:
         model = ASelectDiTModel(build_config(model_args))
     model.set_attn_implementation(model_args.attn_implementation)
+    if model.config.num_condition_classes and data.labels is not None:
+        data = data.labelled()
     check_labels(data, model.config)
+    data = data.sample(data_args.max_train_samples, training_args.seed, per_class=1)
     if model.vae is not None:
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)

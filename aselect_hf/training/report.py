@@ -108,6 +108,7 @@ class RunReport:
             "strategy": self.selection.method,
             "timestep": self.selection.timestep,
             "feature": self.selection.feature,
+            "classes": self.run.data.label_names,
             "validation": self.validation,
             "test": self.test,
             "head": asdict(self.setting) | {"chosen_among": self.num_heads},

@@ -203,7 +203,7 @@ class TaskRun:
         config, data, args = self.model.config, self.data, self.args
         dataset: Any = data.stream
         if data.stream is not None:
-            collate = stream_collate(config, self.data_args, self.segmentation)
+            collate = stream_collate(config, self.data_args, self.segmentation, data)
         else:
             dataset = self._dataset(data.train, self.data_args.random_flip)
             collate = dataset.collate

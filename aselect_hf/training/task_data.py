@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from aselect_hf.data import ImageData, image_pixels, split_train_validation
+from aselect_hf.classes import is_labelled, share_classes, share_mask_classes
+from aselect_hf.data import LABEL_COLUMN, ImageData, image_pixels, split_train_validation
 from aselect_hf.latent_cache import LatentCache, cached_latents
-from aselect_hf.masks import resize_mask
+from aselect_hf.masks import MaskClasses, resize_mask
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.sources import load_images, load_mask_names
@@ -40,40 +42,66 @@ class TaskData:
 
 
 def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> TaskData:
-    """Training, validation and (where asked for) test images with their labels.
+    """Training, validation and (where asked for) test images, with labels or masks of the same classes.
+
+    Classes are those of all training images, before a sample is taken.
 
     Raises:
-        ValueError: no data, no labels, or splits whose classes differ.
+        ValueError: no data, no labels, or a split with a class that the training images do not have.
     """
     source = args.train_dir or args.dataset_name
     if not source:
         raise ValueError("give --dataset_name or --train_dir")
-    stream = None
-    if args.streaming:
-        stream = load_images(source, args.train_split, args.dataset_config_name, masks=segmentation, streaming=True)
-        train = _beginning(source, stream, args.num_streamed_images, args, segmentation)
+    stream = _open_stream(source, args.train_split, args, segmentation, seed) if args.streaming else None
+    if stream is not None:
+        splits = {"training": _beginning(source, stream, args.num_streamed_images, args, segmentation)}
+        _check_stream(splits["training"], stream, args, segmentation)
     else:
-        train = _load(source, args.train_split, args, segmentation)
-        train = _first(train, args.max_train_samples)
+        splits = {"training": _load(source, args.train_split, args, segmentation)}
     if args.validation_dir:
-        validation = _load(args.validation_dir, None, args, segmentation)
+        splits["validation"] = _load(args.validation_dir, None, args, segmentation)
     elif args.validation_split:
-        validation = _split(source, args.validation_split, args, segmentation)
-    else:
-        if stream is not None:
-            raise ValueError("streaming needs --validation_split or --validation_dir: a stream cannot be split")
-        train, validation = split_train_validation(train, args.train_val_split, seed)
-    validation = _first(validation, args.max_eval_samples)
-    test = None
+        splits["validation"] = _split(source, args.validation_split, args.max_eval_samples, args, segmentation, seed)
+    elif stream is not None:
+        raise ValueError("streaming needs --validation_split or --validation_dir: a stream cannot be split")
     if args.test_split:
-        test = _first(_split(source, args.test_split, args, segmentation), args.max_test_samples)
-    names = class_names(train, segmentation)
-    for name, data in (("validation", validation), ("test", test)):
-        if data is not None and not segmentation and data.label_names != train.label_names:
-            raise ValueError(f"the {name} images have classes {data.label_names}, the training images {names}")
+        splits["test"] = _split(source, args.test_split, args.max_test_samples, args, segmentation, seed)
+    if segmentation:
+        splits["training"] = splits["training"].with_known_mask_classes(progress=True)
+    else:
+        splits = share_classes(splits, given_classes(args.classes))
+    if stream is None:
+        splits["training"] = splits["training"].sample(args.max_train_samples, seed, per_class=1)
+    if "validation" not in splits:
+        parts = split_train_validation(splits["training"], args.train_val_split, seed)
+        splits |= dict(zip(("training", "validation"), parts, strict=True))
+    for split, count in (("validation", args.max_eval_samples), ("test", args.max_test_samples)):
+        if split in splits:
+            splits[split] = splits[split].sample(count, seed, per_class=1)
+    if segmentation:
+        splits = share_mask_classes(splits)
+    train = splits["training"]
+    names = (train.mask_names or []) if segmentation else train.class_names
     if len(names) < 2:
         raise ValueError(f"the training images have {len(names)} class(es); at least 2 are needed")
-    return TaskData(train, validation, test, stream, names)
+    if stream is not None and not segmentation:
+        stream = stream.filter(is_labelled, input_columns=[_label_column(args)])
+    return TaskData(train, splits["validation"], splits.get("test"), stream, names)
+
+
+def given_classes(values: list[str] | None) -> list[str] | None:
+    """What `--classes` says: names, or the numbers below a count."""
+    if values is not None and len(values) == 1 and values[0].isdecimal():
+        return [str(number) for number in range(int(values[0]))]
+    return values
+
+
+def given_mask_classes(values: list[str] | None) -> list[str] | dict[int, str] | None:
+    """What `--classes` says of masks: as `given_classes`, or names by pixel value."""
+    pairs = [value.partition("=") for value in values or []]
+    if pairs and all(number.isdecimal() and equals for number, equals, _ in pairs):
+        return {int(number): name for number, _, name in pairs}
+    return given_classes(values)
 
 
 class TaskDataset(Dataset):
@@ -133,15 +161,26 @@ class TaskDataset(Dataset):
 
 
 def stream_collate(
-    config: ASelectDiTConfig, args: TaskDataArguments, segmentation: bool
+    config: ASelectDiTConfig, args: TaskDataArguments, segmentation: bool, data: TaskData
 ) -> Callable[[list[dict[str, Any]]], Batch]:
-    """Batches of rows of a streamed data set."""
+    """Batches of rows of a streamed data set, with the classes of its training images."""
+    assert data.stream is not None
+    features = data.stream.features
+    classes = data.train.mask_classes if segmentation else data.label_names
+    return partial(_collate_rows, config, args, segmentation, features, classes)
 
-    def collate(rows: list[dict[str, Any]]) -> Batch:
-        data = _of_rows(rows, args, segmentation)
-        return TaskDataset(data, config, segmentation).collate(list(range(len(rows))))
 
-    return collate
+def _collate_rows(
+    config: ASelectDiTConfig,
+    args: TaskDataArguments,
+    segmentation: bool,
+    features: datasets.Features | None,
+    classes: Any,
+    rows: list[dict[str, Any]],
+) -> Batch:
+    data = _of_rows(rows, features, args, segmentation)
+    data = data.with_mask_classes(classes) if segmentation else data.with_classes(classes)
+    return TaskDataset(data, config, segmentation).collate(list(range(len(rows))))
 
 
 def encode_once(
@@ -157,11 +196,17 @@ def encode_once(
 
 
 def _columns(args: TaskDataArguments, segmentation: bool) -> dict[str, Any]:
+    columns: dict[str, Any]
     if segmentation:
         columns = {"mask_column": args.mask_column_name, "reduce_labels": args.reduce_labels}
+        columns["mask_names"] = given_mask_classes(args.classes)
     else:
         columns = {"label_column": args.label_column_name}
     return {"image_column": args.image_column_name} | columns
+
+
+def _label_column(args: TaskDataArguments) -> str:
+    return args.label_column_name or LABEL_COLUMN
 
 
 def _load(source: str, split: str | None, args: TaskDataArguments, segmentation: bool) -> ImageData:
@@ -173,56 +218,73 @@ def _load(source: str, split: str | None, args: TaskDataArguments, segmentation:
     return _checked(data, segmentation)
 
 
-def _split(source: str, split: str, args: TaskDataArguments, segmentation: bool) -> ImageData:
-    """A held-out split; of a streamed data set, its first `max_eval_samples` rows."""
+def _split(
+    source: str, split: str, count: int | None, args: TaskDataArguments, segmentation: bool, seed: int
+) -> ImageData:
+    """A held-out split; of a streamed data set, `count` rows at random from its shuffled stream."""
     if not args.streaming:
         return _load(source, split, args, segmentation)
+    return _beginning(source, _open_stream(source, split, args, segmentation, seed), count, args, segmentation)
+
+
+def _open_stream(
+    source: str, split: str, args: TaskDataArguments, segmentation: bool, seed: int
+) -> datasets.IterableDataset:
+    """A split's rows in random order: data sets are often sorted by class.
+
+    The order depends on the seed, the buffer and the number of the pass (`set_epoch`), so that a resumed run, which
+    reads the current pass again up to where it was, gets the very same batches.
+    """
     stream = load_images(source, split, args.dataset_config_name, masks=segmentation, streaming=True)
-    return _beginning(source, stream, args.max_eval_samples, args, segmentation)
+    return stream.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
 
 
 def _beginning(
     source: str, stream: datasets.IterableDataset, count: int | None, args: TaskDataArguments, segmentation: bool
 ) -> ImageData:
-    """The first `count` rows of a stream, in memory; all of them without a count."""
-    data = _of_rows(list(stream.take(count) if count else stream), args, segmentation)
-    label = (stream.features or {}).get(args.label_column_name)
-    if isinstance(label, datasets.ClassLabel):
-        data.label_names = list(label.names)
-    if segmentation:
-        data.mask_names = load_mask_names(source)
-    return data
+    """The first `count` rows of a shuffled stream, in memory; all of them without a count."""
+    data = _of_rows(list(stream.take(count) if count else stream), stream.features, args, segmentation)
+    names = (given_mask_classes(args.classes) or load_mask_names(source)) if segmentation else None
+    return data.with_mask_classes(MaskClasses.named(names, args.reduce_labels)) if names else data
 
 
-def _of_rows(rows: list[dict[str, Any]], args: TaskDataArguments, segmentation: bool) -> ImageData:
+def _of_rows(
+    rows: list[dict[str, Any]], features: datasets.Features | None, args: TaskDataArguments, segmentation: bool
+) -> ImageData:
     name = "the stream"
-    target = (args.mask_column_name or "mask") if segmentation else args.label_column_name
+    target = (args.mask_column_name or "mask") if segmentation else _label_column(args)
+    if not rows:
+        raise ValueError(f"{name} holds no images")
     if missing := [column for column in (args.image_column_name, target) if column not in rows[0]]:
         raise ValueError(f"{name} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
     images, targets = ([row[column] for row in rows] for column in (args.image_column_name, target))
     if segmentation:
         return ImageData(images, masks=targets, reduce_labels=args.reduce_labels, name=name)
-    labels = np.array(targets)
-    if labels.dtype.kind not in "iu":
-        raise ValueError(f"labels of a stream must be integers, got {targets[0]!r} in column {target!r}")
-    return ImageData(images, labels.astype(np.int64), name=name)
+    feature = (features or {}).get(target)
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return ImageData(images, targets, names, name=name)
+
+
+def _check_stream(
+    data: ImageData, stream: datasets.IterableDataset, args: TaskDataArguments, segmentation: bool
+) -> None:
+    """A stream's classes cannot be read from its beginning, nor a sample of it taken."""
+    if args.max_train_samples is not None:
+        raise ValueError("max_train_samples needs random access: leave --streaming, or give --max_train_steps alone")
+    feature = (stream.features or {}).get(_label_column(args))
+    boolean = isinstance(feature, datasets.Value) and feature.dtype == "bool"
+    if args.classes or data.mask_classes or isinstance(feature, datasets.ClassLabel) or boolean:
+        return
+    kind = "masks" if segmentation else f"labels ({feature})"
+    raise ValueError(
+        f"the classes of a stream must be known before it is read, and its {kind} have no names: give --classes with "
+        "their names or number, such as --classes 10, or leave --streaming"
+    )
 
 
 def _checked(data: ImageData, segmentation: bool) -> ImageData:
     if segmentation and data.masks is None:
         raise ValueError(f"{data.name} has no masks: name their column with --mask_column_name")
     if not segmentation and data.labels is None:
-        raise ValueError(f"{data.name} has no labels: name their column with --label_column_name")
+        raise ValueError(f"{data.name} has no labels: {data.no_labels}; --label_column_name names another column")
     return data
-
-
-def _first(data: ImageData, count: int | None) -> ImageData:
-    return data if count is None else data.subset(range(min(count, len(data))))
-
-
-def class_names(data: ImageData, segmentation: bool) -> list[str]:
-    """Names of the classes, or their numbers."""
-    if segmentation:
-        return data.mask_names or [str(index) for index in range(data.num_mask_classes())]
-    assert data.labels is not None
-    return data.label_names or [str(index) for index in range(int(data.labels.max()) + 1)]
