@@ -196,6 +196,8 @@ def share_mask_classes(splits: Mapping[str, ImageData], progress: bool = True) -
         own = classes if declared is None else data.mask_classes or classes
         if {*values[split]} == {0, IGNORED} and IGNORED not in own.values:
             raise ValueError(f"{masks} hold nothing but 0 and {IGNORED}, and {IGNORED} means 'ignored': {BINARY_MASKS}")
+        if not own.names:
+            raise ValueError(f"all pixels of {data.name} are ignored")
         names = dict(zip(own.values, own.names, strict=True))
         unknown = [str(value) for value in own.unknown(values[split])]
         unknown += [name for value, name in names.items() if value in values[split] and name not in classes.names]

@@ -252,7 +252,7 @@ def select_shortlist(
     """One criterion's best candidates, confirmed by another: by default a shortlist without labels, then a few labels.
 
     The result is the second criterion's, over the shortlist; the first one's scores are in its options. A label-free
-    `first` sees the first 256 images. With `feature="auto"`, `first` chooses the feature.
+    `first` sees 256 of the images. With `feature="auto"`, `first` chooses the feature.
 
     Args:
         first, second: names in `CRITERIA`, with their default options.
@@ -269,7 +269,7 @@ def select_shortlist(
     _checked("shortlist", inputs)
     if second in LABELLED and inputs.images.labels is None and inputs.images.masks is None:
         raise ValueError(f"{second} needs labels or masks; {inputs.images.name} has none: {inputs.images.no_labels}")
-    some = inputs.images if first in LABELLED else inputs.images.subset(range(min(NUM_UNLABELLED, len(inputs.images))))
+    some = inputs.images if first in LABELLED else inputs.images.sample(NUM_UNLABELLED, inputs.seed)
     listed = CRITERIA[first](dataclasses.replace(inputs, images=some))
     best = np.argsort(-np.array(listed.scores), kind="stable")[:num_candidates]
     timesteps = sorted(listed.timesteps[index] for index in best)

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
 from aselect_hf.conversion import load_model
 from aselect_hf.files import check_writable
@@ -67,6 +68,8 @@ class TaskRun:
         check_writable(self.output_dir / "config.json")
         self.state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
         set_seed(args.seed)
+        if not self.state.is_local_main_process:
+            logging.set_verbosity_error()  # what all processes find out about the data, one says
         with self.state.main_process_first():
             self.data = load_task_data(data_args, segmentation, args.seed)
             self.model = self._build_model().to(self.state.device)
