@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,17 +178,23 @@ def share_classes(splits: Mapping[str, ImageData], names: Sequence[str] | None =
     return shared
 
 
-def share_mask_classes(splits: Mapping[str, ImageData], progress: bool = True) -> dict[str, ImageData]:
+def share_mask_classes(
+    splits: Mapping[str, ImageData], progress: bool = True, cache_dir: str | Path | None = None
+) -> dict[str, ImageData]:
     """All splits with the classes in the masks of the first one, or those that have names; matched by name.
 
     Every mask is read once. Pixel values other than 0, 1, 2, ... become the classes 0, 1, 2, ... with their value as
     name. Classes without pixels are reported.
 
+    Args:
+        splits: by what to call them in messages, the training images first.
+        cache_dir: see `ImageData.mask_pixel_values`.
+
     Raises:
         ValueError: masks hold nothing but 0 and 255 ("ignored"), or a class that the first split does not have.
     """
     first = next(iter(splits))
-    values = {split: data.mask_pixel_values(progress) for split, data in splits.items()}
+    values = {split: data.mask_pixel_values(progress, cache_dir) for split, data in splits.items()}
     declared = splits[first].mask_classes
     classes = declared or MaskClasses.found(values[first], splits[first].reduce_labels)
     shared = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from aselect_hf.classes import (
     read_labels,
     stratified_sample,
 )
+from aselect_hf.files import atomic_file
 from aselect_hf.masks import MaskClasses, mask_pixels, reduced
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
@@ -204,11 +206,12 @@ class ImageData:
         """The same images with the classes in their masks numbered anew."""
         return self._changed(mask_classes=classes)
 
-    def with_known_mask_classes(self, progress: bool = False) -> ImageData:
-        """The same images with the classes that their masks hold, unless those are known."""
+    def with_known_mask_classes(self, progress: bool = False, cache_dir: str | Path | None = None) -> ImageData:
+        """The same images with the classes that their masks hold, unless those are known; see `mask_pixel_values`."""
         if self.mask_classes is not None:
             return self
-        return self.with_mask_classes(MaskClasses.found(self.mask_pixel_values(progress), self.reduce_labels))
+        values = self.mask_pixel_values(progress, cache_dir)
+        return self.with_mask_classes(MaskClasses.found(values, self.reduce_labels))
 
     def describe_classes(self) -> str:
         """How many images every class has, for messages."""
@@ -294,8 +297,22 @@ class ImageData:
         """Classes in the masks: one for each name or, without names, for each value that is not ignored in any mask."""
         return len(self.with_known_mask_classes().mask_names or [])
 
-    def mask_pixel_values(self, progress: bool = False) -> list[int]:
-        """All values that pixels of any mask have, ascending; every mask is read."""
+    def mask_pixel_values(self, progress: bool = False, cache_dir: str | Path | None = None) -> list[int]:
+        """All values that pixels of any mask have, ascending; every mask is read.
+
+        Args:
+            cache_dir: folder that remembers the values of a data set's masks, by their fingerprint; default: none does.
+        """
+        if cache_dir is None or not isinstance(self.masks, datasets.Dataset):
+            return self._read_mask_values(progress)
+        file = Path(cache_dir) / f"masks-{ImageData(self.masks, name=self.name).fingerprint}.json"
+        if not file.is_file():
+            values = self._read_mask_values(progress)
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps(values), encoding="utf-8")
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def _read_mask_values(self, progress: bool) -> list[int]:
         rows = tqdm(range(len(self)), desc=f"classes in the masks of {self.name}", unit="mask", disable=not progress)
         found: set[int] = set()
         for row in rows:

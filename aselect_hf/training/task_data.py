@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from aselect_hf.classes import is_labelled, share_classes, share_mask_classes
 from aselect_hf.data import LABEL_COLUMN, ImageData, image_pixels, split_train_validation
-from aselect_hf.latent_cache import LatentCache, cached_latents
+from aselect_hf.latent_cache import DEFAULT_CACHE, LatentCache, cached_latents
 from aselect_hf.masks import MaskClasses, resize_mask
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
@@ -52,6 +52,7 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
     source = args.train_dir or args.dataset_name
     if not source:
         raise ValueError("give --dataset_name or --train_dir")
+    mask_cache = (args.cache_dir or DEFAULT_CACHE) if args.cache_latents else None
     stream = _open_stream(source, args.train_split, args, segmentation, seed) if args.streaming else None
     if stream is not None:
         splits = {"training": _beginning(source, stream, args.num_streamed_images, args, segmentation)}
@@ -67,7 +68,7 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
     if args.test_split:
         splits["test"] = _split(source, args.test_split, args.max_test_samples, args, segmentation, seed)
     if segmentation:
-        splits["training"] = splits["training"].with_known_mask_classes(progress=True)
+        splits["training"] = splits["training"].with_known_mask_classes(progress=True, cache_dir=mask_cache)
     else:
         splits = share_classes(splits, given_classes(args.classes))
     if stream is None:
@@ -79,7 +80,7 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
         if split in splits:
             splits[split] = splits[split].sample(count, seed, per_class=1)
     if segmentation:
-        splits = share_mask_classes(splits)
+        splits = share_mask_classes(splits, cache_dir=mask_cache)
     train = splits["training"]
     names = (train.mask_names or []) if segmentation else train.class_names
     if len(names) < 2:
