@@ -66,8 +66,8 @@ def read_labels(
         if kind in FLOATS and found.nunique() > 2 * len(found) ** 0.5:
             raise ValueError(f"{what} are continuous, such as {found.iloc[0]:g} (a regression target); {ACCEPTED}")
         if names is None:
-            names = ["False", "True"] if kind == "boolean" else [str(value) for value in sorted(found.unique())]
-        labels[labelled] = _numbers([str(value) for value in found], names, what, "their names")
+            names = ["False", "True"] if kind == "boolean" else [_name(value) for value in sorted(found.unique())]
+        labels[labelled] = _numbers([_name(value) for value in found], names, what, "their names")
     elif kind != "empty":
         raise ValueError(f"{what} hold {_described(found.iloc[0])}; {ACCEPTED}")
     return labels, None if names is None else list(names)
@@ -105,8 +105,10 @@ def match_labels(
     return matched
 
 
-def present_names(labels: np.ndarray, names: Sequence[str] | None) -> list[str]:
+def present_names(labels: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
     """Names of the classes that images have, in order; integers without names are their own."""
+    if labels is None:
+        return []
     return [str(number) if names is None else names[number] for number in np.unique(labels[labels != UNLABELLED])]
 
 
@@ -114,7 +116,7 @@ def has_classes(labels: np.ndarray | None, num_classes: int = 2, num_images: int
     """Whether so many classes have so many images each: 2 with 2 is what a leave-one-out probe needs."""
     if labels is None:
         return False
-    counts = np.unique(labels[np.asarray(labels) != UNLABELLED], return_counts=True)[1]
+    counts = np.unique(labels[labels != UNLABELLED], return_counts=True)[1]
     return int((counts >= num_images).sum()) >= num_classes
 
 
@@ -146,7 +148,9 @@ def stratified_sample(labels: np.ndarray, num: int, seed: int, per_class: int = 
     return generator.permutation(order[np.lexsort((turns, shares, ~reserved))[:num]])
 
 
-def share_classes(splits: Mapping[str, ImageData], names: Sequence[str] | None = None) -> dict[str, ImageData]:
+def share_classes(
+    splits: Mapping[str, ImageData], names: Sequence[str] | None = None, *, whole: bool = True
+) -> dict[str, ImageData]:
     """All splits with the classes of the first one, matched by name, without the images that have no label.
 
     The names of integers are those integers: ids 0, 1000, 2000 become the classes 0, 1, 2 with the names "0", "1000",
@@ -155,6 +159,7 @@ def share_classes(splits: Mapping[str, ImageData], names: Sequence[str] | None =
     Args:
         splits: by what to call them in messages, the training images first.
         names: of all classes, in order; default: those of the first split.
+        whole: whether the first split is all there is to train on; the beginning of a stream is not.
 
     Raises:
         ValueError: a split has no labels, or images of a class that the first one does not have; the message names it.
@@ -166,20 +171,17 @@ def share_classes(splits: Mapping[str, ImageData], names: Sequence[str] | None =
     shared = {
         split: data.with_classes(names, f"the {split} images ({data.name})", whose) for split, data in labelled.items()
     }
-    trained = set(present_names(shared[first].labels, names))
-    for split, data in shared.items():
-        has = set(present_names(data.labels, names))
-        expected = names if split == first else trained
-        absent = [name for name in names if name in expected and name not in has]
-        if absent and len(splits) > 1:
-            logger.warning_once(f"no {split} image ({data.name}) is of {_classes(absent)}")
-        if unlearned := [name for name in names if name in has and name not in trained]:
-            logger.warning_once(f"{split} images are of {_classes(unlearned)}, which no {first} image is: always wrong")
+    if whole and len(splits) > 1:
+        _report_absent(shared, names)
     return shared
 
 
 def share_mask_classes(
-    splits: Mapping[str, ImageData], progress: bool = True, cache_dir: str | Path | None = None
+    splits: Mapping[str, ImageData],
+    progress: bool = True,
+    cache_dir: str | Path | None = None,
+    *,
+    whole: bool = True,
 ) -> dict[str, ImageData]:
     """All splits with the classes in the masks of the first one, or those that have names; matched by name.
 
@@ -189,6 +191,7 @@ def share_mask_classes(
     Args:
         splits: by what to call them in messages, the training images first.
         cache_dir: see `ImageData.mask_pixel_values`.
+        whole: see `share_classes`.
 
     Raises:
         ValueError: masks hold nothing but 0 and 255 ("ignored"), or a class that the first split does not have.
@@ -210,10 +213,24 @@ def share_mask_classes(
         unknown += [name for value, name in names.items() if value in values[split] and name not in classes.names]
         if unknown:
             raise ValueError(f"{masks} hold {_classes(unknown)}, but the {first} masks have {listed(classes.names)}")
-        if absent := [name for value, name in names.items() if value not in values[split]]:
+        absent = [name for value, name in names.items() if value not in values[split]]
+        if absent and (whole or split != first):
             logger.warning_once(f"no pixel of {masks} is of {_classes(absent)}")
         shared[split] = data.with_mask_classes(own.ordered_as(classes.names))
     return shared
+
+
+def _report_absent(splits: Mapping[str, ImageData], names: Sequence[str]) -> None:
+    """Name the classes that training images lack, and those that others lack although training images have them."""
+    first, *others = splits
+    present = {split: set(present_names(data.labels, names)) for split, data in splits.items()}
+    for split in splits:
+        expected = names if split == first else [name for name in names if name in present[first]]
+        if absent := [name for name in expected if name not in present[split]]:
+            logger.warning_once(f"no {split} image ({splits[split].name}) is of {_classes(absent)}")
+    for split in others:
+        if unlearned := [name for name in names if name in present[split] and name not in present[first]]:
+            logger.warning_once(f"{split} images are of {_classes(unlearned)}, which no {first} image is: always wrong")
 
 
 def _column(values: Any) -> pd.Series:
@@ -223,6 +240,11 @@ def _column(values: Any) -> pd.Series:
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return pd.Series(values)
     return pd.Series([*values], dtype=object)
+
+
+def _name(value: Any) -> str:
+    """A label as text; a whole number the same whether its split has fractions beside it or not."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.ndarray:

@@ -193,7 +193,7 @@ class ImageData:
         """Names of the classes; integers without names are their own, those that images have."""
         if self.label_names is not None:
             return self.label_names
-        return [] if self.labels is None else present_names(self.labels, None)
+        return present_names(self.labels, None)
 
     def with_classes(self, names: Sequence[str], what: str | None = None, whose: str = "the given names") -> ImageData:
         """The same images with their labels numbered by `names`, see `aselect_hf.classes.match_labels`."""

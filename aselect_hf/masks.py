@@ -77,6 +77,8 @@ class MaskClasses:
 
     def ordered_as(self, names: Sequence[str]) -> MaskClasses:
         """The same values, with classes in the order of `names`."""
+        if self.names == [*names]:  # data sets may repeat one
+            return self
         values = dict(zip(self.names, self.values, strict=True))
         return MaskClasses([*names], [values.get(name, -1) for name in names], self.reduce_labels)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from aselect_hf.classes import is_labelled, share_classes, share_mask_classes
+from aselect_hf.classes import is_labelled, present_names, share_classes, share_mask_classes
 from aselect_hf.data import LABEL_COLUMN, ImageData, image_pixels, split_train_validation
 from aselect_hf.latent_cache import DEFAULT_CACHE, LatentCache, cached_latents
 from aselect_hf.masks import MaskClasses, resize_mask
@@ -70,7 +70,7 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
     if segmentation:
         splits["training"] = splits["training"].with_known_mask_classes(progress=True, cache_dir=mask_cache)
     else:
-        splits = share_classes(splits, given_classes(args.classes))
+        splits = share_classes(splits, given_classes(args.classes), whole=stream is None)
     if stream is None:
         splits["training"] = splits["training"].sample(args.max_train_samples, seed, per_class=1)
     if "validation" not in splits:
@@ -80,11 +80,12 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
         if split in splits:
             splits[split] = splits[split].sample(count, seed, per_class=1)
     if segmentation:
-        splits = share_mask_classes(splits, cache_dir=mask_cache)
+        splits = share_mask_classes(splits, cache_dir=mask_cache, whole=stream is None)
     train = splits["training"]
     names = (train.mask_names or []) if segmentation else train.class_names
-    if len(names) < 2:
-        raise ValueError(f"the training images have {len(names)} class(es); at least 2 are needed")
+    present = names if segmentation or stream is not None else present_names(train.labels, names)
+    if len(present) < 2:
+        raise ValueError(f"the training images have {len(present)} class(es); at least 2 are needed")
     if stream is not None and not segmentation:
         stream = stream.filter(is_labelled, input_columns=[_label_column(args)])
     return TaskData(train, splits["validation"], splits.get("test"), stream, names)

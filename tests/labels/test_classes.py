@@ -137,7 +137,13 @@ def test_a_class_that_training_lacks_is_refused_by_name(training, held_out, unkn
         share_classes({"training": images_of(training), "test": images_of(held_out, name="photos")})
 
 
-def test_given_names_decide(caplog):
+def test_a_whole_number_is_the_same_class_beside_fractions_and_alone():
+    splits = share_classes({"training": images_of([0.5, 1.0, 0.5, 1.0]), "test": images_of([1.0, 1.0])})
+    assert splits["training"].label_names == ["0.5", "1"]
+    assert splits["test"].labels.tolist() == [1, 1]
+
+
+def test_given_names_decide():
     text = share_classes({"training": images_of(["cat", "ant"])}, NAMES)["training"]
     assert (text.labels.tolist(), text.label_names) == ([2, 0], NAMES)
     assert share_classes({"training": images_of([2, 0])}, NAMES)["training"].labels.tolist() == [2, 0]

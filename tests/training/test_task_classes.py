@@ -218,6 +218,13 @@ class TestMasks:
         assert share_mask_classes(splits, progress=False)["training"].mask_names == ["0", "1", "2"]
         assert splits["training"].num_mask_classes() == 3
 
+    def test_names_may_repeat(self, folder):
+        data = load(
+            folder({0: "door", 1: "wall", 2: "door"}, train=[(0, 1)] * 3, validation=[(2, 0)]), segmentation=True
+        )
+        assert data.label_names == ["door", "wall", "door"]
+        assert data.validation.mask(0).tolist() == [[2, 2, 0, 0]] * 4
+
     def test_masks_are_read_once(self, folder, monkeypatch):
         source = folder(train=[(0, 1)] * 3, validation=[(1, 0)])
         names = load(source, segmentation=True).label_names
