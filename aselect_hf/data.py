@@ -115,7 +115,7 @@ class ImageData:
         if isinstance(images, str | Path):
             data = cls.of(load_images(images, split, config_name, masks=masks), **{"name": str(images)} | columns)
             if data.masks is not None and data.mask_classes is None and (names := load_mask_names(images)):
-                if images == "sample":
+                if images == "sample" and isinstance(names, list):
                     names = dict(enumerate(names))  # by pixel value: those of its labels begin at 1
                 data.mask_classes = MaskClasses.named(names, data.reduce_labels)
             return data
@@ -406,7 +406,9 @@ class ImageData:
 
     @classmethod
     def _of_loader(cls, loader: DataLoader, num_images: int | None) -> ImageData:
-        pixels, labels, count = [], [], 0
+        pixels: list[torch.Tensor] = []
+        labels: list[Any] = []
+        count = 0
         for batch in loader:
             if isinstance(batch, dict):
                 batch = (batch.get("pixel_values"), next((batch[key] for key in LABEL_KEYS if key in batch), None))

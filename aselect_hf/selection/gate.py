@@ -46,7 +46,7 @@ def select(
     started = time.perf_counter()
     model, images = inputs.model, inputs.images
     check_truth(images, "classification", "gate trains a classifier and needs")
-    classes, labels = np.unique(images.labels, return_inverse=True)
+    classes, labels = np.unique(np.asarray(images.labels), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")
     if num_visited < 2:
