@@ -52,33 +52,21 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
     source = args.train_dir or args.dataset_name
     if not source:
         raise ValueError("give --dataset_name or --train_dir")
-    mask_cache = (args.cache_dir or DEFAULT_CACHE) if args.cache_latents else None
-    stream = _open_stream(source, args.train_split, args, segmentation, seed) if args.streaming else None
-    if stream is not None:
-        splits = {"training": _beginning(source, stream, args.num_streamed_images, args, segmentation)}
-        _check_stream(splits["training"], stream, args, segmentation)
-    else:
-        splits = {"training": _load(source, args.train_split, args, segmentation)}
-    if args.validation_dir:
-        splits["validation"] = _load(args.validation_dir, None, args, segmentation)
-    elif args.validation_split:
-        splits["validation"] = _split(source, args.validation_split, args.max_eval_samples, args, segmentation, seed)
-    elif stream is not None:
+    if args.streaming and not (args.validation_dir or args.validation_split):
         raise ValueError("streaming needs --validation_split or --validation_dir: a stream cannot be split")
-    if args.test_split:
-        splits["test"] = _split(source, args.test_split, args.max_test_samples, args, segmentation, seed)
+    stream = _open_stream(source, args.train_split, args, segmentation, seed) if args.streaming else None
+    if stream is None:
+        train = _load(source, args.train_split, args, segmentation)
+    else:
+        train = _beginning(source, stream, args.num_streamed_images, args, segmentation)
+        _check_stream(train, stream, args, segmentation)
+    splits = {"training": train} | _held_out(source, args, segmentation, seed)
+    mask_cache = (args.cache_dir or DEFAULT_CACHE) if args.cache_latents else None
     if segmentation:
-        splits["training"] = splits["training"].with_known_mask_classes(progress=True, cache_dir=mask_cache)
+        splits["training"] = train.with_known_mask_classes(progress=True, cache_dir=mask_cache)
     else:
         splits = share_classes(splits, given_classes(args.classes), whole=stream is None)
-    if stream is None:
-        splits["training"] = splits["training"].sample(args.max_train_samples, seed, per_class=1)
-    if "validation" not in splits:
-        parts = split_train_validation(splits["training"], args.train_val_split, seed)
-        splits |= dict(zip(("training", "validation"), parts, strict=True))
-    for split, count in (("validation", args.max_eval_samples), ("test", args.max_test_samples)):
-        if split in splits:
-            splits[split] = splits[split].sample(count, seed, per_class=1)
+    splits = _sampled(splits, args, seed)
     if segmentation:
         splits = share_mask_classes(splits, cache_dir=mask_cache, whole=stream is None)
     train = splits["training"]
@@ -218,6 +206,32 @@ def _load(source: str, split: str | None, args: TaskDataArguments, segmentation:
         source, split=split, config_name=args.dataset_config_name, masks=segmentation, name=name, **columns
     )
     return _checked(data, segmentation)
+
+
+def _held_out(source: str, args: TaskDataArguments, segmentation: bool, seed: int) -> dict[str, ImageData]:
+    """Validation and test images, where they are asked for."""
+    splits = {}
+    if args.validation_dir:
+        splits["validation"] = _load(args.validation_dir, None, args, segmentation)
+    elif args.validation_split:
+        splits["validation"] = _split(source, args.validation_split, args.max_eval_samples, args, segmentation, seed)
+    if args.test_split:
+        splits["test"] = _split(source, args.test_split, args.max_test_samples, args, segmentation, seed)
+    return splits
+
+
+def _sampled(splits: dict[str, ImageData], args: TaskDataArguments, seed: int) -> dict[str, ImageData]:
+    """Random samples of the sizes asked for; where there are no validation images, they are taken from training's."""
+    train = splits["training"].sample(args.max_train_samples, seed, per_class=1)
+    if "validation" in splits:
+        sampled = {"training": train, "validation": splits["validation"]}
+    else:
+        train, validation = split_train_validation(train, args.train_val_split, seed)
+        sampled = {"training": train, "validation": validation}
+    sampled["validation"] = sampled["validation"].sample(args.max_eval_samples, seed, per_class=1)
+    if "test" in splits:
+        sampled["test"] = splits["test"].sample(args.max_test_samples, seed, per_class=1)
+    return sampled
 
 
 def _split(
