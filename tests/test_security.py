@@ -34,7 +34,7 @@ def folder(make_model, tmp_path) -> Path:
     [
         ({"hidden_size": "24"}, "hidden_size must be an integer"),
         ({"hidden_size": 10**12}, "hidden_size must be an integer in 1..65536"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer in 1..65536"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer in 1..1024"),
         ({"mlp_ratio": float("nan")}, "mlp_ratio must be positive"),
         ({"mlp_ratio": 1e9}, "cannot be read"),
         ({"num_condition_classes": 10**10}, "num_condition_classes must be in 0..16777216"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +14,101 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from aselect_hf.conversion.locate import first_line, locate
+from aselect_hf.conversion.locate import LoadingOptions, locate
+from aselect_hf.conversion.weights import State, check_depth, first_line, stored_names, weight_files
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
-State = dict[str, torch.Tensor]
-
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 """Stored buffers that a config says how to make; in a model with a fixed timestep the positions are weights."""
+AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+MAX_NAMED = 8
 
 
-def build(fields: dict[str, Any], state: State, vae: Any, vae_decoder: bool, model_class: type[PreTrainedModel]) -> Any:
-    """A model of these config fields and weights, all of which it must get; in the dtype of the weights."""
+def build(
+    fields: dict[str, Any],
+    state: State,
+    vae: Any,
+    vae_decoder: bool,
+    model_class: type[PreTrainedModel],
+    *,
+    name: str = "the checkpoint",
+    unused: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """A model of these config fields and weights, all of which it must get, in `dtype` or that of the weights.
+
+    Args:
+        name: of the checkpoint, for errors.
+        unused: keys of the checkpoint that nothing here computes with.
+
+    Raises:
+        ValueError: a key is missing, has the wrong shape, or is one of `unused`; the message names all of them.
+    """
     if vae is not None:
         fields = fields | vae_fields(vae, vae_decoder)
-    config = ASelectDiTConfig(**{name: value for name, value in fields.items() if value is not None})
+    config = ASelectDiTConfig(**{key: value for key, value in fields.items() if value is not None})
+    with torch.device("meta"):  # compared first: a config that does not fit may be of any size
+        outline: Any = model_class(copy.deepcopy(config))
+    expected = getattr(outline, outline.base_model_prefix, outline).state_dict()
+    if vae is not None:
+        state = state | {f"vae.{key}": tensor for key, tensor in vae.state_dict().items()}
+    problems = {
+        "missing": set(expected) - set(state) - DERIVED_KEYS,
+        "of another shape": {key for key in set(state) & set(expected) if state[key].shape != expected[key].shape},
+        "without a place in this network": set(unused),
+    }
+    if found := [f"{some(keys)} {problem}" for problem, keys in problems.items() if keys]:
+        raise ValueError(f"{name} does not fit its config: {'; '.join(found)}")
     model: Any = model_class(config)
     dit = getattr(model, model.base_model_prefix, model)
-    if vae is not None:
-        state = state | {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
-    expected = dit.state_dict()
-    missing = set(expected) - set(state) - DERIVED_KEYS
-    wrong = [name for name in set(state) & set(expected) if state[name].shape != expected[name].shape]
-    if missing or wrong:
-        raise ValueError(
-            f"the checkpoint does not fit its config: missing {sorted(missing)}, wrong shape {sorted(wrong)}"
-        )
-    dtype = state["patch_embedding.weight"].dtype
-    dit.load_state_dict({name: state.get(name, tensor) for name, tensor in expected.items()})
-    return model.to(dtype).eval()
+    dit.load_state_dict({key: state.get(key, tensor) for key, tensor in dit.state_dict().items()})
+    return cast(model, dtype or state["patch_embedding.weight"].dtype).eval()
 
 
-def load_vae(source: str | Path, allow_pickle: bool = False) -> Any:
-    """An autoencoder from a folder or Hub id."""
-    path = locate(source, allow_pickle)
+def cast(model: Any, dtype: torch.dtype | None) -> Any:
+    """The model, its VAE included, in `dtype`, which its config then names."""
+    if dtype is not None:
+        model = model.to(dtype)
+        model.config.dtype = dtype
+    return model
+
+
+def some(names: Iterable[str]) -> str:
+    """Names in a row, the first few of many."""
+    names = sorted(names)
+    return ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
+
+
+def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
+    """An autoencoder from a folder or Hub id, or one that is in memory already.
+
+    Raises:
+        ValueError: neither an `AutoencoderKL` nor an `AutoencoderTiny`, or its weights do not fit.
+    """
+    options = options or LoadingOptions()
+    if not isinstance(source, str | Path):
+        if not isinstance(source, tuple(AUTOENCODERS.values())):
+            raise ValueError(f"vae must be an AutoencoderKL or AutoencoderTiny, got a {type(source).__name__}")
+        return source
+    path = locate(source, options.of_another_repository).path
     try:
-        name = json.loads((path / "config.json").read_text())["_class_name"]
-        autoencoder_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}[name]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        autoencoder_class = AUTOENCODERS[config["_class_name"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"vae {source} is neither an AutoencoderKL nor an AutoencoderTiny") from error
-    return from_diffusers_folder(autoencoder_class, path, allow_pickle)
+    try:
+        files = weight_files(path, options.variant, options.allow_pickle)
+    except ValueError:
+        if options.variant is None:
+            raise
+        options = dataclasses.replace(options, variant=None)
+        files = weight_files(path, None, options.allow_pickle)
+    if autoencoder_class is AutoencoderKL:
+        names = stored_names(files)
+        check_depth(path, len(config.get("block_out_channels", (64,))), names, "encoder.down_blocks")
+        check_depth(path, config.get("layers_per_block", 1), names, "encoder.down_blocks.0.resnets")
+    return _from_folder(autoencoder_class, path, options)
 
 
 def set_vae(model: ASelectDiTModel, vae: Any, decoder: bool) -> None:
@@ -61,6 +119,7 @@ def set_vae(model: ASelectDiTModel, vae: Any, decoder: bool) -> None:
     )
     for name in ("vae_config", "vae_decoder", "image_size"):
         setattr(model.config, name, getattr(checked, name))
+    vae = copy.deepcopy(vae)  # it may be somebody's own
     if not decoder:
         vae.decoder = None
         if hasattr(vae, "post_quant_conv"):
@@ -69,22 +128,31 @@ def set_vae(model: ASelectDiTModel, vae: Any, decoder: bool) -> None:
 
 
 def vae_fields(vae: Any, decoder: bool) -> dict[str, Any]:
-    """What a config says of a VAE."""
+    """What a config says of a VAE.
+
+    Raises:
+        ValueError: its latents are normalised channel by channel.
+    """
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise ValueError(
+            "the VAE normalizes its latents per channel (latents_mean, latents_std), which is not supported: "
+            "only a scaling_factor and a shift_factor are"
+        )
     config = {"_class_name": type(vae).__name__} | json.loads(json.dumps(config))
     return {"vae_config": config, "vae_decoder": decoder}
 
 
-def from_diffusers_folder(diffusers_class: Any, path: Path, allow_pickle: bool) -> Any:
+def _from_folder(diffusers_class: Any, path: Path, options: LoadingOptions) -> Any:
     """A model of a class of diffusers, with all of its weights."""
     try:
         model, report = diffusers_class.from_pretrained(
-            path, use_safetensors=None if allow_pickle else True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"its weights are missing {', '.join(sorted(report['missing_keys']))}")
-        return model
+            path, use_safetensors=None if options.allow_pickle else True, variant=options.variant,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        without = not allow_pickle and not any(path.glob("*.safetensors"))
-        hint = "; it has no safetensors: pass allow_pickle=True to read pickles (.bin)" if without else ""
-        raise ValueError(f"{path} cannot be read as a {diffusers_class.__name__}: {first_line(error)}{hint}") from error
+        raise ValueError(f"{path} cannot be read as a {diffusers_class.__name__}: {first_line(error)}") from error
+    problems = {"missing": report["missing_keys"], "without a place in this network": report["unexpected_keys"]}
+    if found := [f"{some(keys)} {problem}" for problem, keys in problems.items() if keys]:
+        raise ValueError(f"{path} does not fit its config: {'; '.join(found)}")
+    return model

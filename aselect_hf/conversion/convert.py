@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from aselect_hf.conversion.assemble import (
-    DERIVED_KEYS,
-    load_vae,
-    set_vae,
-)
+from aselect_hf.conversion.assemble import DERIVED_KEYS, cast, load_vae, set_vae, some
 from aselect_hf.conversion.diffusers_dit import load_diffusers, save_diffusers
-from aselect_hf.conversion.locate import ORIGINAL_LICENSES, detect_format, first_line, locate
+from aselect_hf.conversion.locate import (
+    ORIGINAL_LICENSES,
+    LoadingOptions,
+    Source,
+    detect_format,
+    locate,
+    split_keywords,
+)
 from aselect_hf.conversion.original_dit import load_original
+from aselect_hf.conversion.weights import check_depth, first_line, stored_names, weight_files
 from aselect_hf.files import atomic_directory
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, ASelectDiTPreTrainedModel
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
@@ -29,34 +35,43 @@ SourceFormat = Literal["auto", "aselect", "diffusers", "dit", "sit"]
 
 
 def convert_checkpoint(
-    source: str | Path,
+    source: Any,
     output_dir: str | Path | None = None,
     *,
     to: Literal["aselect", "diffusers"] = "aselect",
     source_format: SourceFormat = "auto",
-    vae: str | Path | None = None,
+    vae: Any = None,
     vae_decoder: bool = False,
-    allow_pickle: bool = False,
+    scheduler: Any = None,
+    model_time: str | None = None,
     fix_timestep: bool = False,
-    **config: Any,
+    **keywords: Any,
 ) -> Any:
     """Read a checkpoint of any known format, optionally write it in another, and return the model.
 
     Args:
         source: a diffusers pipeline or transformer folder, one of this package's checkpoints, a Hub id of either, or
-            an original DiT or SiT `.pt` file.
+            an original DiT or SiT file (`.pt`, `.safetensors`); or a diffusers pipeline, a `DiTTransformer2DModel` or
+            an original state dict in memory.
         output_dir: where to write; must not exist or be empty.
         to: format written. `"diffusers"` writes a whole `DiTPipeline` where the model carries (or `vae` names) a VAE
             with its decoder, else a transformer and a scheduler folder.
-        source_format: how to read `source`; `"auto"` tells by its files, and by its name for a `.pt`.
-        vae: folder or Hub id of an `AutoencoderKL` or `AutoencoderTiny` to put inside, in place of the source's own.
+        source_format: how to read `source`; `"auto"` tells by its files, and a DiT from a SiT by the content of the
+            file, else by the words of its name.
+        vae: folder, Hub id or autoencoder (`AutoencoderKL` or `AutoencoderTiny`) to put inside, in place of the
+            source's own.
         vae_decoder: keep the VAE's decoder (`model.decode`, and sampling after conversion to diffusers).
-        allow_pickle: read `.pt` and `.bin` files, with `weights_only=True`; otherwise only safetensors.
+        scheduler: of a diffusers source: a scheduler or its config, in place of the source's own.
+        model_time: of a SiT file: what its network is told, `"data_fraction"` (SiT, LightningDiT) or
+            `"noise_fraction"` (REPA, REPA-E, SRA); needed where the file does not say it.
         fix_timestep: fold the timestep into the weights, see `ASelectDiTModel.fix_timestep`; a head is kept.
-        config: fields of `ASelectDiTConfig` that override the source's (`timestep`, `feature`, `base_model`,
-            `base_model_license`, `num_attention_heads` of an unusual `.pt`, ...).
+        keywords: how to read: `token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`,
+            `variant`, `dtype`, `allow_pickle` (read `.pt` and `.bin` files, with `weights_only=True`); and fields of
+            `ASelectDiTConfig` that override the source's (`timestep`, `feature`, `base_model`, `base_model_license`,
+            `num_attention_heads` or `num_condition_classes` of an unusual `.pt`, ...).
 
     Raises:
+        TypeError: an unknown keyword.
         ValueError: the source is missing, damaged, of another kind, or a pickle without `allow_pickle`.
     """
     if to not in ("aselect", "diffusers"):
@@ -65,10 +80,12 @@ def convert_checkpoint(
         raise ValueError("fix_timestep needs to='aselect': diffusers has no model with a fixed timestep")
     if to == "diffusers":
         vae_decoder = True
+    options, config = split_keywords("convert_checkpoint", keywords)
     asked = {name: config.pop(name, None) for name in ("timestep", "feature")} if fix_timestep else {}
-    model = load_checkpoint(
-        source, source_format=source_format, vae=vae, vae_decoder=vae_decoder, allow_pickle=allow_pickle,
-        keep_head=fix_timestep, **config,
+    place = _place(source, options, with_vae=vae is None)
+    model = _load(
+        source if place is None else place, source_format, options, config, keep_head=fix_timestep, vae=vae,
+        vae_decoder=vae_decoder, scheduler=scheduler, model_time=model_time,
     )  # fmt: skip
     if fix_timestep:
         model = model.fix_timestep(**asked)
@@ -78,33 +95,75 @@ def convert_checkpoint(
                 save_model(model, folder)
             else:
                 save_diffusers(model, folder)
+            if place is not None:
+                place.copy_license(folder)
     return model
 
 
 def load_checkpoint(
-    source: str | Path,
+    source: Any,
     *,
     source_format: SourceFormat = "auto",
-    vae: str | Path | None = None,
+    vae: Any = None,
     vae_decoder: bool = False,
-    allow_pickle: bool = False,
+    scheduler: Any = None,
+    model_time: str | None = None,
     keep_head: bool = False,
-    **config: Any,
+    **keywords: Any,
 ) -> Any:
     """Read a checkpoint of any known format, with its head if `keep_head`; arguments as in `convert_checkpoint`."""
-    name, path = str(source), locate(source, allow_pickle)
-    kind = detect_format(path) if source_format == "auto" else source_format
+    options, config = split_keywords("load_checkpoint", keywords)
+    place = _place(source, options, with_vae=vae is None)
+    return _load(
+        source if place is None else place, source_format, options, config, keep_head=keep_head, vae=vae,
+        vae_decoder=vae_decoder, scheduler=scheduler, model_time=model_time,
+    )  # fmt: skip
+
+
+def _place(source: Any, options: LoadingOptions, with_vae: bool) -> Source | None:
+    """Where a path or Hub id is; `None` for what is in memory."""
+    return locate(source, options, with_vae) if isinstance(source, str | Path) else None
+
+
+def _load(
+    source: Any,
+    source_format: SourceFormat,
+    options: LoadingOptions,
+    config: dict[str, Any],
+    *,
+    keep_head: bool,
+    vae: Any,
+    vae_decoder: bool,
+    scheduler: Any,
+    model_time: str | None,
+) -> Any:
+    """A model from a place, or from what is in memory, by the reader of its format."""
+    kind = _format(source) if source_format == "auto" else source_format
+    if kind not in ("aselect", "diffusers", "original", *ORIGINAL_LICENSES):
+        raise ValueError(f"source_format must be one of auto, aselect, diffusers, dit, sit; got {source_format!r}")
+    if scheduler is not None and kind != "diffusers":
+        raise ValueError(f"scheduler is of a diffusers source, this one is {kind}: pass noise_schedule")
+    if model_time is not None and kind in ("aselect", "diffusers"):
+        raise ValueError(f"model_time is of a SiT file, this source is {kind}: pass noise_schedule")
     if kind == "aselect":
+        path = source.path
         model = load_model(path, saved_class(path) if keep_head else ASelectDiTModel, **config)
         if vae is not None:
-            set_vae(getattr(model, model.base_model_prefix, model), load_vae(vae, allow_pickle), vae_decoder)
-        return model
+            set_vae(getattr(model, model.base_model_prefix, model), load_vae(vae, options), vae_decoder)
+        return cast(model, options.torch_dtype)
     if kind == "diffusers":
-        config.setdefault("base_model", name if path != Path(name) else None)
-        return load_diffusers(path, vae=vae, vae_decoder=vae_decoder, allow_pickle=allow_pickle, **config)
-    if kind in ORIGINAL_LICENSES:
-        return load_original(path, kind, vae=vae, vae_decoder=vae_decoder, allow_pickle=allow_pickle, **config)
-    raise ValueError(f"source_format must be one of auto, aselect, diffusers, dit, sit; got {source_format!r}")
+        return load_diffusers(source, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **config)
+    return load_original(
+        source.path if isinstance(source, Source) else source, None if kind == "original" else kind,
+        model_time=model_time, vae=vae, vae_decoder=vae_decoder, options=options, **config,
+    )  # fmt: skip
+
+
+def _format(source: Any) -> str:
+    """`"aselect"`, `"diffusers"`, or `"original"` for a single file or a state dict, which says itself what it is."""
+    if isinstance(source, Source):
+        return "original" if source.path.is_file() else detect_format(source.path)
+    return "original" if isinstance(source, Mapping) else "diffusers"
 
 
 def saved_class(folder: Path) -> type[ASelectDiTPreTrainedModel]:
@@ -119,7 +178,7 @@ def load_model(
     model_class: type[ASelectDiTPreTrainedModel] = ASelectDiTModel,
     *,
     new_head: bool = False,
-    **config: Any,
+    **keywords: Any,
 ) -> Any:
     """`from_pretrained` whose errors name the checkpoint: another model type, damaged weights.
 
@@ -127,24 +186,41 @@ def load_model(
         source: folder or Hub id; `"sample"` for the model that ships with the package.
         model_class: class to load.
         new_head: let a head that the checkpoint lacks, or has for other classes, be a new one.
-        config: config fields to override.
+        keywords: how to read, as in `convert_checkpoint` (without `allow_pickle`), and config fields to override.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: another model, damaged weights, or keys that are missing or left over.
     """
-    path = locate(source)
+    options, config = split_keywords("load_model", keywords)
+    path = locate(source, options).path
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: convert it first, with ASelectDiTModel.from_diffusers")
+    prefix = f"{model_class.base_model_prefix}."
+    variant = {"variant": options.variant} if options.variant else {}
+    dtype = {} if options.dtype is None else {"dtype": options.dtype}
     try:
+        stored = ASelectDiTConfig.from_pretrained(path)
+        names = stored_names(weight_files(path, options.variant))
+        blocks = [name.removeprefix(prefix) for name in names]
+        check_depth(f"checkpoint {source}", stored.num_kept_layers, blocks, "layers")
         model, report = model_class.from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=new_head, **config
-        )
+            path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=new_head, **variant, **dtype,
+            **config,
+        )  # fmt: skip
     except (SafetensorError, OSError, RuntimeError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {source} cannot be read: {first_line(error)}") from error
     derived = () if model.config.fixed_timestep else tuple(DERIVED_KEYS)
     missing = {name for name in report["missing_keys"] if not name.endswith(derived)}
     missing |= {name for name, *_ in report["mismatched_keys"]}
     if new_head:
-        missing = {name for name in missing if name.startswith(f"{model.base_model_prefix}.")}
-    if missing:
-        raise ValueError(f"checkpoint {source} does not fit its config: missing {sorted(missing)}")
+        missing = {name for name in missing if name.startswith(prefix)}
+    unused = set(report["unexpected_keys"])
+    if any(name.startswith(prefix) for name in names) and (new_head or model_class is not saved_class(path)):
+        unused = {name for name in unused if name.startswith(prefix)}  # the others are of a head that was not asked for
+    if missing or unused:
+        found = [f"{kind} {some(keys)}" for kind, keys in (("missing", missing), ("no place for", unused)) if keys]
+        raise ValueError(f"checkpoint {source} does not fit its config: {'; '.join(found)}")
     return model
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, SchedulerMixin
 from transformers import PreTrainedModel
 
-from aselect_hf.conversion.assemble import (
-    State,
-    build,
-    from_diffusers_folder,
-    load_vae,
-)
-from aselect_hf.conversion.locate import card_license, detect_format, locate
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.conversion.assemble import build, load_vae
+from aselect_hf.conversion.licenses import license_fields
+from aselect_hf.conversion.locate import LoadingOptions, Source, detect_format, locate, split_keywords
+from aselect_hf.conversion.weights import State, check_depth, read_state, stored_names, weight_files
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, sincos_positions
 
 logger = logging.getLogger(__name__)
 
@@ -52,39 +52,135 @@ SCHEDULER_FIELDS = (
 )
 
 
+POSITIONS = "pos_embed.pos_embed"
+"""A table that newer versions compute: compared, not taken."""
+
+
+@dataclass
+class DiffusersModel:
+    """A DiT of diffusers with what belongs to it, from a folder or from memory."""
+
+    name: str
+    config: dict[str, Any]
+    state: State
+    vae: Any = None
+    scheduler: dict[str, Any] | None = None
+    id2label: dict[str, str] | None = None
+
+
 def load_diffusers(
-    source: str | Path,
+    source: Any,
     *,
     model_class: type[PreTrainedModel] = ASelectDiTModel,
-    vae: str | Path | None = None,
+    vae: Any = None,
     vae_decoder: bool = False,
-    allow_pickle: bool = False,
-    **config: Any,
+    scheduler: Any = None,
+    options: LoadingOptions | None = None,
+    **keywords: Any,
 ) -> Any:
-    """Convert a diffusers DiT: a pipeline folder, a transformer folder or a Hub id; see `convert_checkpoint`."""
-    path = locate(source, allow_pickle)
-    pipeline = (path / "model_index.json").is_file()
-    if detect_format(path / "transformer" if pipeline else path) != "diffusers":
-        raise ValueError(f"{source} is an aselect_dit checkpoint already: load it with from_pretrained")
-    transformer = from_diffusers_folder(DiTTransformer2DModel, path / "transformer" if pipeline else path, allow_pickle)
-    autoencoder = None
+    """Convert a diffusers DiT to a model of this package.
+
+    Args:
+        source: a pipeline folder, a transformer folder or a Hub id; or a `DiTPipeline` or `DiTTransformer2DModel` in
+            memory, which is copied.
+        model_class: class to build, with or without a head.
+        vae: folder, Hub id or autoencoder to put inside, in place of the source's own.
+        vae_decoder: keep the VAE's decoder.
+        scheduler: a diffusers scheduler or its config, in place of the source's own.
+        options: how to read, in place of the keywords that say it.
+        keywords: `token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`, `variant`,
+            `dtype` (of the VAE too: `model.vae.float()` encodes in full precision), `allow_pickle`; and fields of
+            `ASelectDiTConfig` that override the source's.
+
+    Raises:
+        TypeError: an unknown keyword.
+        ValueError: the source is missing or damaged, or another network.
+    """
+    asked, config = split_keywords("from_diffusers", keywords)
+    options = options or asked
+    if isinstance(source, str | Path):
+        source = locate(source, options, with_vae=vae is None)
+    if isinstance(source, Source):
+        found, origin = _from_folder(source, options, vae is None)
+    else:
+        found, origin = _from_memory(source), {}
     if vae is not None:
-        autoencoder = load_vae(vae, allow_pickle)
-    elif pipeline and (path / "vae").is_dir():
-        autoencoder = load_vae(path / "vae", allow_pickle)
-    scheduler = next(iter(path.glob("scheduler/scheduler_config.json")), None)
-    if scheduler is None:
-        logger.warning("%s has no scheduler: assuming DDPM with linear betas, predicting epsilon", source)
-    state = transformer.state_dict()
-    per_block = not _embedders_equal(state, transformer.config.num_layers)
-    fields = _diffusers_fields(dict(transformer.config)) | {
+        found.vae = load_vae(vae, options)
+    if scheduler is not None:
+        found.scheduler = _scheduler_config(scheduler)
+    if found.scheduler is None and "noise_schedule" not in config:
+        logger.warning("%s has no scheduler: assuming DDPM with linear betas, predicting epsilon", found.name)
+    fields = _diffusers_fields(found.config)
+    layers = fields["num_hidden_layers"]
+    check_depth(found.name, layers, found.state, "transformer_blocks")
+    per_block = not _embedders_equal(found.state, layers)
+    pairs = _key_pairs(layers, per_block)
+    fields |= origin | {
         "per_block_conditioning": per_block,
-        "noise_schedule": _schedule_fields(json.loads(scheduler.read_text())) if scheduler else None,
-        "base_model": str(source) if path != Path(source) else None,
-        "base_model_license": card_license(path),
+        "noise_schedule": _schedule_fields(found.scheduler) if found.scheduler else None,
+        "scheduler_config": found.scheduler,
+        "condition_id2label": found.id2label,
     }
     fields |= {name: value for name, value in config.items() if value is not None or name not in fields}
-    return build(fields, _from_diffusers_keys(state, fields), autoencoder, vae_decoder, model_class)
+    _check_positions(found, fields)
+    return build(
+        fields, {ours: found.state[theirs] for theirs, ours in pairs if theirs in found.state}, found.vae, vae_decoder,
+        model_class, name=found.name, unused=set(found.state) - _computed(pairs, layers), dtype=options.torch_dtype,
+    )  # fmt: skip
+
+
+def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tuple[DiffusersModel, dict[str, Any]]:
+    """What a folder or repository holds, and where it comes from as config fields."""
+    index = place.path / "model_index.json"
+    pipeline = index.is_file()
+    folder = place.path / "transformer" if pipeline else place.path
+    if detect_format(folder) != "diffusers":
+        raise ValueError(f"{place.path} is an aselect_dit checkpoint already: load it with from_pretrained")
+    config = _read_json(folder / "config.json")
+    files = weight_files(folder, options.variant, options.allow_pickle)
+    check_depth(folder, config.get("num_layers", 28), stored_names(files), "transformer_blocks")
+    found = DiffusersModel(str(folder), config, read_state(files))
+    if pipeline and with_vae and (place.path / "vae").is_dir():
+        found.vae = load_vae(place.path / "vae", options)
+    if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
+        found.scheduler = _scheduler_config(_read_json(scheduler))
+    if pipeline:
+        found.id2label = _read_json(index).get("id2label")
+    origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
+    return found, origin
+
+
+def _from_memory(source: Any) -> DiffusersModel:
+    """A transformer, or a pipeline with a `transformer`, in memory.
+
+    Raises:
+        ValueError: it is of another class.
+    """
+    transformer = getattr(source, "transformer", source)
+    if not isinstance(transformer, DiTTransformer2DModel):
+        raise ValueError(
+            f"source is or has a {type(transformer).__name__}; accepted are a path, a Hub id, and a "
+            "DiTTransformer2DModel or a pipeline with one"
+        )
+    found = DiffusersModel(type(source).__name__, dict(transformer.config), transformer.state_dict())
+    if source is not transformer:
+        found.vae = load_vae(source.vae) if getattr(source, "vae", None) is not None else None
+        found.scheduler = _scheduler_config(source.scheduler)
+        labels: dict[str, list[str]] = {}
+        for label, index in getattr(source, "labels", {}).items():
+            labels.setdefault(str(index), []).append(label)
+        found.id2label = {index: ", ".join(names) for index, names in labels.items()} or None
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no fields")
+    return content
 
 
 def save_diffusers(model: ASelectDiTModel, folder: Path) -> None:
@@ -93,7 +189,11 @@ def save_diffusers(model: ASelectDiTModel, folder: Path) -> None:
     if model.vae is not None and model.config.vae_decoder:
         from diffusers import DiTPipeline  # here: importing pipelines is slow and noisy
 
-        pipeline: Any = DiTPipeline(transformer=transformer, vae=model.vae, scheduler=scheduler)
+        id2label = model.config.condition_id2label
+        labels = {int(index): label for index, label in (id2label or {}).items()} or None
+        pipeline: Any = DiTPipeline(transformer=transformer, vae=model.vae, scheduler=scheduler, id2label=labels)
+        if id2label:
+            pipeline.register_to_config(id2label=id2label)  # DiTPipeline reads it there, and does not write it
         pipeline.save_pretrained(folder)
         return
     logger.warning("the model has no VAE decoder: writing transformer and scheduler; add a VAE with vae=...")
@@ -138,11 +238,56 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
         if key in ours
     }
     transformer.load_state_dict(theirs)
-    fields = {name: value for name in SCHEDULER_FIELDS if (value := getattr(schedule, name)) is not None}
-    return transformer.to(model.dtype).eval(), DDIMScheduler(**fields, clip_sample=False)
+    return transformer.to(model.dtype).eval(), _scheduler_of(model)
+
+
+def _scheduler_of(model: ASelectDiTModel) -> Any:
+    """The scheduler that the weights came with, of the model's own noise schedule; a DDIM where there was none."""
+    stored = model.config.scheduler_config or {"_class_name": "DDIMScheduler", "clip_sample": False}
+    own = {name: getattr(model.noise_schedule, name) for name in SCHEDULER_FIELDS}
+    return _scheduler_class(stored).from_config(stored | own)
+
+
+def _scheduler_class(config: dict[str, Any]) -> Any:
+    """The class of diffusers that a scheduler's config names.
+
+    Raises:
+        ValueError: there is no such scheduler.
+    """
+    name = config.get("_class_name", "DDIMScheduler")
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, SchedulerMixin):
+        raise ValueError(f"scheduler {name!r} is none of diffusers': pass noise_schedule, or scheduler")
+    return found
+
+
+def _scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's whole config, defaults included, ready for JSON; from the scheduler or its config."""
+    config = dict(getattr(scheduler, "config", scheduler))
+    name = config.get("_class_name") or DDIMScheduler.__name__
+    whole = dict(_scheduler_class({"_class_name": name}).from_config(config).config)
+    fields = {key: value for key, value in whole.items() if not key.startswith("_")}
+    return {"_class_name": name} | json.loads(json.dumps(fields, default=list))
+
+
+def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
+    """The noise schedule of a scheduler's config, whatever it adds for sampling."""
+    name = scheduler["_class_name"]
+    if "FlowMatch" in name:
+        if scheduler.get("invert_sigmas"):
+            raise ValueError(f"{name} with invert_sigmas=True is not supported: pass noise_schedule")
+        return {"type": "flow_matching", "num_train_timesteps": scheduler.get("num_train_timesteps", 1000)}
+    if "beta_schedule" not in scheduler:
+        raise ValueError(f"{name} is neither of DDPM (it has no beta_schedule) nor of flow matching: pass noise_schedule")
+    if scheduler.get("rescale_betas_zero_snr"):
+        raise ValueError("schedulers with rescale_betas_zero_snr=True are not supported: pass trained_betas instead")
+    return {"type": "ddpm"} | {name: scheduler[name] for name in SCHEDULER_FIELDS if scheduler.get(name) is not None}
 
 
 def _diffusers_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The shape of a diffusers DiT as fields of our config; what its config leaves out is diffusers' default."""
+    defaults = {name: p.default for name, p in inspect.signature(DiTTransformer2DModel).parameters.items()}
+    config = defaults | config
     if config["norm_elementwise_affine"] or config["activation_fn"] not in ACTIVATIONS:
         raise ValueError(
             "only DiTs with norm_elementwise_affine=False and a gelu activation convert; got "
@@ -167,15 +312,6 @@ def _diffusers_fields(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
-    if "FlowMatch" in scheduler.get("_class_name", ""):
-        return {"type": "flow_matching", "num_train_timesteps": scheduler.get("num_train_timesteps", 1000)}
-    fields = {name: scheduler[name] for name in SCHEDULER_FIELDS if scheduler.get(name) is not None}
-    if scheduler.get("rescale_betas_zero_snr"):
-        raise ValueError("schedulers with rescale_betas_zero_snr=True are not supported: pass trained_betas instead")
-    return {"type": "ddpm"} | fields
-
-
 def _key_pairs(layers: int, per_block: bool) -> list[tuple[str, str]]:
     """`(diffusers key, our key)` of every tensor, `.weight` and `.bias` included."""
     modules = [(theirs, ours) for ours, theirs in SHARED_KEYS.items()]
@@ -187,17 +323,25 @@ def _key_pairs(layers: int, per_block: bool) -> list[tuple[str, str]]:
     return [(f"{theirs}.{leaf}", f"{ours}.{leaf}") for theirs, ours in modules for leaf in ("weight", "bias")]
 
 
-def _from_diffusers_keys(state: State, fields: dict[str, Any]) -> State:
-    pairs = _key_pairs(fields["num_hidden_layers"], fields["per_block_conditioning"])
-    return {ours: state[theirs] for theirs, ours in pairs if theirs in state}
-
-
 def _embedders_equal(state: State, layers: int) -> bool:
     """Whether every block carries the same timestep and class embedders (the published DiT does)."""
     first = "transformer_blocks.0.norm1.emb."
     names = [name for name in state if name.startswith(first)]
-    return all(
-        torch.equal(state[name], state[name.replace(first, f"transformer_blocks.{index}.norm1.emb.")])
-        for name in names
-        for index in range(1, layers)
-    )
+    others = [(name, name.replace(first, f"transformer_blocks.{index}.norm1.emb.")) for name in names
+              for index in range(1, layers)]  # fmt: skip
+    return all(other in state and torch.equal(state[name], state[other]) for name, other in others)
+
+
+def _computed(pairs: list[tuple[str, str]], layers: int) -> set[str]:
+    """The keys of diffusers that our network computes with, or that say nothing new: equal embedders, positions."""
+    repeated = {theirs for theirs, _ in _key_pairs(layers, per_block=True)}
+    return {theirs for theirs, _ in pairs} | repeated | {POSITIONS}
+
+
+def _check_positions(found: DiffusersModel, fields: dict[str, Any]) -> None:
+    if (stored := found.state.get(POSITIONS)) is None:
+        return
+    side = fields["sample_size"] // fields["patch_size"]
+    table = sincos_positions(fields["hidden_size"], (side, side), (side, side))
+    if stored.shape != table.shape or not torch.allclose(stored.float(), table, atol=1e-2):
+        raise ValueError(f"{found.name}: its {POSITIONS} is not DiT's sin-cos table")

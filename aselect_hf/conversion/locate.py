@@ -1,53 +1,215 @@
-"""Where a checkpoint is, and of what kind."""
+"""Where a checkpoint is, of what kind, and which of its files are needed."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import itertools
 import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, snapshot_download
+import torch
+import yaml
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.repocard import metadata_load
 
+from aselect_hf.conversion.weights import file_names, first_line, shards_of
 from aselect_hf.data import SAMPLE_MODEL
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 
+logger = logging.getLogger(__name__)
+
 ORIGINAL_LICENSES = {"dit": "cc-by-nc-4.0", "sit": "mit"}
 """Kinds of original `.pt` files, with the licenses that they were published under."""
+DESCRIPTIONS = (
+    "config.json", "model_index.json", "preprocessor_config.json", "scheduler/scheduler_config.json",
+    "transformer/config.json", "vae/config.json",
+)  # fmt: skip
+"""The small files that say what a checkpoint is; its card and licence lie beside them, at the root."""
+CONFIG_KEYWORDS = {field.name for field in dataclasses.fields(ASelectDiTConfig) if field.name != "dtype"} | {
+    "attn_implementation", "num_labels", "out_features", "out_indices",
+}  # fmt: skip
 
 
-def locate(source: str | Path, allow_pickle: bool = False) -> Path:
-    """A local path for a path or Hub id (downloaded: configs and weights only); `"sample"` is the shipped model."""
+@dataclass(frozen=True)
+class LoadingOptions:
+    """Keywords that say where and how to read a checkpoint: one list for every function that reads one, never stored.
+
+    Args:
+        token, revision, cache_dir, local_files_only, force_download: of the Hub, as everywhere in Hugging Face's
+            libraries.
+        subfolder: folder of the checkpoint inside `source`.
+        variant: of the weight files, such as `"fp16"`; a VAE that has none of this variant is read without.
+        dtype: of the model that is returned, its VAE included (default: that of the weights).
+        allow_pickle: read `.pt` and `.bin` files too, with `weights_only=True`.
+    """
+
+    token: str | bool | None = None
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    subfolder: str | None = None
+    variant: str | None = None
+    dtype: torch.dtype | str | None = None
+    allow_pickle: bool = False
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Those that the Hub's client takes."""
+        names = ("token", "revision", "cache_dir", "local_files_only", "force_download")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def of_another_repository(self) -> LoadingOptions:
+        """The same, without what belongs to one repository only."""
+        return dataclasses.replace(self, revision=None, subfolder=None)
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """`dtype` as torch knows it; `None` and `"auto"` leave the weights as they are."""
+        dtype = self.dtype
+        if isinstance(dtype, str) and dtype != "auto":
+            dtype = getattr(torch, dtype.removeprefix("torch."), None)
+        if dtype in (None, "auto") and self.dtype in (None, "auto"):
+            return None
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point dtype such as 'bfloat16', got {self.dtype!r}")
+        return dtype
+
+
+LOADING_KEYWORDS = tuple(field.name for field in dataclasses.fields(LoadingOptions))
+
+
+def split_keywords(function: str, keywords: dict[str, Any]) -> tuple[LoadingOptions, dict[str, Any]]:
+    """Keyword arguments as loading options and fields of a config.
+
+    Raises:
+        TypeError: a keyword is neither.
+    """
+    accepted = {*LOADING_KEYWORDS, *CONFIG_KEYWORDS}
+    for name in keywords:
+        if name not in accepted:
+            close = difflib.get_close_matches(name, accepted, 1)
+            hint = f"did you mean {close[0]!r}?" if close else "it takes"
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}: {hint} "
+                f"{'It takes' if close else ''} {', '.join(LOADING_KEYWORDS)} and the fields of ASelectDiTConfig"
+            )
+    options = {name: value for name, value in keywords.items() if name in LOADING_KEYWORDS}
+    return LoadingOptions(**options), {name: value for name, value in keywords.items() if name not in options}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine: its folder or file, and the repository (or folder) that it lies in."""
+
+    path: Path
+    root: Path
+    hub_id: str | None = None
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The metadata of its model card; empty, with a warning, where they cannot be read."""
+        cards = (folder / "README.md" for folder in dict.fromkeys((self.path, self.root)))
+        for card in cards:
+            if card.is_file():
+                try:
+                    return metadata_load(card) or {}
+                except (yaml.YAMLError, ValueError, OSError) as error:
+                    logger.warning(
+                        "%s has metadata that cannot be read (%s): its license is unknown; pass base_model_license",
+                        card, first_line(error),
+                    )  # fmt: skip
+        return {}
+
+    def copy_license(self, folder: Path) -> None:
+        """Let the text of its licence travel with the weights."""
+        for text in sorted(self.root.glob("LICENSE*")) if self.root.is_dir() else ():
+            if text.is_file():
+                shutil.copyfile(text, folder / text.name)
+
+
+def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: bool = True) -> Source:
+    """A checkpoint by its path or Hub id; `"sample"` is the shipped model.
+
+    From the Hub come only the small files that describe it and the weights of the DiT and, `with_vae`, of the VAE.
+
+    Raises:
+        ValueError: there is no such path, and no such repository, revision or folder on the Hub.
+    """
+    options = options or LoadingOptions()
     if str(source) == "sample":
-        return SAMPLE_MODEL
-    path = Path(source)
-    if path.exists():
-        return path
-    patterns = ["*.json", "*.safetensors", "README.md"] + (["*.bin"] if allow_pickle else [])
+        return Source(SAMPLE_MODEL, SAMPLE_MODEL)
+    root, hub_id = Path(source), None
+    if not root.exists():
+        root, hub_id = _download(str(source), options, with_vae), str(source)
+    path = root / (options.subfolder or "")
+    if not path.exists():
+        raise ValueError(f"checkpoint {str(source)!r} has no folder {options.subfolder!r}")
+    return Source(path, root, hub_id)
+
+
+def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
+    """Fetch what a checkpoint needs: first the files that describe it, then the weights that they name."""
+    inside = f"{options.subfolder.strip('/')}/" if options.subfolder else ""
+    texts = dict.fromkeys((f"{inside}README.md", "README.md", "LICENSE*"))
+    root = _fetch(repo_id, [*(f"{inside}{name}" for name in DESCRIPTIONS), *texts], options)
+    if re.fullmatch("[0-9a-f]{40}", root.name):  # go on with the same commit, even if a new one appears meanwhile
+        options = dataclasses.replace(options, revision=root.name, force_download=False)
+    if not (root / inside / "model_index.json").is_file():
+        _fetch_weights(repo_id, root, inside, [options.variant], options)
+        return root
+    _fetch_weights(repo_id, root, f"{inside}transformer/", [options.variant], options)
+    if with_vae and (root / inside / "vae" / "config.json").is_file():
+        _fetch_weights(repo_id, root, f"{inside}vae/", dict.fromkeys((options.variant, None)), options)
+    return root
+
+
+def _fetch_weights(
+    repo_id: str, root: Path, folder: str, variants: Iterable[str | None], options: LoadingOptions
+) -> None:
+    """The weights of one model in the first format and variant that there is: one file, or the shards of its index."""
+    suffixes = ("safetensors", "bin") if options.allow_pickle else ("safetensors",)
+    for suffix, variant in itertools.product(suffixes, variants):
+        pairs = file_names(suffix, variant)
+        _fetch(repo_id, [f"{folder}{name}" for pair in pairs for name in pair], options)
+        for _, index in pairs:
+            if (root / folder / index).is_file():
+                _fetch(repo_id, [f"{folder}{shard}" for shard in shards_of(root / folder / index)], options)
+        if any((root / folder / name).is_file() for pair in pairs for name in pair):
+            return
+
+
+def _fetch(repo_id: str, names: list[str], options: LoadingOptions) -> Path:
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, allow_patterns=names, **options.hub))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"checkpoint {str(source)!r} is neither a local path nor reachable on the Hub ({first_line(error)})"
+            f"checkpoint {repo_id!r} is neither a local path nor reachable on the Hub ({first_line(error)})"
         ) from error
 
 
 def detect_format(path: Path) -> str:
-    """Tell a checkpoint's format by its files.
+    """Tell a checkpoint's format by its files, and that of a single file by the whole words of its name.
 
     Raises:
         ValueError: of a known kind but another model, or of no known kind.
     """
     if path.is_file():
-        name = path.name.lower()
-        for kind in ORIGINAL_LICENSES:
-            if kind in name:
-                return kind
-        raise ValueError(f"cannot tell whether {path.name} is a DiT or a SiT: pass source_format='dit' or 'sit'")
+        return kind_by_name(path.name)
     if (path / "model_index.json").is_file():
         return "diffusers"
     try:
-        fields = json.loads((path / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint: no readable config.json or model_index.json") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} is not a checkpoint: its config.json holds no fields")
@@ -60,12 +222,14 @@ def detect_format(path: Path) -> str:
     raise ValueError(f"{path} holds a model of type {found!r}; accepted are aselect_dit and DiTTransformer2DModel")
 
 
-def card_license(path: Path) -> str | None:
-    """The license that a folder's model card names."""
-    card = path / "README.md"
-    return ModelCard.load(card).data.license if card.is_file() else None
+def kind_by_name(name: str) -> str:
+    """`"dit"` or `"sit"`, where exactly one of them is a word of a name ("credit-DiT-S.pt" is a DiT).
 
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    Raises:
+        ValueError: neither is, or both are.
+    """
+    words = set(re.findall("[a-z]+", name.lower()))
+    kinds = [kind for kind in ORIGINAL_LICENSES if kind in words]
+    if len(kinds) != 1:
+        raise ValueError(f"cannot tell whether {name} is a DiT or a SiT: pass source_format='dit' or 'sit'")
+    return kinds[0]

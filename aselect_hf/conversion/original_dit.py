@@ -1,24 +1,23 @@
-"""The `.pt` files of DiT and SiT."""
+"""The `.pt` and `.safetensors` files of DiT, of SiT, and of what was trained with their code (REPA, REPA-E, SRA)."""
 
 from __future__ import annotations
 
-import argparse
+import logging
 import math
-import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from aselect_hf.conversion.assemble import (
-    State,
-    build,
-    load_vae,
-)
-from aselect_hf.conversion.locate import ORIGINAL_LICENSES, first_line
+from aselect_hf.conversion.assemble import build, load_vae, some
+from aselect_hf.conversion.locate import ORIGINAL_LICENSES, LoadingOptions, kind_by_name
+from aselect_hf.conversion.weights import Network, State, count_blocks, find_network, read_file, training_arguments
 from aselect_hf.modeling.configuration_aselect_dit import SHAPES
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, sincos_positions
+
+logger = logging.getLogger(__name__)
 
 ORIGINAL_KEYS = {
     "patch_embedding": "x_embedder.proj",
@@ -34,70 +33,222 @@ ORIGINAL_BLOCK_KEYS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+CLASS_TABLE = "y_embedder.embedding_table.weight"
+NEEDED = (
+    "x_embedder.proj.weight", "pos_embed", CLASS_TABLE, "final_layer.linear.weight", "blocks.0.attn.qkv.weight",
+    "blocks.0.mlp.fc1.weight",
+)  # fmt: skip
+"""Keys that say the shape of the network."""
+ALIGNMENT = ("projectors.", "ap_head.")
+"""Heads that align features with a teacher's in training, in REPA and REPA-E, and in SRA; the denoiser never runs them."""
+HARMLESS = (*ALIGNMENT, "n_averaged")
+"""Prefixes of keys that the denoiser does not compute with; `n_averaged` is a counter of `torch.optim.swa_utils`."""
+PATHS = {"Linear": "data_fraction", "linear": "noise_fraction"}
+"""Straight paths as SiT, and as REPA and its descendants call them, with the time that either tells the network."""
+PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "epsilon"}
+IMAGENET_CLASSES = 1000
 
 
 def load_original(
-    path: Path, kind: str, *, vae: str | Path | None, vae_decoder: bool, allow_pickle: bool, **config: Any
+    source: Path | Mapping[str, Any],
+    kind: str | None,
+    *,
+    model_time: str | None = None,
+    vae: Any = None,
+    vae_decoder: bool = False,
+    options: LoadingOptions | None = None,
+    **config: Any,
 ) -> ASelectDiTModel:
-    """An original DiT or SiT `.pt`: a state dict, or a training checkpoint (whose `ema` weights are taken)."""
-    if not allow_pickle:
-        raise ValueError(f"{path.name} is a pickle: pass allow_pickle=True to read it (with weights_only=True)")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the original training scripts store one
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as a state dict: {first_line(error)}") from error
-    state: State = loaded
-    for key in ("model", "ema"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            state = loaded[key]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} is not a DiT state dict but a {type(state).__name__}")
-    needed = [f"{name}.weight" for name in ORIGINAL_KEYS.values()] + ["pos_embed", "blocks.0.attn.qkv.weight"]
-    if absent := [name for name in needed if name not in state]:
-        raise ValueError(f"{path} is not a DiT state dict: {', '.join(absent)} missing")
+    """An original DiT or SiT: a state dict or a training checkpoint (its averaged weights), in a file or in memory.
+
+    Args:
+        source: file, or what it holds.
+        kind: `"dit"`, `"sit"`, or `None` to tell by the content, else by the words of the file's name.
+        model_time: of a SiT: what the network is told, see `NoiseSchedule`; `None` to tell by the content.
+
+    Raises:
+        ValueError: damaged, another network, or something that must be known and is not said by the file.
+    """
+    options = options or LoadingOptions()
+    name = source.name if isinstance(source, Path) else "the state dict"
+    content = read_file(source, options.allow_pickle) if isinstance(source, Path) else dict(source)
+    network, arguments = find_network(content, name), training_arguments(content)
+    state = network.state
+    _report(network, name)
+    if absent := [key for key in NEEDED if key not in state]:
+        hint = f"; there are {some(unknown)} instead" if (unknown := _unused(state, len(state))) else ""
+        raise ValueError(f"{name} is not a DiT state dict: {some(absent)} missing{hint}")
+    if state["x_embedder.proj.weight"].ndim != 4:
+        raise ValueError(f"{name} does not embed patches by a convolution (x_embedder.proj), as DiTs do")
+    kind = kind or _kind(state, arguments, name)
+    fields = _shape(state, config, name) | {"base_model_license": ORIGINAL_LICENSES[kind]}
+    state, fields["num_condition_classes"] = _with_null_class(state, arguments, config, name)
+    if "noise_schedule" not in config:
+        fields["noise_schedule"] = _schedule(kind, state, arguments, model_time, name)
+    _check_positions(state, fields, name)
+    layers = fields["num_hidden_layers"]
+    autoencoder = load_vae(vae, options) if vae is not None else None
+    fields |= {key: value for key, value in config.items() if key != "num_condition_classes"}
+    return build(
+        fields, _renamed(state, layers), autoencoder, vae_decoder, ASelectDiTModel,
+        name=name, unused=_unused(state, layers), dtype=options.torch_dtype,
+    )  # fmt: skip
+
+
+def _report(network: Network, name: str) -> None:
+    if network.label or network.outside:
+        outside = f"; {network.outside} tensors beside it are not of the network" if network.outside else ""
+        logger.info("%s: the network is read from %s%s", name, network.label or "its top level", outside)
+
+
+def _kind(state: State, arguments: dict[str, Any], name: str) -> str:
+    """DiT or SiT: by the arguments of its training, by heads that only one of them has, or by its name."""
+    if "path_type" in arguments:
+        return "sit"
+    words = set(re.findall("[a-z]+", str(arguments.get("model", "")).lower()))
+    if len(said := words & set(ORIGINAL_LICENSES)) == 1:
+        return said.pop()
+    return "sit" if _is_aligned(state) else kind_by_name(name)
+
+
+def _is_aligned(state: State) -> bool:
+    """Whether it is of the REPA family: it has heads for alignment, and predicts no variance, as DiTs do."""
+    return any(key.startswith(ALIGNMENT) for key in state) and not _predicts_variance(state)
+
+
+def _predicts_variance(state: State) -> bool:
+    channels, patch = state["x_embedder.proj.weight"].shape[1:3]
+    return state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2
+
+
+def _schedule(
+    kind: str, state: State, arguments: dict[str, Any], model_time: str | None, name: str
+) -> dict[str, Any] | None:
+    """The noise schedule, with the time that the network is told.
+
+    Raises:
+        ValueError: the file does not say it, or it is a path that is not straight.
+    """
+    if kind == "dit":
+        if model_time is not None:
+            raise ValueError(f"model_time is of a SiT; {name} is read as a DiT, which is told the timestep itself")
+        return None
+    path, prediction = arguments.get("path_type"), arguments.get("prediction", "velocity")
+    if path not in (None, *PATHS) or prediction not in PREDICTIONS:
+        raise ValueError(
+            f"{name} was trained on a path of type {path!r} to predict {prediction!r}; supported are straight paths "
+            f"({', '.join(PATHS)}) and {', '.join(PREDICTIONS)}"
+        )
+    told = PATHS.get(str(path))
+    if told is None and _is_aligned(state):
+        told = "noise_fraction"
+    elif told is None and _predicts_variance(state) and not any(key.startswith(ALIGNMENT) for key in state):
+        told = "data_fraction"  # only SiT's own code leaves room for a variance
+    if told is None and model_time is None:
+        raise ValueError(
+            f"{name} does not say which time its network is told: pass model_time='data_fraction' (SiT, LightningDiT: "
+            "1 is data) or model_time='noise_fraction' (REPA, REPA-E, SRA: 1 is noise)"
+        )
+    if told is not None and model_time not in (None, told):
+        logger.warning("%s looks like a network that is told the %s; model_time=%r is used", name, told, model_time)
+    return {
+        "type": "flow_matching",
+        "prediction_type": PREDICTIONS[prediction],
+        "model_time": model_time or told,
+    }
+
+
+def _shape(state: State, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The shape of the network as fields of a config."""
     hidden_size, channels, patch_size, _ = state["x_embedder.proj.weight"].shape
-    layers = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
     heads = {shape["hidden_size"]: shape["num_attention_heads"] for shape in SHAPES.values()}.get(hidden_size)
     if heads is None and "num_attention_heads" not in config:
         raise ValueError(f"a width of {hidden_size} is none of the published shapes: pass num_attention_heads")
-    flow = {"type": "flow_matching", "prediction_type": "velocity", "model_time": "data_fraction"}
-    fields = {
+    tokens = state["pos_embed"].numel() // hidden_size
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"{name} has {tokens} positions, which are no square: class or register tokens are not supported")
+    return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": count_blocks(state, "blocks"),
         "num_attention_heads": heads,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / hidden_size,
         "patch_size": patch_size,
-        "sample_size": math.isqrt(state["pos_embed"].shape[1]) * patch_size,
+        "sample_size": math.isqrt(tokens) * patch_size,
         "num_channels": channels,
-        "learned_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch_size**2,
-        "num_condition_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,
+        "learned_sigma": _predicts_variance(state),
         "attention_bias": "blocks.0.attn.qkv.bias" in state,
-        "noise_schedule": flow if kind == "sit" else None,
-        "base_model_license": ORIGINAL_LICENSES[kind],
-    } | config
-    converted = {
-        f"{ours}.{leaf}": state[f"{theirs}.{leaf}"]
-        for ours, theirs in _original_pairs(layers)
-        for leaf in ("weight", "bias")
-        if f"{theirs}.{leaf}" in state
     }
-    for index in range(layers):
-        for leaf in ("weight", "bias"):
-            qkv = state.get(f"blocks.{index}.attn.qkv.{leaf}")
-            for name, part in zip("qkv", qkv.chunk(3) if qkv is not None else (), strict=False):
-                converted[f"layers.{index}.attention.{name}_proj.{leaf}"] = part
-    autoencoder = load_vae(vae, allow_pickle) if vae is not None else None
-    model = build(fields, converted, autoencoder, vae_decoder, ASelectDiTModel)
-    if not torch.allclose(model.position_embedding.float(), state["pos_embed"].float(), atol=1e-4):
-        raise ValueError(f"{path}: its position embedding is not DiT's sin-cos table")
-    return model
 
 
-def _original_pairs(layers: int) -> list[tuple[str, str]]:
+def _with_null_class(
+    state: State, arguments: dict[str, Any], config: dict[str, Any], name: str
+) -> tuple[State, int]:
+    """The state with a null class in the last row of its class table, and the number of classes before it.
+
+    A network trained without (`class_dropout_prob=0`) gets one of zeros: it is then conditioned on nothing.
+
+    Raises:
+        ValueError: the table does not fit the number of classes, or that number is not known.
+    """
+    table = state[CLASS_TABLE]
+    rows = len(table)
+    classes = config.get("num_condition_classes", arguments.get("num_classes"))
+    if classes is None:
+        choice = f"num_condition_classes={rows - 1} if it was trained with class dropout, {rows} if without"
+        if (rows - 1) % 10:
+            raise ValueError(
+                f"{name} has {rows} class embeddings, the last of which may be the null class or not: pass {choice}"
+            )
+        classes = rows - 1
+        if classes not in (0, IMAGENET_CLASSES):
+            logger.warning("%s has %d class embeddings: the last is taken for the null class; pass %s", name, rows, choice)
+    if classes not in (rows - 1, rows):
+        raise ValueError(f"{name} has {rows} class embeddings, which are not those of {classes} classes (and no class)")
+    if classes == rows:
+        logger.warning(
+            "%s was trained without a null class: where no class is given, it is conditioned on nothing (a vector of "
+            "zeros), which it has never seen; give class_labels where you can", name,
+        )  # fmt: skip
+        state = state | {CLASS_TABLE: torch.cat([table, torch.zeros_like(table[:1])])}
+    return state, classes
+
+
+def _check_positions(state: State, fields: dict[str, Any], name: str) -> None:
+    stored, side = state["pos_embed"], fields["sample_size"] // fields["patch_size"]
+    table = sincos_positions(fields["hidden_size"], (side, side), (side, side))
+    tolerance = max(1e-4, 2 * torch.finfo(stored.dtype).eps)
+    if not torch.allclose(stored.float().view(table.shape), table, rtol=0, atol=tolerance):
+        raise ValueError(f"{name}: its position embedding is not DiT's sin-cos table")
+
+
+def _pairs(layers: int) -> list[tuple[str, str]]:
+    """`(our module, original module)`, those of the projections of queries, keys and values apart."""
     blocks = [
         (f"layers.{index}.{ours}", f"blocks.{index}.{theirs}")
         for index in range(layers)
         for ours, theirs in ORIGINAL_BLOCK_KEYS.items()
     ]
     return [*ORIGINAL_KEYS.items(), *blocks]
+
+
+def _renamed(state: State, layers: int) -> State:
+    """The weights under our names."""
+    renamed = {
+        f"{ours}.{leaf}": state[f"{theirs}.{leaf}"]
+        for ours, theirs in _pairs(layers)
+        for leaf in ("weight", "bias")
+        if f"{theirs}.{leaf}" in state
+    }
+    for index in range(layers):
+        for leaf in ("weight", "bias"):
+            qkv = state.get(f"blocks.{index}.attn.qkv.{leaf}")
+            for projection, part in zip("qkv", qkv.chunk(3) if qkv is not None else (), strict=False):
+                renamed[f"layers.{index}.attention.{projection}_proj.{leaf}"] = part
+    return renamed
+
+
+def _unused(state: State, layers: int) -> set[str]:
+    """The keys that our network does not compute with and that are not known to be harmless."""
+    modules = {theirs for _, theirs in _pairs(layers)} | {f"blocks.{index}.attn.qkv" for index in range(layers)}
+    used = {f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")} | {"pos_embed"}
+    return {key for key in state if key not in used and not key.startswith(HARMLESS)}

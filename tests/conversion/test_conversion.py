@@ -22,6 +22,8 @@ from aselect_hf.modeling.features import FEATURE_KINDS
 State = dict[str, torch.Tensor]
 CLASSES = 7
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+SHAPE: dict[str, Any] = {"num_attention_heads": 3, "num_condition_classes": 5}
+"""What a small original `.pt` file does not say."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     "1-channel": {"in_channels": 1, "num_attention_heads": 3, "patch_size": 2, "sample_size": 8},
@@ -336,7 +338,7 @@ def test_an_original_checkpoint_keeps_every_feature(
     live = {name: torch.zeros_like(tensor) for name, tensor in original.items()}
     training = {"model": live, "ema": original, "opt": {"step": 3, "state": {}}}
     torch.save(training if wrapped else original, path)
-    model = load_checkpoint(path, allow_pickle=True, num_attention_heads=3)
+    model = load_checkpoint(path, allow_pickle=True, **SHAPE)
     clean, noise, labels = normal(3, 4, 8, 8), normal(3, 4, 8, 8, seed=1), torch.tensor([0, 5, 2])
     timesteps = [40, 0, 990]
     names = [f"blocks.{index}.{feature}" for index in range(3) for feature in FEATURE_KINDS]
@@ -364,20 +366,20 @@ def test_a_training_checkpoint_as_the_original_script_writes_it(original: State,
     """It carries the command line's `argparse.Namespace` beside the weights."""
     arguments = argparse.Namespace(model="DiT-XL/2", image_size=256)
     torch.save({"model": original, "ema": original, "opt": {}, "args": arguments}, tmp_path / "dit.pt")
-    model = load_checkpoint(tmp_path / "dit.pt", allow_pickle=True, num_attention_heads=3)
+    model = load_checkpoint(tmp_path / "dit.pt", allow_pickle=True, **SHAPE)
     assert torch.equal(model.patch_embedding.weight, original["x_embedder.proj.weight"])
 
 
 def test_published_widths_need_no_number_of_heads(make_model: Any, original_state: Any, tmp_path: Path) -> None:
     state = original_state(make_model(hidden_size=384, num_attention_heads=6, num_hidden_layers=1, mlp_ratio=4))
     torch.save(state, tmp_path / "DiT-S-2.pt")
-    assert load_checkpoint(tmp_path / "DiT-S-2.pt", allow_pickle=True).config.num_attention_heads == 6
+    assert load_checkpoint(tmp_path / "DiT-S-2.pt", allow_pickle=True, num_condition_classes=5).config.num_attention_heads == 6
 
 
 def test_an_original_checkpoint_converts_on(original: State, normal: Any, tmp_path: Path) -> None:
     """.pt -> ours on disk, same numbers; -> diffusers with the shift of the frequencies undone, same weights."""
     torch.save(original, tmp_path / "weights.pt")
-    options: dict[str, Any] = {"source_format": "dit", "allow_pickle": True, "num_attention_heads": 3}
+    options: dict[str, Any] = {"source_format": "dit", "allow_pickle": True, **SHAPE}
     model = convert_checkpoint(tmp_path / "weights.pt", tmp_path / "ours", **options)
     noisy = normal(2, 4, 8, 8)
     assert torch.equal(load_checkpoint(tmp_path / "ours").denoise(noisy, 400), model.denoise(noisy, 400))
@@ -413,7 +415,7 @@ def test_pickled_weights_need_permission(
     transformer_folder: Path, pipeline_folder: Path, original: State, tmp_path: Path
 ) -> None:
     torch.save(original, tmp_path / "dit.pt")
-    refuse("allow_pickle=True", tmp_path / "dit.pt", tmp_path / "out", num_attention_heads=3)
+    refuse("allow_pickle=True", tmp_path / "dit.pt", tmp_path / "out", **SHAPE)
     as_pickle(transformer_folder)
     refuse("allow_pickle=True", transformer_folder, tmp_path / "out")
     as_pickle(pipeline_folder / "vae")
@@ -472,13 +474,13 @@ def test_a_pt_file_that_is_no_dit(tmp_path: Path, content: Any) -> None:
 def test_an_original_checkpoint_with_a_missing_key(original: State, tmp_path: Path, absent: str) -> None:
     del original[absent]
     torch.save(original, tmp_path / "dit.pt")
-    refuse("missing", tmp_path / "dit.pt", tmp_path / "out", allow_pickle=True, num_attention_heads=3)
+    refuse("missing", tmp_path / "dit.pt", tmp_path / "out", allow_pickle=True, **SHAPE)
 
 
 def test_an_original_checkpoint_with_other_positions(original: State, tmp_path: Path) -> None:
     original["pos_embed"] = original["pos_embed"].flip(1)
     torch.save(original, tmp_path / "dit.pt")
-    refuse("position", tmp_path / "dit.pt", tmp_path / "out", allow_pickle=True, num_attention_heads=3)
+    refuse("position", tmp_path / "dit.pt", tmp_path / "out", allow_pickle=True, **SHAPE)
 
 
 def test_what_a_pt_file_does_not_say(original: State, tmp_path: Path) -> None:
@@ -598,7 +600,7 @@ def test_what_diffusers_cannot_hold_is_refused_on_the_way_back(
     make_model: Any, original: State, tmp_path: Path
 ) -> None:
     torch.save(original, tmp_path / "sit.pt")
-    options: dict[str, Any] = {"allow_pickle": True, "num_attention_heads": 3}
+    options: dict[str, Any] = {"allow_pickle": True, **SHAPE}
     refuse("flow", tmp_path / "sit.pt", tmp_path / "out", to="diffusers", **options)
     make_model(mlp_ratio=2).save_pretrained(tmp_path / "narrow")
     refuse("ratio", tmp_path / "narrow", tmp_path / "out", to="diffusers")

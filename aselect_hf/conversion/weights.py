@@ -1,0 +1,245 @@
+"""Weights on disk: which files they are, what they hold, and the network inside a training checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+State = dict[str, torch.Tensor]
+
+STEMS = ("diffusion_pytorch_model", "model")
+"""What diffusers and transformers call a model's weights."""
+ANCHOR = "x_embedder.proj.weight"
+"""A key of every original DiT: whatever stands before it is a prefix of the whole network."""
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Segments that DDP, `torch.compile`, FSDP and activation checkpointing put into the names of parameters."""
+MAX_NESTING = 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network found inside a training checkpoint.
+
+    Args:
+        state: its tensors, without prefixes and wrappers.
+        label: where in the checkpoint it was, such as `ema`.
+        outside: tensors of other modules beside it (a VAE, a loss), which are left out.
+    """
+
+    state: State
+    label: str = ""
+    outside: int = 0
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def with_variant(name: str, variant: str | None) -> str:
+    """The name of a weight file of a variant: `model.fp16.safetensors` for `model.safetensors`."""
+    if variant is None:
+        return name
+    start, _, suffix = name.rpartition(".")
+    return f"{start}.{variant}.{suffix}"
+
+
+def file_names(suffix: str, variant: str | None) -> list[tuple[str, str]]:
+    """`(weight file, index of its shards)` for every stem; `suffix` is `"safetensors"` or `"bin"`."""
+    files = [f"{'pytorch_model' if (stem, suffix) == ('model', 'bin') else stem}.{suffix}" for stem in STEMS]
+    return [(with_variant(name, variant), with_variant(f"{name}.index.json", variant)) for name in files]
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of shards names, all of them beside it.
+
+    Raises:
+        ValueError: not such an index, or it points out of its folder.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} is not an index of weight files ({type(error).__name__}: {error})") from error
+    if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise ValueError(f"{index} names files out of its folder: {outside[0]!r}")
+    return names
+
+
+def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool = False) -> list[Path]:
+    """The weight files of one model, safetensors before pickles; the shards of an index in place of one file.
+
+    Raises:
+        ValueError: there are none of this variant and format; the message says which there are.
+    """
+    for suffix in ("safetensors", "bin") if allow_pickle else ("safetensors",):
+        for name, index in file_names(suffix, variant):
+            if (folder / name).is_file():
+                return [folder / name]
+            if (folder / index).is_file():
+                return [folder / shard for shard in shards_of(folder / index)]
+    asked = f" of variant {variant!r}" if variant else ""
+    wanted = " or ".join(name for name, _ in file_names("safetensors", variant))
+    raise ValueError(f"{folder} cannot be read: it holds no weights{asked} ({wanted}){_hint(folder)}")
+
+
+def _hint(folder: Path) -> str:
+    """What weights there are instead of those asked for, and how to ask for them."""
+    pattern = re.compile(rf"(?:{'|'.join(STEMS)})\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
+    matches = (pattern.fullmatch(path.name) for path in folder.glob("*.safetensors"))
+    if variants := sorted({match[1] for match in matches if match}):
+        return f"; it has another variant: pass variant={' or '.join(map(repr, variants))}"
+    if any(folder.glob("*.safetensors")):
+        return "; there are safetensors without a variant: leave variant out"
+    if any(folder.glob("*.bin")):
+        return "; it has no safetensors: pass allow_pickle=True to read pickles (.bin)"
+    return ""
+
+
+def read_state(files: Iterable[Path]) -> State:
+    """All tensors of a model's weight files, on the CPU.
+
+    Raises:
+        ValueError: a file is damaged, or no state dict.
+    """
+    state: State = {}
+    for path in files:
+        content = read_file(path, allow_pickle=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a state dict but a {type(content).__name__}")
+        state |= {name: tensor for name, value in content.items() if (tensor := _tensor(value)) is not None}
+    return state
+
+
+def read_file(path: Path, allow_pickle: bool) -> Any:
+    """The content of one weight file; a pickle is read with `weights_only=True`, so that none of its code runs.
+
+    Raises:
+        ValueError: damaged, or a pickle without `allow_pickle`.
+    """
+    if path.suffix != ".safetensors" and not allow_pickle:
+        raise ValueError(f"{path.name} is a pickle: pass allow_pickle=True to read it (with weights_only=True)")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_harmless_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read as a state dict: {first_line(error)}") from error
+
+
+def stored_names(files: Iterable[Path]) -> list[str]:
+    """Names of the tensors in weight files; of safetensors only the headers are read.
+
+    Raises:
+        ValueError: a file is damaged or missing.
+    """
+    names: list[str] = []
+    for path in files:
+        if path.suffix != ".safetensors":
+            names += read_state([path])
+            continue
+        try:
+            with safe_open(path, framework="np") as tensors:
+                names += tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    return names
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """How many blocks of a list of modules there are parameters of: distinct `i` in names `<prefix>.<i>.*`."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+    return len({match[1] for name in names if (match := pattern.match(name))})
+
+
+def check_depth(source: Any, said: int, names: Iterable[str], prefix: str) -> None:
+    """Refuse a config with another number of blocks than the weights have, before anything is built.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
+    found = count_blocks(names, prefix)
+    if said != found:
+        raise ValueError(f"{source} does not fit its weights: its config has {said} of {prefix}, the weights {found}")
+
+
+def find_network(content: Any, name: str) -> Network:
+    """The DiT in what a weight file holds: bare, with a prefix, wrapped in dictionaries; averaged weights preferred.
+
+    Args:
+        content: a state dict, or dictionaries that hold one, as training scripts save them.
+        name: of the file, for errors.
+
+    Raises:
+        ValueError: there is none, or several of which none or more than one is an average (EMA).
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is not a DiT state dict but a {type(content).__name__}")
+    networks = list(_networks(content))
+    if not networks:
+        raise ValueError(f"{name} is not a DiT state dict: {ANCHOR} missing" + _other_names(content))
+    averaged = [network for network in networks if "ema" in re.findall("[a-z]+", network.label.lower())]
+    candidates = averaged or networks
+    if len(candidates) > 1:
+        labels = ", ".join(network.label or "(no prefix)" for network in candidates)
+        raise ValueError(f"{name} holds several networks ({labels}): pass the state dict of one of them")
+    return candidates[0]
+
+
+def training_arguments(content: Any) -> dict[str, Any]:
+    """The arguments that a training script has saved beside its weights, under `args`."""
+    arguments = content.get("args") if isinstance(content, dict) else None
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _networks(content: dict[Any, Any], trail: tuple[str, ...] = ()) -> Iterator[Network]:
+    tensors = {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
+        for name, value in content.items()
+        if isinstance(name, str) and (tensor := _tensor(value)) is not None
+    }
+    for anchor in tensors:
+        if anchor == ANCHOR or anchor.endswith(f".{ANCHOR}"):
+            prefix = anchor.removesuffix(ANCHOR)
+            state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            label = ".".join([*trail, *prefix.split(".")]).rstrip(".")
+            yield Network(state, label, len(tensors) - len(state))
+    for name, value in content.items():
+        if isinstance(value, dict) and len(trail) < MAX_NESTING:
+            yield from _networks(value, (*trail, str(name)))
+
+
+def _other_names(content: dict[Any, Any]) -> str:
+    if any(isinstance(name, str) and "transformer_blocks." in name for name in content):
+        return "; these are the names of diffusers: give the folder with its config.json"
+    return ""
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.tensor(value)
+    return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def _harmless_globals() -> list[Any]:
+    """What training scripts store beside tensors: their arguments, arrays and numbers of numpy. None of it runs code."""
+    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
+    allowed += [type(np.dtype(name)) for name in ("bool", "float16", "float32", "float64", "int32", "int64", "uint8")]
+    with contextlib.suppress(AttributeError):  # numpy 1 has no `_core`
+        for function in (np._core.multiarray._reconstruct, np._core.multiarray.scalar):  # type: ignore[attr-defined]
+            allowed += [function, (function, f"numpy.core.multiarray.{function.__name__}")]
+    return allowed
