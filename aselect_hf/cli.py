@@ -292,7 +292,7 @@ def features(
 
 @app.command(epilog="Example: `aselect convert facebook/DiT-XL-2-256 dit-xl-2-256`")
 def convert(
-    source: Annotated[str, typer.Argument(help="diffusers folder or Hub id, DiT or SiT .pt, or our own checkpoint.")],
+    source: Annotated[str, typer.Argument(help="diffusers folder or Hub id, DiT or SiT file, or our own checkpoint.")],
     output_dir: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
     to: Annotated[Literal["aselect", "diffusers"], typer.Option(help="Format to write.")] = "aselect",
     source_format: Annotated[
@@ -302,6 +302,17 @@ def convert(
     vae_decoder: Annotated[bool, typer.Option(help="Keep the VAE's decoder.")] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .pt and .bin (weights only).")] = False,
     num_attention_heads: Annotated[int | None, typer.Option(help="For a .pt of an unpublished width.")] = None,
+    num_condition_classes: Annotated[
+        int | None, typer.Option(help="For a .pt: classes it was trained on, the null class not counted.")
+    ] = None,
+    model_time: Annotated[
+        str | None,
+        typer.Option(help="For a SiT file that does not say it: data_fraction (SiT) or noise_fraction (REPA, SRA)."),
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Folder of the checkpoint inside SOURCE.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Precision to write (default: that of the weights).")] = None,
     fix_timestep: Annotated[
         bool, typer.Option("--fix-timestep", help="Fold the timestep into the weights: a plain, smaller ViT.")
     ] = False,
@@ -311,17 +322,22 @@ def convert(
     base_model_license: Annotated[str | None, typer.Option(help="Its licence, for the card.")] = None,
 ) -> None:
     """Convert a checkpoint from or to diffusers, from an original DiT or SiT file, or to a fixed timestep."""
-    config: dict[str, Any] = {
+    keywords: dict[str, Any] = {
         "timestep": timestep,
         "feature": feature,
         "num_attention_heads": num_attention_heads,
+        "num_condition_classes": num_condition_classes,
+        "variant": variant,
+        "subfolder": subfolder,
+        "revision": revision,
+        "dtype": dtype,
         "base_model": base_model,
         "base_model_license": base_model_license,
     }
     model = convert_checkpoint(
         source, output_dir, to=to, source_format=source_format, vae=vae, vae_decoder=vae_decoder,
-        allow_pickle=allow_pickle, fix_timestep=fix_timestep,
-        **{name: value for name, value in config.items() if value is not None},
+        allow_pickle=allow_pickle, fix_timestep=fix_timestep, model_time=model_time,
+        **{name: value for name, value in keywords.items() if value is not None},
     )  # fmt: skip
     print(f"wrote {output_dir}: {model.num_parameters() / 1e6:.1f} M parameters as {to}")
 

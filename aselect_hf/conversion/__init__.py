@@ -7,6 +7,7 @@ What each source decides, beside its weights:
 | diffusers | its scheduler's config     | t                 | shift 1              | `norm_eps`        |
 | DiT `.pt` | DDPM, linear betas         | t                 | shift 0              | 1e-6              |
 | SiT `.pt` | flow matching, velocity    | 1 - t / 1000      | shift 0              | 1e-6              |
+| REPA, SRA | flow matching, velocity    | t / 1000          | shift 0              | 1e-6              |
 
 The published DiT-XL/2 was trained with shift 0; diffusers runs it with shift 1. A conversion keeps what its source
 computes, bit for bit; pass `timestep_freq_shift=0` to undo that for facebook's diffusers repositories.

@@ -147,7 +147,8 @@ def _load(
         raise ValueError(f"model_time is of a SiT file, this source is {kind}: pass noise_schedule")
     if kind == "aselect":
         path = source.path
-        model = load_model(path, saved_class(path) if keep_head else ASelectDiTModel, **config)
+        model_class = saved_class(path) if keep_head else ASelectDiTModel
+        model = load_model(path, model_class, variant=options.variant, **config)
         if vae is not None:
             set_vae(getattr(model, model.base_model_prefix, model), load_vae(vae, options), vae_decoder)
         return cast(model, options.torch_dtype)
@@ -186,7 +187,7 @@ def load_model(
         source: folder or Hub id; `"sample"` for the model that ships with the package.
         model_class: class to load.
         new_head: let a head that the checkpoint lacks, or has for other classes, be a new one.
-        keywords: how to read, as in `convert_checkpoint` (without `allow_pickle`), and config fields to override.
+        keywords: how to read, as in `convert_checkpoint` (pickles are never read), and config fields to override.
 
     Raises:
         TypeError: an unknown keyword.
@@ -197,16 +198,15 @@ def load_model(
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: convert it first, with ASelectDiTModel.from_diffusers")
     prefix = f"{model_class.base_model_prefix}."
-    variant = {"variant": options.variant} if options.variant else {}
-    dtype = {} if options.dtype is None else {"dtype": options.dtype}
+    asked = {"variant": options.variant, "dtype": options.dtype}
+    reading: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     try:
         stored = ASelectDiTConfig.from_pretrained(path)
-        names = stored_names(weight_files(path, options.variant))
+        names = stored_names(weight_files(path, options.variant, allow_pickle=None))
         blocks = [name.removeprefix(prefix) for name in names]
         check_depth(f"checkpoint {source}", stored.num_kept_layers, blocks, "layers")
         model, report = model_class.from_pretrained(
-            path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=new_head, **variant, **dtype,
-            **config,
+            path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=new_head, **reading, **config,
         )  # fmt: skip
     except (SafetensorError, OSError, RuntimeError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {source} cannot be read: {first_line(error)}") from error

@@ -156,7 +156,7 @@ def _from_memory(source: Any) -> DiffusersModel:
     Raises:
         ValueError: it is of another class.
     """
-    transformer = getattr(source, "transformer", source)
+    transformer: Any = getattr(source, "transformer", source)
     if not isinstance(transformer, DiTTransformer2DModel):
         raise ValueError(
             f"source is or has a {type(transformer).__name__}; accepted are a path, a Hub id, and a "
@@ -278,7 +278,9 @@ def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} with invert_sigmas=True is not supported: pass noise_schedule")
         return {"type": "flow_matching", "num_train_timesteps": scheduler.get("num_train_timesteps", 1000)}
     if "beta_schedule" not in scheduler:
-        raise ValueError(f"{name} is neither of DDPM (it has no beta_schedule) nor of flow matching: pass noise_schedule")
+        raise ValueError(
+            f"{name} is neither of DDPM (it has no beta_schedule) nor of flow matching: pass noise_schedule"
+        )
     if scheduler.get("rescale_betas_zero_snr"):
         raise ValueError("schedulers with rescale_betas_zero_snr=True are not supported: pass trained_betas instead")
     return {"type": "ddpm"} | {name: scheduler[name] for name in SCHEDULER_FIELDS if scheduler.get(name) is not None}

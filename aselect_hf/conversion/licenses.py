@@ -26,7 +26,7 @@ REWRITTEN = (
     (r"^(apache|[al]?gpl|mpl|epl|eupl|osl|artistic|bsl|cc-by[-a-z]*)-(\d+)$", r"\1-\2.0"),
     (r"^apache$", "apache-2.0"), (r"^cc-0$", "cc0-1.0"),
 )  # fmt: skip
-"""From what people write to an identifier of the Hub, in this order; kept only where it ends in a licence known here."""
+"""From what people write to an identifier of the Hub, in this order; used only where it ends in a known licence."""
 
 
 def normalize_license(value: Any) -> License | None:
@@ -44,7 +44,7 @@ def normalize_license(value: Any) -> License | None:
 
 
 def license_fields(card: dict[str, Any], hub_id: str | None) -> dict[str, Any]:
-    """The licence in a card's metadata as fields of our config; a link into the repository becomes one from anywhere."""
+    """The licence in a card's metadata as fields of our config; a link into its repository becomes an address."""
     fields: dict[str, Any] = {"base_model_license": normalize_license(card.get("license"))}
     if fields["base_model_license"] != "other":
         return fields

@@ -98,10 +98,10 @@ def split_keywords(function: str, keywords: dict[str, Any]) -> tuple[LoadingOpti
     for name in keywords:
         if name not in accepted:
             close = difflib.get_close_matches(name, accepted, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "it takes"
+            hint = f"did you mean {close[0]!r}? " if close else ""
             raise TypeError(
-                f"{function}() got an unexpected keyword argument {name!r}: {hint} "
-                f"{'It takes' if close else ''} {', '.join(LOADING_KEYWORDS)} and the fields of ASelectDiTConfig"
+                f"{function}() got an unexpected keyword argument {name!r}: {hint}it takes "
+                f"{', '.join(LOADING_KEYWORDS)} and the fields of ASelectDiTConfig"
             )
     options = {name: value for name, value in keywords.items() if name in LOADING_KEYWORDS}
     return LoadingOptions(**options), {name: value for name, value in keywords.items() if name not in options}

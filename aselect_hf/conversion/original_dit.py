@@ -40,7 +40,7 @@ NEEDED = (
 )  # fmt: skip
 """Keys that say the shape of the network."""
 ALIGNMENT = ("projectors.", "ap_head.")
-"""Heads that align features with a teacher's in training, in REPA and REPA-E, and in SRA; the denoiser never runs them."""
+"""Heads that align features with a teacher's in training (REPA and REPA-E; SRA); the denoiser never runs them."""
 HARMLESS = (*ALIGNMENT, "n_averaged")
 """Prefixes of keys that the denoiser does not compute with; `n_averaged` is a counter of `torch.optim.swa_utils`."""
 PATHS = {"Linear": "data_fraction", "linear": "noise_fraction"}
@@ -166,7 +166,9 @@ def _shape(state: State, config: dict[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(f"a width of {hidden_size} is none of the published shapes: pass num_attention_heads")
     tokens = state["pos_embed"].numel() // hidden_size
     if math.isqrt(tokens) ** 2 != tokens:
-        raise ValueError(f"{name} has {tokens} positions, which are no square: class or register tokens are not supported")
+        raise ValueError(
+            f"{name} has {tokens} positions, which are no square: class or register tokens are not supported"
+        )
     return {
         "hidden_size": hidden_size,
         "num_hidden_layers": count_blocks(state, "blocks"),
@@ -180,9 +182,7 @@ def _shape(state: State, config: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _with_null_class(
-    state: State, arguments: dict[str, Any], config: dict[str, Any], name: str
-) -> tuple[State, int]:
+def _with_null_class(state: State, arguments: dict[str, Any], config: dict[str, Any], name: str) -> tuple[State, int]:
     """The state with a null class in the last row of its class table, and the number of classes before it.
 
     A network trained without (`class_dropout_prob=0`) gets one of zeros: it is then conditioned on nothing.
@@ -201,7 +201,9 @@ def _with_null_class(
             )
         classes = rows - 1
         if classes not in (0, IMAGENET_CLASSES):
-            logger.warning("%s has %d class embeddings: the last is taken for the null class; pass %s", name, rows, choice)
+            logger.warning(
+                "%s has %d class embeddings: the last is taken for the null class; pass %s", name, rows, choice
+            )
     if classes not in (rows - 1, rows):
         raise ValueError(f"{name} has {rows} class embeddings, which are not those of {classes} classes (and no class)")
     if classes == rows:

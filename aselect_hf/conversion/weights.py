@@ -77,8 +77,13 @@ def shards_of(index: Path) -> list[str]:
     return names
 
 
-def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool = False) -> list[Path]:
+def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool | None = False) -> list[Path]:
     """The weight files of one model, safetensors before pickles; the shards of an index in place of one file.
+
+    Args:
+        folder: of the model.
+        variant: of its files, such as `"fp16"`.
+        allow_pickle: whether pickles are read; `None` where they never are, so that no error proposes it.
 
     Raises:
         ValueError: there are none of this variant and format; the message says which there are.
@@ -91,10 +96,10 @@ def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool = 
                 return [folder / shard for shard in shards_of(folder / index)]
     asked = f" of variant {variant!r}" if variant else ""
     wanted = " or ".join(name for name, _ in file_names("safetensors", variant))
-    raise ValueError(f"{folder} cannot be read: it holds no weights{asked} ({wanted}){_hint(folder)}")
+    raise ValueError(f"{folder} cannot be read: it holds no weights{asked} ({wanted}){_hint(folder, allow_pickle)}")
 
 
-def _hint(folder: Path) -> str:
+def _hint(folder: Path, allow_pickle: bool | None) -> str:
     """What weights there are instead of those asked for, and how to ask for them."""
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
     matches = (pattern.fullmatch(path.name) for path in folder.glob("*.safetensors"))
@@ -102,7 +107,7 @@ def _hint(folder: Path) -> str:
         return f"; it has another variant: pass variant={' or '.join(map(repr, variants))}"
     if any(folder.glob("*.safetensors")):
         return "; there are safetensors without a variant: leave variant out"
-    if any(folder.glob("*.bin")):
+    if allow_pickle is False and any(folder.glob("*.bin")):
         return "; it has no safetensors: pass allow_pickle=True to read pickles (.bin)"
     return ""
 
@@ -236,7 +241,7 @@ def _tensor(value: Any) -> torch.Tensor | None:
 
 
 def _harmless_globals() -> list[Any]:
-    """What training scripts store beside tensors: their arguments, arrays and numbers of numpy. None of it runs code."""
+    """What training scripts store beside tensors: arguments, and arrays and numbers of numpy. None of it runs code."""
     allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
     allowed += [type(np.dtype(name)) for name in ("bool", "float16", "float32", "float64", "int32", "int64", "uint8")]
     with contextlib.suppress(AttributeError):  # numpy 1 has no `_core`

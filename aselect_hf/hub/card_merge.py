@@ -55,7 +55,10 @@ def _segments(text: str) -> Iterator[tuple[str | None, str]]:
 
 
 def _merge_metadata(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    merged = {name: value for name, value in old.items() if name not in GENERATED_METADATA} | new
+    kept = {name: value for name, value in old.items() if name not in GENERATED_METADATA}
+    if new.get("license", old.get("license")) != old.get("license"):
+        kept = {name: value for name, value in kept.items() if name not in ("license_name", "license_link")}
+    merged = kept | new
     for name in ("tags", "datasets"):
         both: list[str] = [*_as_list(new.get(name)), *_as_list(old.get(name))]
         if both:

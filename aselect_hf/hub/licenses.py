@@ -5,20 +5,20 @@ Only the obligations that the names of common licences stand for; a check agains
 
 from __future__ import annotations
 
+from aselect_hf.conversion.licenses import COPYLEFT, PERMISSIVE, PUBLIC_DOMAIN, License, normalize_license
+
 ATTRIBUTION, SHARE_ALIKE, NON_COMMERCIAL, NO_DERIVATIVES = "by", "sa", "nc", "nd"
-PUBLIC_DOMAIN = ("cc0-1.0", "unlicense", "wtfpl", "pddl", "zlib", "0bsd")
-PERMISSIVE = (
-    "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "afl-3.0", "ecl-2.0",
-    "artistic-2.0", "bsl-1.0", "ms-pl", "postgresql", "ncsa",
-)  # fmt: skip
-COPYLEFT = (
-    "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "epl-1.0", "epl-2.0",
-    "eupl-1.1", "eupl-1.2", "osl-3.0",
-)  # fmt: skip
 
 
-def restrictions(license: str) -> frozenset[str] | None:
-    """What a licence, by its Hub identifier, asks of who passes the work on; `None` for one not known here."""
+def restrictions(license: License) -> frozenset[str] | None:
+    """What a licence, by its Hub identifier, asks of who passes the work on; `None` for one not known here.
+
+    Several licences ask for what any of them asks.
+    """
+    if isinstance(license, list):
+        each = [restrictions(name) for name in license]
+        known = [asked for asked in each if asked is not None]
+        return frozenset().union(*known) if len(known) == len(each) else None
     if license in PUBLIC_DOMAIN:
         return frozenset()
     if license in PERMISSIVE:
@@ -30,13 +30,15 @@ def restrictions(license: str) -> frozenset[str] | None:
     return None
 
 
-def inherited_license(base: str | None, claimed: str | None) -> str | None:
+def inherited_license(base: License | None, claimed: License | None) -> License | None:
     """The licence of a model derived from one under `base`, whose author claims `claimed` (`None`: no claim).
+
+    Both may be spelled as people spell them, and come back as the Hub spells them.
 
     Raises:
         ValueError: the claim is freer than the base, or cannot be compared with it.
     """
-    base, claimed = (name.lower() if name else None for name in (base, claimed))
+    base, claimed = normalize_license(base), normalize_license(claimed)
     if base is None or claimed is None or base == claimed:
         return claimed or base
     asked, offered = restrictions(base), restrictions(claimed)

@@ -6,8 +6,9 @@ The text is `templates/model_card.md`; its generated parts lie between markers, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
+from aselect_hf.conversion.licenses import License, normalize_license
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
@@ -70,6 +72,7 @@ class CardContent:
         training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
         audit: of the timestep.
         license: claimed by the author; default that of the base model.
+        files: names of the files beside the card, to which a licence's link may point.
 
     Raises:
         ValueError: a licence freer than the base model's, a selection or an audit of another timestep or feature than
@@ -86,7 +89,8 @@ class CardContent:
     dataset: str | None = None
     training: dict[str, Any] | None = None
     audit: Audit | None = None
-    license: str | None = None
+    license: License | None = None
+    files: Collection[str] = ()
 
     def __post_init__(self) -> None:
         config = self.config
@@ -141,6 +145,19 @@ class CardContent:
             timesteps = getattr(self.config, "head_timesteps", None) or timesteps
         return names, timesteps
 
+    @cached_property
+    def license_details(self) -> dict[str, str]:
+        """Name and link of a licence that the Hub knows as `other`; a link to a file only where that file is."""
+        if self.license != "other":
+            return {}
+        name, link = self.config.base_model_license_name, self.config.base_model_license_link
+        if link and "://" not in link and link.removeprefix("./") not in self.files:
+            logger.warning(
+                "the base model's license lies in %s, which is not beside the model: the link is left out", link
+            )
+            link = None
+        return {key: text for key, text in (("license_name", name), ("license_link", link)) if text}
+
     @property
     def schedule(self) -> NoiseSchedule:
         return NoiseSchedule.from_dict(self.config.noise_schedule or {})
@@ -181,6 +198,7 @@ class CardContent:
         candidates = [trained_on, self.dataset, *(result.dataset for result in self.results)]
         optional: dict[str, Any] = {
             "license": self.license,
+            **self.license_details,
             "base_model": self.config.base_model,
             "base_model_relation": "finetune" if self.config.base_model else None,
             "datasets": sorted({name for name in candidates if name and is_hub_id(name)}),
@@ -250,8 +268,10 @@ class CardContent:
             f"{self.num_parameters / 1e6:,.1f} M parameters in all",
         )
         if self.license:
-            inherited = self.license == (config.base_model_license or "").lower()
-            yield "licence", self.license + (" (the base model's)" if inherited else "")
+            inherited = self.license == normalize_license(config.base_model_license)
+            identifiers = [self.license] if isinstance(self.license, str) else self.license
+            named = ", ".join([*identifiers, *self.license_details.values()])
+            yield "licence", named + (" (the base model's)" if inherited else "")
 
     def _fixed(self, fixed: dict[str, Any]) -> str:
         """What a model with a fixed timestep still is."""

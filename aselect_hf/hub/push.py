@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -196,7 +197,15 @@ class _Target:
                 if local_card is None or not local_card.is_file():
                     return card
                 path = local_card
-            return merge_cards(card, ModelCard.load(path, ignore_metadata_errors=True))
+            try:
+                present = ModelCard.load(path, ignore_metadata_errors=True)
+            except (yaml.YAMLError, ValueError) as error:
+                where = "beside the model" if path == local_card else f"in {self.repo_id}"
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"README.md {where} has broken metadata ({reason}): repair them, and push again"
+                ) from error
+            return merge_cards(card, present)
 
     @contextmanager
     def _errors(self, what: str = "") -> Iterator[None]:

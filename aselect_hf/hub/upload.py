@@ -25,7 +25,7 @@ from aselect_hf.selection import TimestepSelection
 Results = Comparison | Sequence[EvaluationResult]
 
 MODEL_FILES = (
-    "config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py",
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py", "LICENSE*",
 )  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -88,6 +88,7 @@ def prepare_upload(
         training=publishable_training(training) if training else None,
         audit=audit,
         license=license,
+        files=list(files),
     )
     if content.has_processor:
         files.setdefault("handler.py", TEMPLATES / "handler.py")
