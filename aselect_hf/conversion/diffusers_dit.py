@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel, SchedulerMixin
+from diffusers import DiTTransformer2DModel, SchedulerMixin
 from transformers import PreTrainedModel
 
 from aselect_hf.conversion.assemble import build, load_vae
@@ -245,7 +245,9 @@ def _scheduler_of(model: ASelectDiTModel) -> Any:
     """The scheduler that the weights came with, of the model's own noise schedule; a DDIM where there was none."""
     stored = model.config.scheduler_config or {"_class_name": "DDIMScheduler", "clip_sample": False}
     own = {name: getattr(model.noise_schedule, name) for name in SCHEDULER_FIELDS}
-    return _scheduler_class(stored).from_config(stored | own)
+    scheduler_class = _scheduler_class(stored)
+    fields = stored | own
+    return scheduler_class(**{name: fields[name] for name in _defaults(scheduler_class) if name in fields})
 
 
 def _scheduler_class(config: dict[str, Any]) -> Any:
@@ -264,10 +266,10 @@ def _scheduler_class(config: dict[str, Any]) -> Any:
 def _scheduler_config(scheduler: Any) -> dict[str, Any]:
     """A scheduler's whole config, defaults included, ready for JSON; from the scheduler or its config."""
     config = dict(getattr(scheduler, "config", scheduler))
-    name = config.get("_class_name") or DDIMScheduler.__name__
-    whole = dict(_scheduler_class({"_class_name": name}).from_config(config).config)
-    fields = {key: value for key, value in whole.items() if not key.startswith("_")}
-    return {"_class_name": name} | json.loads(json.dumps(fields, default=list))
+    scheduler_class = type(scheduler) if isinstance(scheduler, SchedulerMixin) else _scheduler_class(config)
+    fields = _defaults(scheduler_class)
+    fields |= {name: value for name, value in config.items() if name in fields}
+    return {"_class_name": scheduler_class.__name__} | json.loads(json.dumps(fields, default=list))
 
 
 def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -286,10 +288,14 @@ def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
     return {"type": "ddpm"} | {name: scheduler[name] for name in SCHEDULER_FIELDS if scheduler.get(name) is not None}
 
 
+def _defaults(diffusers_class: Any) -> dict[str, Any]:
+    """The fields of the config of a class of diffusers, with their defaults."""
+    return {name: parameter.default for name, parameter in inspect.signature(diffusers_class).parameters.items()}
+
+
 def _diffusers_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The shape of a diffusers DiT as fields of our config; what its config leaves out is diffusers' default."""
-    defaults = {name: p.default for name, p in inspect.signature(DiTTransformer2DModel).parameters.items()}
-    config = defaults | config
+    config = _defaults(DiTTransformer2DModel) | config
     if config["norm_elementwise_affine"] or config["activation_fn"] not in ACTIVATIONS:
         raise ValueError(
             "only DiTs with norm_elementwise_affine=False and a gelu activation convert; got "

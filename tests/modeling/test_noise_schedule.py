@@ -28,6 +28,7 @@ FLOW: dict[str, dict[str, Any]] = {
     "flow": {"type": "flow_matching"},
     "flow-short": {"type": "flow_matching", "num_train_timesteps": 250},
     "sit": {"type": "flow_matching", "model_time": "data_fraction"},
+    "repa": {"type": "flow_matching", "model_time": "noise_fraction"},
 }
 PREDICTIONS = [(name, fields, kind) for name, fields in DDPM.items() for kind in ("epsilon", "sample", "v_prediction")]
 PREDICTIONS += [(name, fields, kind) for name, fields in FLOW.items() for kind in ("velocity", "epsilon", "sample")]
@@ -145,7 +146,7 @@ def test_ddpm_targets_are_those_of_diffusers(prediction_type: str) -> None:
     torch.testing.assert_close(target, expected[prediction_type], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("model_time", "direction"), [("timestep", 1), ("data_fraction", -1)])
+@pytest.mark.parametrize(("model_time", "direction"), [("timestep", 1), ("data_fraction", -1), ("noise_fraction", 1)])
 def test_velocity_is_the_derivative_of_x_in_the_networks_own_time(model_time: str, direction: int) -> None:
     schedule = NoiseSchedule("flow_matching", model_time=model_time)
     clean, noise = torch.randn(2, 1, 2, 4, 4, dtype=torch.float64)
@@ -159,6 +160,7 @@ def test_model_time() -> None:
     assert NoiseSchedule().model_time(t).tolist() == [0, 250, 999]
     assert NoiseSchedule("flow_matching").model_time(t).tolist() == [0, 250, 999]
     assert NoiseSchedule(**FLOW["sit"]).model_time(t).tolist() == pytest.approx([1, 0.75, 0.001])
+    assert NoiseSchedule(**FLOW["repa"]).model_time(t).tolist() == pytest.approx([0, 0.25, 0.999])
 
 
 def test_default_predictions() -> None:

@@ -1,0 +1,118 @@
+"""Licences as people write them: read, named as the Hub names them, and carried on with name, link and text."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aselect_hf import ASelectDiTModel
+from aselect_hf.conversion import convert_checkpoint, load_checkpoint, locate
+from aselect_hf.conversion.licenses import COPYLEFT, PERMISSIVE, PUBLIC_DOMAIN, normalize_license
+from aselect_hf.hub.licenses import inherited_license
+from aselect_hf.hub.upload import prepare_folder
+
+KNOWN = (*PUBLIC_DOMAIN, *PERMISSIVE, *COPYLEFT, "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("Apache 2.0", "apache-2.0"),
+        ("Apache License, Version 2.0", "apache-2.0"),
+        ("apache2.0", "apache-2.0"),
+        ("The MIT License (MIT)", "mit"),
+        ("GPLv3", "gpl-3.0"),
+        ("AGPL-3.0-or-later", "agpl-3.0"),
+        ("CC BY-NC 4.0", "cc-by-nc-4.0"),
+        ("Creative Commons Attribution-NonCommercial 4.0 International", "cc-by-nc-4.0"),
+        ("BSD 3-Clause", "bsd-3-clause"),
+        ("CreativeML OpenRAIL-M", "creativeml-openrail-m"),
+        ("deepfloyd-if-license", "deepfloyd-if-license"),
+        (["MIT"], "mit"),
+        (["MIT", "Apache 2.0", "mit"], ["mit", "apache-2.0"]),
+        ("", None),
+        (None, None),
+        (False, None),
+        ({"id": "mit"}, None),
+        ([], None),
+    ],
+    ids=str,
+)
+def test_identifiers_are_those_of_the_hub(written: Any, expected: Any) -> None:
+    assert normalize_license(written) == expected
+
+
+@given(st.sampled_from(KNOWN), st.sampled_from([str.upper, str.title, str.lower]), st.sampled_from(["-", " ", "_"]))
+def test_case_and_spaces_do_not_matter(name: str, case: Any, between: str) -> None:
+    assert normalize_license(case(name).replace("-", between)) == name
+
+
+def test_several_licences_ask_for_what_any_of_them_asks() -> None:
+    both = ["mit", "cc-by-nc-4.0"]
+    assert inherited_license(both, None) == both
+    assert inherited_license(both, "CC BY-NC 4.0") == "cc-by-nc-4.0"
+    with pytest.raises(ValueError, match="is more restrictive"):
+        inherited_license(both, "apache-2.0")
+    with pytest.raises(ValueError, match="cannot be compared"):
+        inherited_license(["mit", "openrail"], "mit")
+
+
+CARDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a list": ("license: [mit, Apache 2.0]", {"license": ["mit", "apache-2.0"]}),
+    "another spelling": ("license: Apache 2.0", {"license": "apache-2.0"}),
+    "another licence": (
+        "license: other\nlicense_name: my-license\nlicense_link: LICENSE.md",
+        {"license": "other", "license_name": "my-license", "license_link": "LICENSE.md"},
+    ),
+    "an incomplete model-index": (
+        "license: mit\nmodel-index: [{name: x, results: [{task: {type: a}}]}]",
+        {"license": "mit"},
+    ),
+    "broken": ("license: [mit", {}),
+    "no mapping": ("- mit", {}),
+    "nothing": ("", {}),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_licence_travels_from_the_base_model_to_the_card(
+    pipeline_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Through conversion, what is pushed, and the card; a card that cannot be read is said."""
+    written, expected = CARDS[name]
+    (pipeline_folder / "README.md").write_text(f"---\n{written}\n---\n# A DiT\n" if written else "only text")
+    (pipeline_folder / "LICENSE.md").write_text("Be kind.")
+    with caplog.at_level(logging.WARNING):
+        convert_checkpoint(pipeline_folder, tmp_path / "ours")
+    assert ("license is unknown" in caplog.text) is (name in ("broken", "no mapping"))
+    assert (tmp_path / "ours" / "LICENSE.md").read_text() == "Be kind."
+    upload = prepare_folder(tmp_path / "ours", "ada/dit", dataset=None, license=None)
+    metadata = yaml.safe_load(str(upload.card).split("---")[1])
+    assert {key: value for key, value in metadata.items() if key.startswith("license")} == expected
+    assert "LICENSE.md" in upload.files
+    for value in expected.values():
+        assert all(text in upload.card.text for text in ([value] if isinstance(value, str) else value))
+
+
+def test_a_link_into_a_repository_becomes_an_address(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file does not lie beside a model that was never on this disk."""
+    card = "---\nlicense: other\nlicense_name: mine\nlicense_link: ./LICENSE\n---\n"
+    (pipeline_folder / "README.md").write_text(card)
+    monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: str(pipeline_folder))
+    config = ASelectDiTModel.from_diffusers("ada/dit").config
+    assert config.base_model_license_link == "https://huggingface.co/ada/dit/blob/main/LICENSE"
+
+
+def test_a_link_to_a_file_that_is_not_there_is_left_out(pipeline_folder: Path, tmp_path: Path) -> None:
+    (pipeline_folder / "README.md").write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n")
+    load_checkpoint(pipeline_folder).save_pretrained(tmp_path / "ours")
+    upload = prepare_folder(tmp_path / "ours", "ada/dit", dataset=None, license=None)
+    metadata = yaml.safe_load(str(upload.card).split("---")[1])
+    assert metadata["license_name"] == "mine"
+    assert "license_link" not in metadata
