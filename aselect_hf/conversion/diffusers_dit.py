@@ -157,7 +157,7 @@ def _from_memory(source: Any) -> DiffusersModel:
         ValueError: it is of another class.
     """
     transformer: Any = getattr(source, "transformer", source)
-    if not isinstance(transformer, DiTTransformer2DModel):
+    if type(transformer).__name__ != DiTTransformer2DModel.__name__:
         raise ValueError(
             f"source is or has a {type(transformer).__name__}; accepted are a path, a Hub id, and a "
             "DiTTransformer2DModel or a pipeline with one"
