@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from aselect_hf.conversion.assemble import build, load_vae
 from aselect_hf.conversion.licenses import license_fields
 from aselect_hf.conversion.locate import LoadingOptions, Source, detect_format, locate, split_keywords
-from aselect_hf.conversion.weights import State, check_depth, read_state, stored_names, weight_files
+from aselect_hf.conversion.weights import State, check_depth, read_state, weight_files
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, sincos_positions
 
 logger = logging.getLogger(__name__)
@@ -136,10 +136,8 @@ def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tupl
     folder = place.path / "transformer" if pipeline else place.path
     if detect_format(folder) != "diffusers":
         raise ValueError(f"{place.path} is an aselect_dit checkpoint already: load it with from_pretrained")
-    config = _read_json(folder / "config.json")
-    files = weight_files(folder, options.variant, options.allow_pickle)
-    check_depth(folder, config.get("num_layers", 28), stored_names(files), "transformer_blocks")
-    found = DiffusersModel(str(folder), config, read_state(files))
+    state = read_state(weight_files(folder, options.variant, options.allow_pickle))
+    found = DiffusersModel(str(folder), _read_json(folder / "config.json"), state)
     if pipeline and with_vae and (place.path / "vae").is_dir():
         found.vae = load_vae(place.path / "vae", options)
     if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
@@ -157,10 +155,11 @@ def _from_memory(source: Any) -> DiffusersModel:
         ValueError: it is of another class.
     """
     transformer: Any = getattr(source, "transformer", source)
-    if type(transformer).__name__ != DiTTransformer2DModel.__name__:
+    found_class = type(transformer)
+    if not issubclass(found_class, DiTTransformer2DModel):
         raise ValueError(
-            f"source is or has a {type(transformer).__name__}; accepted are a path, a Hub id, and a "
-            "DiTTransformer2DModel or a pipeline with one"
+            f"source is or has a {found_class.__name__}; accepted are a path, a Hub id, and a DiTTransformer2DModel "
+            "or a pipeline with one"
         )
     found = DiffusersModel(type(source).__name__, dict(transformer.config), transformer.state_dict())
     if source is not transformer:

@@ -96,9 +96,10 @@ def load_original(
 
 
 def _report(network: Network, name: str) -> None:
-    if network.label or network.outside:
-        outside = f"; {network.outside} tensors beside it are not of the network" if network.outside else ""
-        logger.info("%s: the network is read from %s%s", name, network.label or "its top level", outside)
+    """Say what was chosen, and how much was left out."""
+    if network.outside:
+        place = network.label or "its top level"
+        logger.warning("%s: read from %s; %d tensors beside it are left out", name, place, network.outside)
 
 
 def _kind(state: State, arguments: dict[str, Any], name: str) -> str:

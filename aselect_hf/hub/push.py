@@ -203,7 +203,7 @@ class _Target:
                 where = "beside the model" if path == local_card else f"in {self.repo_id}"
                 reason = " ".join(str(error).split())
                 raise ValueError(
-                    f"README.md {where} has broken metadata ({reason}): repair them, and push again"
+                    f"README.md {where} has broken metadata: repair it, then push again ({reason})"
                 ) from error
             return merge_cards(card, present)
 

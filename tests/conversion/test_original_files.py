@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aselect_hf import ASelectDiTModel
+from aselect_hf import ASelectDiTModel, cli
 from aselect_hf.conversion import convert_checkpoint, load_checkpoint
 from aselect_hf.conversion.locate import kind_by_name
 from aselect_hf.modeling.features import FEATURE_KINDS
@@ -123,6 +123,26 @@ def test_a_time_that_nothing_tells_is_asked_for(plain: State, original: State) -
         load(plain, source_format="sit", model_time="backwards")
     with pytest.raises(ValueError, match="read as a DiT"):
         load(plain, source_format="dit", model_time="noise_fraction")
+
+
+def test_the_command_asks_and_takes_what_the_file_does_not_say(
+    plain: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(plain, tmp_path / "SiT-tiny.pt")
+    command = ["aselect", "convert", str(tmp_path / "SiT-tiny.pt"), str(tmp_path / "out"), "--allow-pickle"]
+    command += ["--num-attention-heads", "3"]
+    for options, asked in (([], "num_condition_classes=5"), (["--num-condition-classes", "5"], "model_time=")):
+        monkeypatch.setattr("sys.argv", command + options)
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert asked in capsys.readouterr().err
+    options += ["--model-time", "noise_fraction", "--dtype", "bfloat16"]
+    monkeypatch.setattr("sys.argv", command + options)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    model = load_checkpoint(tmp_path / "out")
+    assert (model.config.noise_schedule["model_time"], model.dtype) == ("noise_fraction", torch.bfloat16)
 
 
 # ---------------------------------------------------------------------------------------------------------- its kind

@@ -276,6 +276,23 @@ def test_second_push_keeps_what_people_wrote(hub, ada, pushed) -> None:
     assert all(files[path] == b"mine" for path in mine)
 
 
+def test_a_card_with_an_incomplete_index_is_renewed(ada, pushed) -> None:
+    pushed("ada/incomplete")
+    incomplete = "---\nlicense: cc-by-nc-4.0\nmodel-index: [{name: x, results: [{task: {type: a}}]}]\n---\nMine.\n"
+    ada.upload_file(path_or_fileobj=incomplete.encode(), path_in_repo="README.md", repo_id="ada/incomplete")
+    assert pushed("ada/incomplete", seed=1).oid
+
+
+def test_a_card_with_broken_metadata_is_never_written_over(hub, ada, pushed) -> None:
+    """What people wrote there cannot be kept, so nothing is pushed."""
+    pushed("ada/broken")
+    broken = b"---\nlicense: [mit\ntags: [mine]\n---\nMine.\n"
+    ada.upload_file(path_or_fileobj=broken, path_in_repo="README.md", repo_id="ada/broken")
+    with pytest.raises(ValueError, match=r"README\.md in ada/broken has broken metadata: repair it"):
+        pushed("ada/broken", seed=1)
+    assert hub.files("ada/broken")["README.md"] == broken
+
+
 def test_branch_and_tag(hub, ada, pushed) -> None:
     pushed("ada/versions-of-mine")
     commit = pushed("ada/versions-of-mine", seed=1, revision="next", tag="v1")
