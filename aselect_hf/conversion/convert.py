@@ -143,8 +143,12 @@ def _load(
         raise ValueError(f"source_format must be one of auto, aselect, diffusers, dit, sit; got {source_format!r}")
     if scheduler is not None and kind != "diffusers":
         raise ValueError(f"scheduler is of a diffusers source, this one is {kind}: pass noise_schedule")
-    if model_time is not None and kind in ("aselect", "diffusers"):
-        raise ValueError(f"model_time is of a SiT file, this source is {kind}: pass noise_schedule")
+    if model_time is not None and (kind in ("aselect", "diffusers") or "noise_schedule" in config):
+        raise ValueError("model_time is of a SiT file whose noise_schedule is not given: pass noise_schedule alone")
+    if not isinstance(source, Source):
+        accepted = ("original", *ORIGINAL_LICENSES) if isinstance(source, Mapping) else ("diffusers",)
+        if kind not in accepted:
+            raise ValueError(f"source_format={source_format!r} does not fit a {type(source).__name__} in memory")
     if kind == "aselect":
         path = source.path
         model_class = saved_class(path) if keep_head else ASelectDiTModel

@@ -204,7 +204,7 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     """The same network as a diffusers transformer, with a scheduler of its noise schedule.
 
     Raises:
-        ValueError: diffusers' class has no such network (flow matching, an MLP ratio other than 4).
+        ValueError: diffusers' class has no such network (flow matching, an MLP ratio other than 4, another activation).
     """
     config, schedule = model.config, model.noise_schedule
     if config.fixed_timestep:
@@ -216,7 +216,9 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     if config.timestep_freq_shift != 1:
         logger.warning("diffusers embeds timesteps with a frequency shift of 1, this model was trained with 0: "
                        "its predictions will differ slightly")  # fmt: skip
-    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[config.hidden_act]
+    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    if config.hidden_act not in activations:
+        raise ValueError(f"diffusers' DiT has {' or '.join(activations)}; this model has {config.hidden_act}")
     transformer: Any = DiTTransformer2DModel(
         num_attention_heads=config.num_attention_heads,
         attention_head_dim=config.hidden_size // config.num_attention_heads,
@@ -226,7 +228,7 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
         attention_bias=config.attention_bias,
         sample_size=config.sample_size,
         patch_size=config.patch_size,
-        activation_fn=activation,
+        activation_fn=activations[config.hidden_act],
         num_embeds_ada_norm=config.num_condition_classes,
         norm_eps=config.mlp_norm_eps,
     )
@@ -289,7 +291,8 @@ def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
 
 def _defaults(diffusers_class: Any) -> dict[str, Any]:
     """The fields of the config of a class of diffusers, with their defaults."""
-    return {name: parameter.default for name, parameter in inspect.signature(diffusers_class).parameters.items()}
+    parameters = inspect.signature(diffusers_class).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if parameter.default is not parameter.empty}
 
 
 def _diffusers_fields(config: dict[str, Any]) -> dict[str, Any]:

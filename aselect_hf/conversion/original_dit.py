@@ -134,7 +134,7 @@ def _schedule(
         if model_time is not None:
             raise ValueError(f"model_time is of a SiT; {name} is read as a DiT, which is told the timestep itself")
         return None
-    path, prediction = arguments.get("path_type"), arguments.get("prediction", "velocity")
+    path, prediction = arguments.get("path_type"), arguments.get("prediction") or "velocity"
     if path not in (None, *PATHS) or prediction not in PREDICTIONS:
         raise ValueError(
             f"{name} was trained on a path of type {path!r} to predict {prediction!r}; supported are straight paths "
@@ -220,7 +220,8 @@ def _check_positions(state: State, fields: dict[str, Any], name: str) -> None:
     stored, side = state["pos_embed"], fields["sample_size"] // fields["patch_size"]
     table = sincos_positions(fields["hidden_size"], (side, side), (side, side))
     tolerance = max(1e-4, 2 * torch.finfo(stored.dtype).eps)
-    if not torch.allclose(stored.float().view(table.shape), table, rtol=0, atol=tolerance):
+    fits = stored.shape[-1] == table.shape[-1] and stored.numel() == table.numel()
+    if not fits or not torch.allclose(stored.float().view(table.shape), table, rtol=0, atol=tolerance):
         raise ValueError(f"{name}: its position embedding is not DiT's sin-cos table")
 
 

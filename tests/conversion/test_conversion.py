@@ -559,6 +559,8 @@ def test_what_diffusers_cannot_hold_is_refused_on_the_way_back(
     refuse("flow", tmp_path / "sit.pt", tmp_path / "out", to="diffusers", **options)
     make_model(mlp_ratio=2).save_pretrained(tmp_path / "narrow")
     refuse("ratio", tmp_path / "narrow", tmp_path / "out", to="diffusers")
+    make_model(mlp_ratio=4, hidden_act="relu").save_pretrained(tmp_path / "relu")
+    refuse("relu", tmp_path / "relu", tmp_path / "out", to="diffusers")
 
 
 def test_unknown_options(transformer_folder: Path, tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ def test_a_time_that_nothing_tells_is_asked_for(plain: State, original: State) -
         assert schedule["model_time"] == time
     with pytest.raises(ValueError, match="model_time must be one of"):
         load(plain, source_format="sit", model_time="backwards")
+    for wrong in ("aselect", "diffusers"):
+        with pytest.raises(ValueError, match=f"source_format='{wrong}' does not fit a dict"):
+            load(plain, source_format=wrong)
+    with pytest.raises(ValueError, match="pass noise_schedule alone"):
+        load(plain, source_format="sit", model_time="noise_fraction", noise_schedule={"type": "flow_matching"})
     with pytest.raises(ValueError, match="read as a DiT"):
         load(plain, source_format="dit", model_time="noise_fraction")
 
