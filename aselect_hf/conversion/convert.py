@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
-from aselect_hf.conversion.assemble import DERIVED_KEYS, cast, load_vae, set_vae, some
+from aselect_hf.conversion.assemble import DERIVED_KEYS, cast, load_vae, set_vae
 from aselect_hf.conversion.diffusers_dit import load_diffusers, save_diffusers
 from aselect_hf.conversion.locate import (
     ORIGINAL_LICENSES,
@@ -223,7 +223,7 @@ def load_model(
     if any(name.startswith(prefix) for name in names) and (new_head or model_class is not saved_class(path)):
         unused = {name for name in unused if name.startswith(prefix)}  # the others are of a head that was not asked for
     if missing or unused:
-        found = [f"{kind} {some(keys)}" for kind, keys in (("missing", missing), ("no place for", unused)) if keys]
+        found = [f"{kind} {sorted(keys)}" for kind, keys in (("missing", missing), ("no place for", unused)) if keys]
         raise ValueError(f"checkpoint {source} does not fit its config: {'; '.join(found)}")
     return model
 
