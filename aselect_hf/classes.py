@@ -21,9 +21,9 @@ logger = logging.get_logger(__name__)
 
 UNLABELLED = -1
 """The class of an image that has no label, as in test splits on the Hub."""
-ACCEPTED = (
-    "accepted is one class per image: an integer from 0, text, a boolean or a ClassLabel; -1, None, NaN: no label"
-)
+IGNORE_INDEX = -100
+"""What PyTorch's losses leave out by default: no label either."""
+ACCEPTED = "accepted is one class per image: an integer, text, a boolean or a ClassLabel; -1, None, NaN: no label"
 FLOATS = ("floating", "mixed-integer-float")
 BINARY_MASKS = (
     'divide the masks by 255, or name both values, as {"0": "background", "255": "foreground"} in an id2label.json '
@@ -39,8 +39,8 @@ def read_labels(
     """Classes of images, from any list, array, tensor or column of labels.
 
     Integers stay as they are, and so do floats that are whole numbers: pandas turns integers beside missing values into
-    those. Text, booleans and other floats are numbered by their sorted names. `-1`, `None`, NaN and empty text mean
-    that an image has no label.
+    those. Text, booleans and other floats are numbered by their sorted names. `-1`, `-100`, `None`, NaN and empty text
+    mean that an image has no label.
 
     Args:
         values: one label per image.
@@ -75,7 +75,7 @@ def read_labels(
 
 def is_labelled(value: Any) -> bool:
     """Whether one label is none of those that mean that there is none."""
-    return value is not None and value == value and value not in (UNLABELLED, "")
+    return value is not None and value == value and value not in (UNLABELLED, IGNORE_INDEX, "")
 
 
 def match_labels(
@@ -95,7 +95,7 @@ def match_labels(
     Raises:
         ValueError: images have a class that is not in `names`.
     """
-    if own is None and not all(name.isdecimal() for name in names):
+    if own is None and not all(name.removeprefix("-").isdecimal() for name in names):
         own = [*names, *map(str, range(len(names), 1 + int(labels.max(initial=0))))]
     known = labels != UNLABELLED
     present, index = np.unique(labels[known], return_inverse=True)
@@ -249,11 +249,14 @@ def _name(value: Any) -> str:
 
 def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.ndarray:
     lowest, highest = int(found.min()), int(found.max())
-    if lowest < UNLABELLED or highest > np.iinfo(np.int64).max:
-        raise ValueError(f"{what} hold {lowest if lowest < 0 else highest}, which is no class; {ACCEPTED}")
-    if names is not None and highest >= len(names):
-        raise ValueError(f"{what} hold the class {highest}, but only {len(names)} classes have names: {listed(names)}")
-    return found.to_numpy().astype(np.int64)
+    if highest > np.iinfo(np.int64).max:
+        raise ValueError(f"{what} hold {highest}, which has more than 64 bits; {ACCEPTED}")
+    numbers = found.to_numpy().astype(np.int64)
+    numbers[numbers == IGNORE_INDEX] = UNLABELLED
+    if names is not None and not UNLABELLED <= numbers.min() <= numbers.max() < len(names):
+        number = highest if highest >= len(names) else lowest
+        raise ValueError(f"{what} hold the class {number}, but only {len(names)} classes have names: {listed(names)}")
+    return numbers
 
 
 def _numbers(found: Sequence[str], names: Sequence[str], what: str, whose: str) -> list[int]:

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from aselect_hf.classes import is_labelled, present_names, share_classes, share_mask_classes
 from aselect_hf.data import LABEL_COLUMN, ImageData, image_pixels, split_train_validation
@@ -20,6 +21,8 @@ from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.sources import load_images, load_mask_names
 from aselect_hf.training.arguments import TaskDataArguments
+
+logger = logging.get_logger(__name__)
 
 Batch = dict[str, Any]
 
@@ -222,7 +225,9 @@ def _held_out(source: str, args: TaskDataArguments, segmentation: bool, seed: in
 
 def _sampled(splits: dict[str, ImageData], args: TaskDataArguments, seed: int) -> dict[str, ImageData]:
     """Random samples of the sizes asked for; where there are no validation images, they are taken from training's."""
-    train = splits["training"].sample(args.max_train_samples, seed, per_class=1)
+    train = splits["training"]
+    if not args.streaming:
+        train = train.sample(args.max_train_samples, seed, per_class=1)
     if "validation" in splits:
         sampled = {"training": train, "validation": splits["validation"]}
     else:
@@ -284,9 +289,9 @@ def _of_rows(
 def _check_stream(
     data: ImageData, stream: datasets.IterableDataset, args: TaskDataArguments, segmentation: bool
 ) -> None:
-    """A stream's classes cannot be read from its beginning, nor a sample of it taken."""
+    """Refuse a stream of unknown classes: its beginning may lack some."""
     if args.max_train_samples is not None:
-        raise ValueError("max_train_samples needs random access: leave --streaming, or give --max_train_steps alone")
+        logger.warning_once("max_train_samples is not used with --streaming; max_train_steps says how much is read")
     feature = (stream.features or {}).get(_label_column(args))
     boolean = isinstance(feature, datasets.Value) and feature.dtype == "bool"
     if args.classes or data.mask_classes or isinstance(feature, datasets.ClassLabel) or boolean:
