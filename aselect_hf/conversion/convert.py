@@ -155,7 +155,7 @@ def _load(
         model = load_model(path, model_class, variant=options.variant, **config)
         if vae is not None:
             set_vae(getattr(model, model.base_model_prefix, model), load_vae(vae, options), vae_decoder)
-        return cast(model, options.torch_dtype)
+        return cast(model, options.dtype)
     if kind == "diffusers":
         return load_diffusers(source, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **config)
     return load_original(

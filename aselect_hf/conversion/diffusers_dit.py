@@ -125,7 +125,7 @@ def load_diffusers(
     _check_positions(found, fields)
     return build(
         fields, {ours: found.state[theirs] for theirs, ours in pairs if theirs in found.state}, found.vae, vae_decoder,
-        model_class, name=found.name, unused=set(found.state) - _computed(pairs, layers), dtype=options.torch_dtype,
+        model_class, name=found.name, unused=set(found.state) - _computed(pairs, layers), dtype=options.dtype,
     )  # fmt: skip
 
 

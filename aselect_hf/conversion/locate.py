@@ -47,8 +47,11 @@ class LoadingOptions:
             libraries.
         subfolder: folder of the checkpoint inside `source`.
         variant: of the weight files, such as `"fp16"`; a VAE that has none of this variant is read without.
-        dtype: of the model that is returned, its VAE included (default: that of the weights).
+        dtype: of the model that is returned, its VAE included; a name or a `torch.dtype` (default: the weights' own).
         allow_pickle: read `.pt` and `.bin` files too, with `weights_only=True`.
+
+    Raises:
+        ValueError: `dtype` is none that weights can have.
     """
 
     token: str | bool | None = None
@@ -58,8 +61,16 @@ class LoadingOptions:
     force_download: bool = False
     subfolder: str | None = None
     variant: str | None = None
-    dtype: torch.dtype | str | None = None
+    dtype: Any = None
     allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        dtype = None if self.dtype == "auto" else self.dtype
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be a floating-point dtype such as 'bfloat16', got {self.dtype!r}")
+        object.__setattr__(self, "dtype", dtype)
 
     @property
     def hub(self) -> dict[str, Any]:
@@ -71,18 +82,6 @@ class LoadingOptions:
     def of_another_repository(self) -> LoadingOptions:
         """The same, without what belongs to one repository only."""
         return dataclasses.replace(self, revision=None, subfolder=None)
-
-    @property
-    def torch_dtype(self) -> torch.dtype | None:
-        """`dtype` as torch knows it; `None` and `"auto"` leave the weights as they are."""
-        dtype = self.dtype
-        if isinstance(dtype, str) and dtype != "auto":
-            dtype = getattr(torch, dtype.removeprefix("torch."), None)
-        if dtype in (None, "auto") and self.dtype in (None, "auto"):
-            return None
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point dtype such as 'bfloat16', got {self.dtype!r}")
-        return dtype
 
 
 LOADING_KEYWORDS = tuple(field.name for field in dataclasses.fields(LoadingOptions))

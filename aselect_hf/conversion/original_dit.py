@@ -91,7 +91,7 @@ def load_original(
     fields |= {key: value for key, value in config.items() if key != "num_condition_classes"}
     return build(
         fields, _renamed(state, layers), autoencoder, vae_decoder, ASelectDiTModel,
-        name=name, unused=_unused(state, layers), dtype=options.torch_dtype,
+        name=name, unused=_unused(state, layers), dtype=options.dtype,
     )  # fmt: skip
 
 
