@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
+PICKS := tests/selection/test_criterion.py -k planted_timestep
+
 .PHONY: demo test test-slow conformance clean
 
 demo: $(VENV)/installed
@@ -15,6 +17,9 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy aselect_hf
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	# The same picks by other instructions of the processor.
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PICKS)
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PICKS)
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow

@@ -19,20 +19,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
+
+from aselect_hf.ties import ROUNDING, best_of, near_best, ranking
 
 Array = np.ndarray | torch.Tensor
 
-RESOLUTION = 1e-6
-"""A channel whose deviation is a smaller part of its mean is constant to float32's rounding."""
+RESOLUTION = 10 * ROUNDING
+"""A channel whose deviation is a smaller part of its mean is constant: what varies in it may be rounding."""
+NOISE_FLOOR = 10 * ROUNDING**2
+"""Eigenvalues that are a smaller part of the largest one may be those of rounding."""
 STEEPEST = 10.0
 """Largest decay exponent that `alpha_req` tells apart."""
 FIRST_RANK, LAST_RANK = 3, 100
 PENALTIES = np.logspace(-6, 1, 15)
 """Of `ridge_predictions`, in units of the summed variance of all samples and channels."""
 CLUSTERS, CONSENSUS_COMPONENTS, CONSENSUS_ROUNDS, LEAST_KEPT = (5, 10, 20), 64, 4, 5
-EVIDENCE_REACH, EVIDENCE_POINTS = 25.0, (101, 21, 21)
-"""Half of the logarithmic range that is searched for the best evidence, and the points of each search of it."""
+CLUSTERINGS = 8
+"""K-means of each number of clusters, from starts of their own: the mean of few hangs on the last bits of features."""
+EVIDENCE_REACH, EVIDENCE_POINTS = 25.0, 401
+"""Half of the logarithmic range that is searched for the best evidence, and the points of the search."""
 CHUNK = 512
 
 
@@ -58,10 +64,12 @@ def alpha_req(features: Array, *, standardize: bool = True) -> float:
 
     Returns:
         0 at `alpha = 1`, which the paper finds best, down to -9: steeper than 10, or of a rank below 3, counts as 10.
+        Eigenvalues below a billionth of the largest do not count.
     """
     rows = _matrix(features)
     rows = _standardized(rows) if standardize else rows - rows.mean(axis=0)
     variances = _principal(rows)[1] ** 2
+    variances = variances[variances > NOISE_FLOOR * variances.max(initial=0.0)]
     if len(variances) < FIRST_RANK:
         return 1 - STEEPEST
     last = min(LAST_RANK, max(len(variances) // 2, FIRST_RANK))
@@ -123,7 +131,7 @@ def retrieved(views: Array, *, shrinkage: float = 0.1) -> np.ndarray:
                 cosines = whitened[:, one] @ whitened[:, other].T
                 own = np.diag(cosines).copy()
                 np.fill_diagonal(cosines, -np.inf)
-                found += own > cosines.max(axis=1)
+                found += own > cosines.max(axis=1) + ROUNDING
     return found / (count * (count - 1))
 
 
@@ -183,8 +191,9 @@ def ridge_predictions(
     left, scales = _principal(rows)
     mean = one_hot.mean(axis=0)
     coefficients = left.T @ one_hot
-    best: tuple[float, np.ndarray, float] | None = None
-    for penalty in penalties * max(np.square(scales).sum(), 1.0):
+    tried, errors = penalties * max(np.square(scales).sum(), 1.0), []
+    predictions = []
+    for penalty in tried:
         shrink = scales**2 / (scales**2 + penalty)
         residuals = one_hot - mean - (left * shrink) @ coefficients
         if groups is None:
@@ -193,11 +202,10 @@ def ridge_predictions(
             for group in members:
                 hat = 1 / len(rows) + (left[group] * shrink) @ left[group].T
                 residuals[group] = np.linalg.solve(np.eye(len(group)) - hat, residuals[group])
-        error = float(np.square(residuals).sum())
-        if best is None or error < best[0]:
-            best = error, (one_hot - residuals).argmax(axis=1), float(penalty)
-    assert best is not None
-    return RidgePredictions(classes[best[1]], best[2])
+        errors.append(float(np.square(residuals).sum()))
+        predictions.append(near_best(one_hot - residuals).argmax(axis=1))
+    best = best_of(-np.array(errors))
+    return RidgePredictions(classes[predictions[best]], float(tried[best]))
 
 
 def knn_loo(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> float:
@@ -208,7 +216,8 @@ def knn_loo(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> 
 def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:
     """The commonest class of every sample's `k` nearest others (of other groups); of equally common ones the smallest.
 
-    Nearest by cosine of standardised features.
+    Nearest by cosine of standardised features. All that are as near as the last of them vote too: among copies, and in
+    a single dimension, the order is only that of the last bits.
 
     Returns:
         `(samples,)`, of the labels.
@@ -225,12 +234,12 @@ def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = N
     group_of = np.empty(len(rows), dtype=np.int64)
     for number, group in enumerate(members):
         group_of[group] = number
-    predictions = []
+    one_hot, predictions = np.eye(len(classes))[targets], []
     for chunk in np.array_split(np.arange(len(rows)), -(-len(rows) // CHUNK)):
         cosines = rows[chunk] @ rows.T
         cosines[group_of[chunk][:, None] == group_of] = -np.inf
-        nearest = targets[np.argpartition(-cosines, k - 1, axis=1)[:, :k]]
-        votes = (nearest[:, :, None] == np.arange(len(classes))).sum(axis=1)
+        last = np.partition(cosines, len(rows) - k, axis=1)[:, [len(rows) - k]]
+        votes = (cosines >= last - ROUNDING) @ one_hot
         predictions.append(votes.argmax(axis=1))
     return classes[np.concatenate(predictions)]
 
@@ -240,9 +249,10 @@ def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
 
     For each class, Bayesian linear regression of its indicator on the features, weights `N(0, 1 / alpha)` and noise
     `N(0, 1 / beta)`: the log evidence, maximised over `alpha` and `beta`, divided by the samples and averaged over
-    classes. Given `alpha / beta` the best `beta` is closed form; that ratio is searched on a grid that is refined twice
-    (the paper iterates to a fixed point of the same evidence). By default features are standardised and indicators
-    centred, which stands for an intercept (ours); the paper does neither.
+    classes. Given `alpha / beta` the best `beta` is closed form; that ratio is searched on a grid, and a parabola
+    through the three highest points gives the maximum (the paper iterates to a fixed point of the same evidence). By
+    default features are standardised and indicators centred, which stands for an intercept (ours); the paper does
+    neither.
 
     Returns:
         Any number; nats per sample.
@@ -252,7 +262,7 @@ def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
     one_hot = np.eye(len(classes))[targets]
     if standardize:
         rows, one_hot = _standardized(rows), one_hot - one_hot.mean(axis=0)
-    return _mean_evidence(*_principal(rows), one_hot)
+    return float(_evidences(*_principal(rows), one_hot).mean())
 
 
 class Consensus(NamedTuple):
@@ -274,9 +284,12 @@ def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
     of the noise; deep clustering (Caron et al. 2018, arXiv 1807.05520) learns from such groups, here they only judge.
 
     1. The features of all candidates that are kept, standardised, side by side: k-means of their first 64 principal
-       components into 5, 10 and 20 clusters (fewer where there are not twice as many samples).
-    2. LogME of each clustering by every candidate; the score is the mean.
-    3. The better half, at least 5, are kept. 4 rounds; all candidates are scored in the last one.
+       components into 5, 10 and 20 clusters (fewer where there are not twice as many samples), 8 times each, from
+       another start every time.
+    2. LogME of each clustering by every candidate; the score is the mean. One k-means ends in one of many local
+       optima, and which one may hang on the last bit of a feature; the mean over many starts does not.
+    3. The better half, at least 5, are kept. 4 rounds, or until the same are kept; all candidates are scored in the
+       last one.
 
     Args:
         candidates: `(samples, width)` each, of the same samples; widths may differ.
@@ -294,19 +307,26 @@ def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
             gram += (left * np.square(scales)) @ left.T
         left, scales = _roots(gram, count)
         coordinates = (left * scales)[:, :CONSENSUS_COMPONENTS]
-        clusters = np.stack([_clusters(coordinates, number, seed) for number in numbers])
+        clusters = np.stack([_clusters(coordinates, n, seed + start) for n in numbers for start in range(CLUSTERINGS)])
         scores = np.array([_clusters_evidence(*each, clusters) for each in principal])
-        kept = np.argsort(-scores, kind="stable")[: max(LEAST_KEPT, len(kept) // 2)]
+        better = np.sort(ranking(scores)[: max(LEAST_KEPT, len(kept) // 2)])
+        if np.array_equal(better, kept):  # the next round would be this one
+            break
+        kept = better
     return Consensus(scores, clusters)
 
 
 def _clusters(coordinates: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """K-means; samples that are all alike are one cluster."""
+    """K-means from one start; samples that are all alike are one cluster.
+
+    A single trial for every center of the start: the best of several is a tie between two samples that are nearest to
+    each other and to no other, which the last bit would break.
+    """
     if not coordinates.shape[1]:
         return np.zeros(len(coordinates), dtype=np.int64)
-    distinct = len(np.unique(coordinates, axis=0))
-    found = KMeans(min(count, distinct), n_init=3, random_state=seed).fit_predict(coordinates)
-    return found.astype(np.int64)
+    count = min(count, len(np.unique(coordinates, axis=0)))
+    centers, _ = kmeans_plusplus(coordinates, count, random_state=seed, n_local_trials=1)
+    return KMeans(count, init=centers, n_init=1).fit_predict(coordinates).astype(np.int64)
 
 
 def clusters_logme(features: Array, clusters: np.ndarray) -> float:
@@ -315,30 +335,29 @@ def clusters_logme(features: Array, clusters: np.ndarray) -> float:
 
 
 def _clusters_evidence(left: np.ndarray, scales: np.ndarray, clusters: np.ndarray) -> float:
-    found = []
-    for each in clusters:
-        one_hot = (each[:, None] == np.unique(each)).astype(float)
-        several = one_hot.shape[1] > 1
-        found.append(_mean_evidence(left, scales, one_hot - one_hot.mean(axis=0)) if several else 0.0)
-    return float(np.mean(found))
+    indicators = [(each[:, None] == np.unique(each)).astype(float) for each in clusters if np.ptp(each)]
+    if not indicators:
+        return 0.0
+    evidences = _evidences(left, scales, np.concatenate([each - each.mean(axis=0) for each in indicators], axis=1))
+    ends = np.cumsum([each.shape[1] for each in indicators])[:-1]
+    return float(sum(part.mean() for part in np.split(evidences, ends)) / len(clusters))
 
 
-def _mean_evidence(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> float:
-    """Log evidence per sample, mean over the columns of `targets`, by features of these principal components."""
-    projections = np.square(left.T @ targets).T  # (classes, rank)
+def _evidences(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log evidence per sample of every column of `targets`, by features of these principal components."""
+    projections = np.square(left.T @ targets).T  # (columns, rank)
     rest = np.maximum(np.square(targets).sum(axis=0) - projections.sum(axis=1), 0)
     variances, count = np.square(scales), len(targets)
-    middle = np.full(len(rest), np.log(variances.sum()) if len(variances) else 0.0)  # of log(alpha / beta)
-    best, reach = np.full(len(rest), -np.inf), EVIDENCE_REACH
-    for points in EVIDENCE_POINTS:
-        grid = middle[:, None] + np.linspace(-reach, reach, points)
-        shrunk = 1 / (1 + variances / np.exp(grid)[..., None])  # (classes, points, rank)
-        noise = ((shrunk @ projections[..., None])[..., 0] + rest[:, None]) / count
-        values = -0.5 * (np.log(2 * np.pi * noise) + 1 - np.log(shrunk).sum(axis=-1) / count)
-        peaks = values.argmax(axis=1)
-        best = np.maximum(best, values.max(axis=1))
-        middle, reach = np.take_along_axis(grid, peaks[:, None], axis=1)[:, 0], 2 * reach / (points - 1)
-    return float(best.mean())
+    middle = np.log(variances.sum()) if len(variances) else 0.0  # of log(alpha / beta)
+    grid = middle + np.linspace(-EVIDENCE_REACH, EVIDENCE_REACH, EVIDENCE_POINTS)
+    shrunk = 1 / (1 + variances / np.exp(grid)[:, None])  # (points, rank)
+    noise = (projections @ shrunk.T + rest[:, None]) / count  # (columns, points)
+    values = -0.5 * (np.log(2 * np.pi * noise) + 1 - np.log(shrunk).sum(axis=-1) / count)
+    peaks = values.argmax(axis=1).clip(1, EVIDENCE_POINTS - 2)
+    before, at, after = (values[np.arange(len(values)), peaks + step] for step in (-1, 0, 1))
+    bend = before + after - 2 * at
+    rise = np.where(bend < 0, np.square(after - before) / (8 * np.where(bend < 0, -bend, 1.0)), 0.0)
+    return np.maximum(at + rise, values.max(axis=1))
 
 
 def _matrix(features: Array) -> np.ndarray:
@@ -413,7 +432,7 @@ def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvectors of a Gram matrix of positive eigenvalue and the roots of those, largest first."""
     squares, vectors = np.linalg.eigh(gram)
     squares, vectors = squares[::-1], vectors[:, ::-1]
-    kept = squares > size * np.finfo(float).eps * max(squares[0], 0.0)
+    kept = squares > size * np.finfo(float).eps * squares.max(initial=0.0)
     return vectors[:, kept], np.sqrt(squares[kept])
 
 

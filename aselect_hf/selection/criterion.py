@@ -28,6 +28,7 @@ from aselect_hf.selection.grid import check_truth, choose_tokens, resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, jackknifed, of_outcomes, one_by_one, predictor
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.ties import ROUNDING, best_of, ranking
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,7 @@ NUM_UNLABELLED, NUM_LABELLED = 256, 500
 """Images by default, without labels and with."""
 MAX_TOKENS = 4000
 LEAST_IMAGES = 3
+PERTURBATIONS = 3
 LEAST_FOR_CLUSTERS = 128
 """Images below which `consensus` is often far off (`docs/evidence.md`, the column of 64 images)."""
 
@@ -101,7 +103,7 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
 
     def scores(cells: list[np.ndarray]) -> np.ndarray:
         found.append(criteria.consensus([cell[:, 0] for cell in cells], seed=inputs.seed))
-        return found[0].scores
+        return found[-1].scores
 
     def score(x: np.ndarray, kept: np.ndarray) -> float:
         return criteria.clusters_logme(x[kept, 0], found[0].clusters[:, kept])
@@ -110,7 +112,7 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
     judge = jackknifed("consensus", score_name, score, len(inputs.images), inputs.seed)
     rows = pooled_rows(inputs.model, len(inputs.images), pool_size)
     views = stored_noise_view(inputs, inputs.images)
-    judge = dataclasses.replace(judge, scores=scores)
+    judge = dataclasses.replace(judge, scores=scores, together=True)
     return _select(inputs, judge, views, rows, kinds, {"pool_size": pool_size}, started)
 
 
@@ -271,8 +273,9 @@ def select_shortlist(
         raise ValueError(f"{second} needs labels or masks; {inputs.images.name} has none: {inputs.images.no_labels}")
     some = inputs.images if first in LABELLED else inputs.images.sample(NUM_UNLABELLED, inputs.seed)
     listed = CRITERIA[first](dataclasses.replace(inputs, images=some))
-    best = np.argsort(-np.array(listed.scores), kind="stable")[:num_candidates]
-    timesteps = sorted(listed.timesteps[index] for index in best)
+    for doubt in listed.doubts():
+        logger.warning("%s", doubt)
+    timesteps = sorted(listed.timesteps[index] for index in ranking(listed.scores)[:num_candidates])
     chosen = CRITERIA[second](dataclasses.replace(inputs, feature=listed.feature, timesteps=timesteps))
     options = {"first": first, "second": second, "num_candidates": num_candidates}
     options |= {"first_timesteps": listed.timesteps, "first_scores": listed.scores, "first_images": listed.num_images}
@@ -299,11 +302,13 @@ def _select(
         batch_size=inputs.fixed_batch_size, progress=inputs.progress, name=judge.name,
     )  # fmt: skip
     cells = [swept.values[name][column] for name in features for column in range(len(inputs.timesteps))]
+    for name in features:
+        inputs.check_finite(swept.values[name], name)
     bar = tqdm(
         judge.scores(cells), total=len(cells), desc=f"{judge.name} scores", unit="score", disable=not inputs.progress
     )
     scores = np.array([*bar]).reshape(len(features), -1)
-    chosen, best = np.unravel_index(int(scores.argmax()), scores.shape)
+    chosen, best = np.unravel_index(best_of(scores.ravel()), scores.shape)
     evidence = [*fit_in_parallel(partial(judge.evidence, cell) for cell in swept.values[features[chosen]])]
     per_image = [each.per_image for each in evidence if each.per_image is not None]
     return TimestepSelection(
@@ -321,7 +326,19 @@ def _select(
         seed=inputs.seed,
         per_image_scores=np.stack(per_image, axis=1).tolist() if per_image else None,
         feature_scores=dict(zip(features, scores.tolist(), strict=True)) if auto else None,
+        perturbed_timesteps=None
+        if auto and judge.together
+        else _perturbed(inputs, judge, swept.values[features[chosen]]),
     )
+
+
+def _perturbed(inputs: SelectionInputs, judge: Judge, cells: np.ndarray) -> list[int]:
+    """See `TimestepSelection.perturbed_timesteps`: the picks among changed `cells` `(timesteps, rows, ...)`."""
+    rng, picks = np.random.default_rng(inputs.seed), []
+    for _ in range(PERTURBATIONS):
+        changed = [cell * (1 + ROUNDING * rng.standard_normal(cell.shape)) for cell in cells]
+        picks.append(inputs.timesteps[best_of([*judge.scores(changed)])])
+    return picks
 
 
 def _candidates(kinds: Sequence[str], num_layers: int) -> list[str]:

@@ -69,6 +69,7 @@ def select(
                 uniforms = torch.rand(len(rows), len(inputs.timesteps) + 1, generator=generator).to(model.device)
                 visits = gate.visit(uniforms, num_visited, gate_temperature(seen / (num_epochs * count)))
                 pooled = _pooled(inputs, pixel_values, gate.timesteps[visits.indices])
+                inputs.check_finite(pooled)
                 normed = nn.functional.layer_norm(pooled, pooled.shape[-1:])
                 targets = torch.from_numpy(labels[rows.numpy()]).to(model.device)[:, None].expand(-1, num_visited)
                 losses = nn.functional.cross_entropy(head(normed).movedim(2, 1), targets, reduction="none")[None]

@@ -17,6 +17,7 @@ from aselect_hf.masks import IGNORED, resize_mask, token_labels
 from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.ties import best_of
 
 HELD_OUT = 0.2
 SCORE_NAMES = {"classification": "validation accuracy", "segmentation": "validation mean IoU (tokens)"}
@@ -70,6 +71,8 @@ def select(
     else:
         train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
         options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
+    for values in (*train.features.values, *validation.features.values):
+        inputs.check_finite(values)
     started = time.perf_counter()
     columns = range(len(inputs.timesteps))
     fits = fit_in_parallel(partial(_score, train, validation, column, probe, task, inputs.seed) for column in columns)
@@ -79,7 +82,7 @@ def select(
     return TimestepSelection(
         method="grid",
         feature=inputs.feature,
-        timestep=inputs.timesteps[int(np.argmax(scores))],
+        timestep=inputs.timesteps[best_of(scores)],
         timesteps=inputs.timesteps,
         scores=list(scores),
         standard_errors=list(errors),

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from aselect_hf.data import ImageData
@@ -45,6 +46,19 @@ class SelectionInputs:
     def fixed_batch_size(self) -> int:
         """`batch_size`, or 64."""
         return self.batch_size or DEFAULT_BATCH_SIZE
+
+    def check_finite(self, values: torch.Tensor | np.ndarray, feature: str = "") -> None:
+        """Refuse features (or what was made of them) that hold NaN or infinite values, by name.
+
+        Raises:
+            ValueError: there are some.
+        """
+        if not (values.isfinite() if isinstance(values, torch.Tensor) else np.isfinite(values)).all():
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{feature or self.feature} holds NaN or infinite values in {dtype}: "
+                "check the images and the weights" + ("" if dtype == "float32" else ", or load the model in float32")
+            )
 
     def latents(self, data: ImageData, *, segmentation: bool = False) -> tuple[torch.Tensor, float]:
         """What the DiT sees of every image; with a VAE, kept under `cache_dir/latents` as by `pooled_features`.

@@ -41,13 +41,15 @@ class Judge:
         name: of the method.
         score_name: what the score is.
         scores: of all candidates, of all features, together; higher is better.
-        evidence: of one candidate of the chosen feature, so that it may be dearer than the score; after `scores`.
+        evidence: called for candidates of the chosen feature only, after `scores`, so it may cost more than a score.
+        together: whether the score of a candidate depends on the other candidates.
     """
 
     name: str
     score_name: str
     scores: Callable[[list[np.ndarray]], Iterable[float]]
     evidence: Callable[[np.ndarray], Evidence]
+    together: bool = False
 
 
 def predictor(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from aselect_hf.files import Record, atomic_file
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
+from aselect_hf.ties import ROUNDING, near_best
 
 FORMAT = 1
 APPLIED = (
@@ -51,6 +52,9 @@ class TimestepSelection(Record):
         raw_scores, control_scores: HFR of the images and of pure noise at the same sigma; `None` for other methods.
         per_image_scores: `(images, timesteps)`, where the method scores single images; `None` for those not scored.
         feature_scores: scores of every feature that was a candidate, by name; `None` where the feature was given.
+        perturbed_timesteps: what the rule picks after random relative changes of 1e-5 in the features, as large as what
+            processors differ by; a stable pick is the same every time. `None` where the rule does not keep features
+            (`hfr`, whose score follows them smoothly), or was not asked (`grid`, `gate`, `fixed`).
     """
 
     method: str
@@ -70,6 +74,7 @@ class TimestepSelection(Record):
     control_scores: list[float] | None = None
     per_image_scores: list[list[float | None]] | None = None
     feature_scores: dict[str, list[float]] | None = None
+    perturbed_timesteps: list[int] | None = None
 
     kind = "timestep selection"
     versions: dict[str, str] = field(default_factory=dict)
@@ -83,12 +88,41 @@ class TimestepSelection(Record):
         """Noise level of the chosen timestep."""
         return self.noise_schedule.sigma(self.timestep)
 
+    @property
+    def tied(self) -> bool:
+        """Whether there were several candidates and all score the same, within a relative 1e-5: nothing to choose."""
+        scale = max(map(abs, self.raw_scores)) if self.raw_scores else None
+        return len(self.scores) > 1 and bool(near_best(self.scores, scale).all())
+
+    @property
+    def hangs_on_rounding(self) -> bool:
+        """Whether another timestep is picked after changes as large as rounding; see `perturbed_timesteps`."""
+        return any(t != self.timestep for t in self.perturbed_timesteps or [])
+
+    def doubts(self) -> list[str]:
+        """Why this is hardly a choice, a phrase each: all candidates score the same, or rounding decides."""
+        doubts = []
+        if self.tied:
+            doubts.append(
+                f"nothing to choose: all {len(self.scores)} candidates score the same by {self.method} "
+                f"({self.score_name} {self.scores[0]:.4g}), so t = {self.timestep} is no better than the others"
+            )
+        if self.hangs_on_rounding:
+            others = ", ".join(f"t = {t}" for t in sorted(set(self.perturbed_timesteps or []) - {self.timestep}))
+            doubts.append(
+                f"the pick of {self.method} hangs on rounding: relative changes of {ROUNDING:g} in the features give "
+                f"{others} instead of t = {self.timestep}"
+            )
+        return doubts
+
     def describe(self) -> str:
-        """The choice in one line, in all four units of the noise axis."""
+        """The choice in one line, in all four units of the noise axis, and whether it is one (see `doubts`)."""
         schedule, t = self.noise_schedule, self.timestep
+        tied = "; nothing to choose: all candidates score the same" if self.tied else ""
+        shaky = "; this pick hangs on rounding" if self.hangs_on_rounding else ""
         return (
             f"t = {t} of {schedule.num_train_timesteps} (alpha {schedule.alpha(t):.3f}, sigma {schedule.sigma(t):.3f}, "
-            f"log-SNR {schedule.log_snr(t):.2f}), feature {self.feature}, by {self.method}"
+            f"log-SNR {schedule.log_snr(t):.2f}), feature {self.feature}, by {self.method}{tied}{shaky}"
         )
 
     def save(self, path: str | Path) -> Path:

@@ -13,6 +13,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import t as student_t
 
+from aselect_hf.ties import best_of, ranking
+
 Scores = Callable[[list[int], int], np.ndarray]
 """`scores(candidates, num_images)`: those of the first images, `(num_images, len(candidates))`."""
 
@@ -71,14 +73,13 @@ def race(scores: Scores, candidates: list[int], looks: list[int], level: float) 
         alive, values = [c for c, keep in zip(alive, kept, strict=True) if keep], values[:, kept]
         if len(alive) == 1:
             break
-    order = np.argsort(-values.mean(axis=0), kind="stable")
-    return [alive[index] for index in order]
+    return [alive[index] for index in ranking(values.mean(axis=0))]
 
 
 def beaten(values: np.ndarray, level: float) -> np.ndarray:
     """Which columns of `(images, candidates)` have a mean significantly below the highest, one-sided at `level`."""
     num_images = len(values)
-    leader = values.mean(axis=0).argmax()
+    leader = best_of(values.mean(axis=0))
     differences = values[:, [leader]] - values
     errors = differences.std(axis=0, ddof=1) / num_images**0.5
     return differences.mean(axis=0) > student_t.isf(level, num_images - 1) * errors

@@ -101,8 +101,7 @@ class HFRSweep:
         else:
             finish(self.batch_size)
         ratios = torch.cat(done).numpy()
-        if not np.isfinite(ratios).all():
-            raise ValueError(f"{self.inputs.feature} holds NaN or infinite values in {self.inputs.model.dtype}")
+        self.inputs.check_finite(ratios)
         return ratios
 
     def _tokens(self, rows: torch.Tensor, scales: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:

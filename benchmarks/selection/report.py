@@ -358,7 +358,9 @@ the commonest timestep or its neighbour on the grid. `of 64 images`: mean over a
 (labelled for the rules with labels), and then how stable those are. `all features`: mean over all blocks and kinds.
 `rank`: Spearman correlation with the true curve. `own`: what is lost against the best of all features and timesteps by
 the checkpoint's own feature at the pick; `auto`: by block, kind and timestep chosen together. `all features`, `rank`,
-and `auto` are of one sample, and of `consensus` by the clusters of all features together.
+and `auto` are of one sample, and of `consensus` by the clusters of all features together. The figures of `consensus`,
+here and in the audit below, were measured with its earlier version, which took one k-means (the best of three starts)
+where it now averages eight.
 
 {summary}
 
