@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers.utils import logging
 from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, Audit, audit_timestep
 from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.classes import share_classes
-from aselect_hf.compare import compare_strategies
+from aselect_hf.compare import check_strategies, compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.data import ImageData, load_images
@@ -31,9 +30,8 @@ from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
-from aselect_hf.selection.select import FEW_LABELS, NO_LABELS
+from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
 
-HFR_DEFAULTS = {name: p.default for name, p in inspect.signature(STRATEGIES["hfr"]).parameters.items()}
 TRAIN_SPLIT = "train"
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
 
@@ -88,11 +86,20 @@ def select(
     split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
     image_column: ImageColumn = "image",
     label_column: LabelColumn = None,
-    noise_correction: Annotated[bool, typer.Option(help="hfr: subtract the HFR of pure noise.")] = True,
-    cutoff: Annotated[float, typer.Option(help="hfr: cycles per token above which a frequency is high.")] = 0.15,
-    dims: Annotated[int, typer.Option(help="hfr: 2 for the patch grid, 1 for the token sequence.")] = 2,
-    spectrum: Annotated[str, typer.Option(help="hfr: power or amplitude.")] = "power",
-    search: Annotated[str, typer.Option(help="hfr: full, or coarse_to_fine: fewer timesteps are scored.")] = "full",
+    noise_correction: Annotated[
+        bool | None,
+        typer.Option("--noise-correction/--no-noise-correction", help="hfr: subtract the HFR of pure noise (default)."),
+    ] = None,
+    cutoff: Annotated[
+        float | None, typer.Option(help="hfr: cycles per token above which a frequency is high (default: 0.15).")
+    ] = None,
+    dims: Annotated[
+        int | None, typer.Option(help="hfr: 2 for the patch grid (default), 1 for the token sequence.")
+    ] = None,
+    spectrum: Annotated[str | None, typer.Option(help="hfr: power (default) or amplitude.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="hfr: full (default), or coarse_to_fine, which scores fewer timesteps.")
+    ] = None,
     early_stopping: Annotated[
         float | None, typer.Option(help="hfr: accepted probability of a worse timestep (0.05); fewer images are run.")
     ] = None,
@@ -108,12 +115,12 @@ def select(
     cache_dir: CacheDir = None,
 ) -> None:
     """Choose the timestep: writes `selection.json` and `selection.png`."""
+    options = _given(
+        noise_correction=noise_correction, cutoff=cutoff, dims=dims, spectrum=spectrum, search=search,
+        early_stopping=early_stopping, timestep=timestep,
+    )  # fmt: skip
+    check_request(method, options, feature)
     check_writable(output_dir / "selection.json")
-    given = {"noise_correction": noise_correction, "cutoff": cutoff, "dims": dims, "spectrum": spectrum}
-    given |= {"search": search, "early_stopping": early_stopping}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value != HFR_DEFAULTS[name]}
-    if method == "fixed":
-        options = {"timestep": timestep}
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column).sample(max_samples, seed, per_class=2).readable(on_error)
     with contextlib.ExitStack() as stack:
@@ -147,7 +154,9 @@ def audit(
         int | None, typer.Option(help="Random images for every rule; default: the method's, and 1000 for the probe.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Points of the probe that the pick may lose.")] = TOLERANCE,
-    pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
+    pool_size: Annotated[
+        int, typer.Option(help="Average tokens over an N x N grid of cells (1: one mean over all tokens).")
+    ] = 1,
     split: Annotated[str, typer.Option(help="Split to look at.")] = "train",
     image_column: ImageColumn = "image",
     label_column: LabelColumn = None,
@@ -159,15 +168,14 @@ def audit(
     output_dir: OutputDir = Path("runs/audit"),
     cache_dir: CacheDir = None,
 ) -> None:
-    """Whether to trust a rule's timestep, a saved selection's or a guess: writes `audit.json` and `audit.png`.
+    """Check the timestep of a rule, of a saved selection or a guess: writes `audit.json` and `audit.png`.
 
     Labels, where there are any, train a small probe at every timestep; without, another label-free rule is asked.
     Exit code: 0 trust, 3 uncertain, 4 do not trust; 2 for a mistake.
     """
+    options = _given(timestep=timestep)
+    check_request(method, options, feature)
     check_writable(output_dir / "audit.json")
-    if timestep is not None and method != "fixed":
-        raise ValueError(f"timestep goes with method 'fixed'; got {method!r}")
-    options: dict[str, Any] = {"timestep": timestep} if timestep is not None else {}
     made = TimestepSelection.load(selection) if selection else None
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column)
@@ -195,7 +203,9 @@ def compare(
     num_images: NumImages = None,
     fixed_timestep: Annotated[int | None, typer.Option(help="For 'fixed'; default a tenth of the schedule.")] = None,
     probe: Annotated[str, typer.Option(help="linear or knn.")] = "linear",
-    pool_size: Annotated[int, typer.Option(help="Average tokens over so many cells a side; 1 is the token mean.")] = 1,
+    pool_size: Annotated[
+        int, typer.Option(help="Average tokens over an N x N grid of cells (1: one mean over all tokens).")
+    ] = 1,
     num_seeds: Annotated[int, typer.Option(help="Probes per strategy.")] = 3,
     train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
@@ -212,16 +222,18 @@ def compare(
     cache_dir: CacheDir = None,
 ) -> None:
     """Strategies side by side: timestep, test accuracy and cost; writes a table and a picture."""
+    rules = [name.strip() for name in strategies.split(",")]
+    options = {"fixed": {"timestep": fixed_timestep}} if fixed_timestep is not None else {}
+    check_strategies(rules, options, feature)
     check_writable(output_dir / "compare.json")
     backbone = _load(model, device, dtype)
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     splits = share_classes({name: _images(data, split, image_column, label_column) for name, split in names.items()})
     splits = {name: each.sample(max_samples, seed, per_class=1).readable(on_error) for name, each in splits.items()}
     comparison = compare_strategies(
-        backbone, splits, strategies=[name.strip() for name in strategies.split(",")], feature=feature,
+        backbone, splits, strategies=rules, feature=feature, strategy_options=options,
         timesteps=_timesteps(timesteps), num_images=num_images, seed=seed, num_seeds=num_seeds, probe=probe,
         pool_size=pool_size, batch_size=batch_size, cache_dir=cache_dir,
-        strategy_options={"fixed": {"timestep": fixed_timestep}},
     )  # fmt: skip
     comparison.save(output_dir)
     Console().print(comparison.rich_table())
@@ -437,6 +449,11 @@ def _names_from_training(images: ImageData, data: str, image_column: str, label_
     except ValueError:
         return images.class_names
     return [*training, *(name for name in images.class_names if name not in set(training))]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options of a rule that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _timestep_list(text: str | None) -> list[int] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from aselect_hf.plots import plot_comparison
 from aselect_hf.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection import TimestepSelection, select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
+from aselect_hf.selection.select import check_request
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
@@ -123,6 +125,8 @@ class Comparison(Record):
                     f", {100 * (max(grid.selection.scores) - accuracy):.2f} points below the grid's best (validation)"
                 )
             lines.append(line + ".")
+        for row in self.rows:
+            lines += [f"{row.strategy}: {doubt}." for doubt in row.selection.doubts()]
         if self.audit is not None:
             lines.append(f"Audit of {self.audit.method}: {self.audit.verdict}: {self.audit.sentence}.")
         return lines
@@ -195,7 +199,11 @@ def compare_strategies(
         num_seeds: probes per strategy, each on its own 80 % of the training split.
         pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
         strategy_options: extra options by strategy name.
+
+    Raises:
+        ValueError: an argument is wrong, see `check_strategies`; and as `select_timestep`.
     """
+    check_strategies(strategies, strategy_options or {}, feature)
     if missing := [name for name in SPLITS if name not in splits]:
         raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
     for name in SPLITS:
@@ -242,6 +250,26 @@ def compare_strategies(
             **run,
         )  # fmt: skip
     return Comparison(rows, raw_pixel_accuracies, protocol, audit)
+
+
+def check_strategies(
+    strategies: Sequence[str], options: Mapping[str, Mapping[str, Any]], feature: str | None = None
+) -> None:
+    """Refuse, before any work, strategies or options that `select_timestep` would refuse, and options of no strategy.
+
+    Raises:
+        ValueError: none is named; one is unknown; an option is of another method, or of one that is not compared.
+    """
+    if not strategies:
+        raise ValueError("strategies must name at least one method")
+    for strategy in strategies:
+        check_request(strategy, options.get(strategy, {}), feature)
+    for strategy, given in options.items():
+        if given and strategy not in strategies:
+            raise ValueError(
+                f"{', '.join(given)} of {strategy!r} is given, but strategies are {', '.join(strategies)}: "
+                f"add {strategy!r}, or leave it out"
+            )
 
 
 def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:

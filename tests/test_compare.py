@@ -107,6 +107,23 @@ def test_saved_files(comparison, tmp_path):
     assert {path.name for path in folder.iterdir()} >= {f"selection-{name}.json" for name in STRATEGIES}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"strategies": []}, "strategies must name at least one"),
+        ({"strategies": ["grid", "hrf"]}, "method 'hrf' is unknown"),
+        ({"strategies": ["grid"], "strategy_options": {"fixed": {"timestep": 5}}}, "timestep of 'fixed' is given, but"),
+        ({"strategies": ["hfr"], "strategy_options": {"hfr": {"probe": "knn"}}}, "probe is an option of grid"),
+        ({"strategies": ["rankme", "hfr"], "feature": "auto"}, "those of 'hfr' cannot"),
+    ],
+    ids=str,
+)
+def test_wrong_requests_are_refused_before_any_work(model, splits, monkeypatch, arguments, message):
+    monkeypatch.setattr("aselect_hf.compare.select_timestep", lambda *_, **__: pytest.fail("a strategy was run"))
+    with pytest.raises(ValueError, match=message):
+        compare_strategies(model, splits, **arguments)
+
+
 def test_splits_and_labels_are_required(model, splits, normal):
     with pytest.raises(ValueError, match="test missing"):
         compare_strategies(model, {name: splits[name] for name in ("train", "validation")})

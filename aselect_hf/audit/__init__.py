@@ -1,4 +1,4 @@
-"""Whether to trust a timestep for one's own model and images, whoever picked it: one sentence, and the evidence."""
+"""Check a chosen timestep on your own model and images, and say in one sentence whether to trust it."""
 
 from aselect_hf.audit.audit import NUM_AUDITED, audit_timestep
 from aselect_hf.audit.result import Audit

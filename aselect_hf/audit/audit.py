@@ -11,14 +11,21 @@ from scipy.stats import spearmanr
 
 from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_regret, unpaired_deviations
 from aselect_hf.audit.result import Audit
-from aselect_hf.audit.suspicions import doubt_of_pick, shares_of_picks, untrained_twin, warn_of_model, warn_of_pick
-from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, judge_by_agreement, judge_by_probe
+from aselect_hf.audit.suspicions import (
+    doubt_of_agreement,
+    doubt_of_pick,
+    shares_of_picks,
+    untrained_twin,
+    warn_of_model,
+    warn_of_pick,
+)
+from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
 from aselect_hf.classes import has_classes
 from aselect_hf.data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, LEAST_PER_CLASS
-from aselect_hf.selection.select import NO_LABELS, automatic_method, report_unused_labels
+from aselect_hf.selection.select import NO_LABELS, automatic_method, check_request, report_unused_labels
 
 NUM_AUDITED = 1000
 """Labelled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
@@ -51,9 +58,11 @@ def audit_timestep(
     masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
     The probe also runs on an untrained network of the same shape (memory for both is needed): a checkpoint that is not
     surely better gets a warning, since verdicts are on timesteps.
+    A pick that hangs on rounding (`TimestepSelection.perturbed_timesteps`) is judged by the worst of the timesteps that
+    rounding may give.
     Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one
-    picked), `"trust"` where picks are equal or neighbours on the grid, curves alike and the pick stable; see
-    `judge_by_agreement`. The curves of HFR are always there.
+    picked), `"trust"` where picks are equal or neighbours on the grid, curves alike over at least five timesteps, and
+    the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
@@ -67,10 +76,17 @@ def audit_timestep(
         options: of the method.
 
     Raises:
-        ValueError: an argument is wrong, fewer than 2 timesteps or 3 images, and as `select_timestep`.
+        ValueError: an argument is wrong, fewer than 2 timesteps or 3 images, and as `select_timestep` (which refuses
+            images that are all the same).
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of points, got {tolerance}")
+    if selection is None:
+        check_request(method, options, feature)
+    elif method != AUTO or feature is not None or timesteps is not None or options:
+        raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
+    elif selection.schedule != model.config.noise_schedule:
+        raise ValueError("selection was made for another noise schedule than the model's")
     data = ImageData.of(images, num_images or NUM_AUDITED)
     labelled = data.masks is not None or has_classes(data.labels)
     warnings = []
@@ -84,16 +100,12 @@ def audit_timestep(
     run |= {"progress": progress}
     if selection is None:
         if method == AUTO:
-            method = automatic_method(data, options)
+            method = automatic_method(data)
             report_unused_labels(data, method)
         if method in (*CRITERIA, "grid"):
             options["pool_size"] = pool_size
         picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
     else:
-        if method != AUTO or feature is not None or timesteps is not None or options:
-            raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
-        if selection.schedule != model.config.noise_schedule:
-            raise ValueError("selection was made for another noise schedule than the model's")
         picked = selection
     grid = audited_timesteps(model, picked, timesteps)
     run |= {"feature": picked.feature, "timesteps": grid}
@@ -122,6 +134,11 @@ def audit_timestep(
                 informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
         itself = "ridge" in (picked.method, picked.options.get("second"))
         verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
+        for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
+            other = grid.index(t)
+            worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
+            if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
+                verdict, sentence = worse[0], f"the pick hangs on rounding, which may give t = {t}; {worse[1]}"
         if checked is not selection:
             run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
             twin = select_timestep(untrained_twin(model), data, method=rule, pool_size=pool_size, **run)
@@ -136,7 +153,7 @@ def audit_timestep(
             )
         if rule == NO_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
             warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
-        doubt = doubt_of_pick(hfr, picked, name, shares)
+        doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(hfr, picked, name, shares)
         verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
     return Audit(
         verdict=verdict,

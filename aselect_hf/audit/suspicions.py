@@ -14,6 +14,7 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS
 from aselect_hf.selection.select import NO_LABELS
+from aselect_hf.ties import best_of
 
 # What the warnings rest on (ours).
 PICK_RESAMPLES = 100
@@ -22,6 +23,8 @@ STABLE_SHARE = 0.8
 NOISE_SHARE = 0.9
 """Share of the images' HFR that pure noise reaches, from which the feature is mostly noise or position."""
 FEW_IMAGES = 32
+FEW_TIMESTEPS = 5
+"""Timesteps below which rules agree too easily: of 3, two independent orders are alike (0.5) every other time."""
 
 
 def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> list[str]:
@@ -31,8 +34,8 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
         hfr: the whole corrected curve.
         name, shares: see `Audit`.
     """
-    grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, []
-    pick, raw_pick = grid.index(picked.timestep), int(np.argmax(hfr.raw_scores or []))
+    grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, picked.doubts()
+    pick, raw_pick = grid.index(picked.timestep), best_of(hfr.raw_scores or [])
     enough = LEAST_FOR_CLUSTERS if picked.method == NO_LABELS else FEW_IMAGES
     if picked.scores and picked.num_images < enough:
         warnings.append(f"{written(name)} saw only {picked.num_images} images: give {enough} or more")
@@ -54,6 +57,17 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
             "the feature is mostly noise or position there"
         )
     return warnings
+
+
+def doubt_of_agreement(picked: TimestepSelection, checked: TimestepSelection) -> str:
+    """Why agreement of two rules means little; empty where nothing speaks against it."""
+    if checked.tied:
+        return f"{written(checked.method)} scores all timesteps the same"
+    if len(checked.timesteps) < FEW_TIMESTEPS:
+        return f"{len(checked.timesteps)} timesteps are too few to tell"
+    if picked.hangs_on_rounding:
+        return f"the pick of {written(picked.method)} hangs on rounding"
+    return ""
 
 
 def doubt_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> str:
@@ -112,6 +126,6 @@ def warn_of_model(probe: TimestepSelection, twin: TimestepSelection, seed: int) 
     outcomes = np.stack([np.array(x)[:, at] for x, at in ((twin.per_image_scores, 0), (probe.per_image_scores, best))])
     if paired_regret([probe.timestep] * 2, outcomes.T, 0, seed).lower > 0:
         return []
-    scores = f"{100 * max(probe.scores):.0f} % against {100 * twin.scores[0]:.0f} % at t = {probe.timestep}"
-    return [f"the features are not surely better than those of an untrained network ({scores}): "
-            "is the checkpoint trained, and read rightly?"]  # fmt: skip
+    scores = f"{100 * max(probe.scores):.0f} % vs {100 * twin.scores[0]:.0f} % at t = {probe.timestep}"
+    return [f"the features are not significantly better than an untrained network's ({scores}); "
+            "check that the checkpoint is trained and was loaded correctly"]  # fmt: skip

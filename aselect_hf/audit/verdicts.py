@@ -89,13 +89,18 @@ def judge_by_agreement(
         refuted: whether the check is better elsewhere than at the pick with 95 % confidence.
         doubt: see `doubt_of_pick`; with any, the pick is not trusted.
     """
+    if picked.tied:
+        reason = (
+            f"no labels, and nothing to choose: all {len(picked.scores)} candidates score the same by {written(name)}"
+        )
+        return DO_NOT_TRUST, f"{reason}; label {FEW_LABELLED} images and run again"
     picks = f"{written(name)} t = {picked.timestep}, {written(checked.method)} t = {checked.timestep}"
     places = abs(grid.index(picked.timestep) - grid.index(checked.timestep))
     agreement = verdict_of_agreement(places, correlation, refuted, picked.method == NO_LABELS)
     if agreement == DO_NOT_TRUST:
-        return DO_NOT_TRUST, (
-            f"no labels, and independent rules disagree ({picks}): do not trust this; "
-            f"label {FEW_LABELLED} images and run again"
+        return (
+            DO_NOT_TRUST,
+            f"no labels, and independent rules disagree ({picks}); label {FEW_LABELLED} images and run again",
         )
     evidence = picks if correlation is None else f"{picks}, rank correlation {correlation:.2f}"
     if agreement == TRUST and not doubt:
@@ -104,7 +109,7 @@ def judge_by_agreement(
             f"no labels, but independent rules agree ({evidence}); labels would say how many points it may lose",
         )
     how = f"agree, but {doubt}" if agreement == TRUST else "agree only in part"
-    return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}): label {FEW_LABELLED} images to be sure"
+    return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}); label {FEW_LABELLED} images to be sure"
 
 
 def verdict_of_agreement(places: int, correlation: float | None, refuted: bool, best_rule: bool) -> str:

@@ -81,15 +81,36 @@ def gate_timesteps(schedule: NoiseSchedule, num: int = NUM_GATE_TIMESTEPS) -> li
     return steps
 
 
-def automatic_method(data: ImageData, options: Iterable[str] = ()) -> str:
-    """The method that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"consensus"`.
+def automatic_method(data: ImageData) -> str:
+    """The method that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"consensus"`."""
+    return FEW_LABELS if data.masks is not None or has_classes(data.labels) else NO_LABELS
 
-    Args:
-        options: names of options; some that only `"hfr"` has ask for it.
+
+def check_request(method: str, options: Iterable[str] = (), feature: str | None = None) -> None:
+    """Refuse an unknown method, options that it does not have, and `feature="auto"` where it cannot choose one.
+
+    `"auto"` has the options of the two methods that it may stand for.
+
+    Raises:
+        ValueError: the message names the methods that have the option, or that choose a feature.
     """
-    labelled = data.masks is not None or has_classes(data.labels)
-    method = FEW_LABELS if labelled else NO_LABELS
-    return method if set(options) <= set(_options(method)) else "hfr"
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; accepted are {', '.join(METHODS)}")
+    accepted = _options(FEW_LABELS if method == AUTO else method)  # those of NO_LABELS are among them
+    for option in sorted(set(options) - set(accepted)):
+        owners = methods_with(option)
+        hint = f"; {option} is an option of {', '.join(owners)}" if owners else ""
+        raise ValueError(f"method {method!r} has no option {option}; accepted are {', '.join(accepted)}{hint}")
+    if feature == AUTO and method not in (AUTO, *CHOOSE_FEATURES):
+        raise ValueError(
+            f"feature='auto' needs scores that can be compared between features, which those of {method!r} cannot; "
+            f"methods that choose a feature are {', '.join(CHOOSE_FEATURES)}"
+        )
+
+
+def methods_with(option: str) -> list[str]:
+    """Names of the methods that have an option of this name."""
+    return [method for method in STRATEGIES if option in _options(method)]
 
 
 def report_unused_labels(data: ImageData, method: str) -> None:
@@ -127,6 +148,23 @@ def sample_for(
 def _options(method: str) -> list[str]:
     parameters = inspect.signature(STRATEGIES[method]).parameters
     return [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
+def refuse_copies(data: ImageData) -> None:
+    """Refuse several images of which all are the same: they cannot tell one timestep from another.
+
+    Raises:
+        ValueError: they are; decoding stops at the first that differs.
+    """
+    if len(data) < 2:
+        return
+    first = data.decode(0)
+    equal = torch.equal if isinstance(first, torch.Tensor) else np.array_equal
+    if all(equal(first, data.decode(index)) for index in range(1, len(data))):
+        raise ValueError(
+            f"nothing to choose: all {len(data)} images of {data.name} are the same; "
+            "give different images, or a timestep by method 'fixed'"
+        )
 
 
 def select_timestep(
@@ -174,20 +212,19 @@ def select_timestep(
             `criterion.select_unlabelled`, `select_by_views`, `select_ridge`, `select_knn`, `select_shortlist`.
 
     Returns:
-        A `TimestepSelection`; `.apply(model)` writes it into the model's config.
+        A `TimestepSelection`; `.apply(model)` writes it into the model's config. Scores that differ by rounding only
+        are equal, and of equal ones the cleanest timestep is taken; see `TimestepSelection.tied` and `doubts`.
 
     Raises:
-        ValueError: an argument is wrong; the message names it, what was given and what is accepted.
+        ValueError: an argument is wrong, or all images are the same; the message names the argument, what was given
+            and what is accepted.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; accepted are {', '.join(METHODS)}")
+    check_request(method, options, feature)
     if method == AUTO:
         images = ImageData.of(images, num_images or NUM_LABELLED)
-        method = automatic_method(images, options)
+        method = automatic_method(images)
         report_unused_labels(images, method)
-    strategy, accepted = STRATEGIES[method], _options(method)
-    if unknown := sorted(set(options) - set(accepted)):
-        raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; accepted are {', '.join(accepted)}")
+        check_request(method, options)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if model.config.fixed_timestep:
@@ -200,11 +237,6 @@ def select_timestep(
         candidates = sorted({schedule.check_timestep(t, "timesteps") for t in timesteps})
         if not candidates:
             raise ValueError("timesteps must not be empty")
-    if feature == AUTO and method not in CHOOSE_FEATURES:
-        raise ValueError(
-            f"feature='auto' needs scores that can be compared between features, which those of {method!r} cannot; "
-            f"methods that choose a feature are {', '.join(CHOOSE_FEATURES)}"
-        )
     if method in TRAIN_ON_ALL:
         num_images = None
     elif num_images is None:
@@ -212,6 +244,8 @@ def select_timestep(
     data = ImageData.of(images, num_images)
     held_out = ImageData.of(validation) if validation is not None else None
     data, held_out = sample_for(task_of(method, data, options), data, held_out, num_images, seed, on_error)
+    if method != "fixed":
+        refuse_copies(data)
     name = feature or str(model.config.feature)
     if name != AUTO:
         name = str(parse_feature(name, model.config.num_hidden_layers))
@@ -219,7 +253,7 @@ def select_timestep(
     model.eval()
     try:
         with torch.inference_mode():
-            selection = strategy(
+            selection = STRATEGIES[method](
                 SelectionInputs(model, data, held_out, name, candidates, seed, batch_size, cache_dir, progress),
                 **options,
             )
@@ -227,4 +261,6 @@ def select_timestep(
         model.train(training)
     selection.model = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     selection.versions = installed_versions()
+    for doubt in selection.doubts():
+        logger.warning("%s", doubt)
     return selection

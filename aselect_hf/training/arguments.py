@@ -16,7 +16,10 @@ from transformers import HfArgumentParser
 
 from aselect_hf.selection import METHODS
 from aselect_hf.selection.criterion import AUTO
+from aselect_hf.selection.select import methods_with
 
+RULE_OPTIONS = {"timestep": "timestep", "num_visited_timesteps": "num_visited", "gate_learning_rate": "learning_rate"}
+"""Arguments that belong to some methods of `timestep_selection` only, and what `select_timestep` calls them."""
 LR_SCHEDULERS = (
     "linear",
     "cosine",
@@ -74,10 +77,13 @@ class TaskModelArguments(ModelArguments):
     def __post_init__(self) -> None:
         if self.timestep_selection not in METHODS:
             raise ValueError(f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}")
-        if self.timestep is not None and self.timestep_selection != "fixed":
-            raise ValueError(
-                f"timestep={self.timestep} needs timestep_selection=fixed, got {self.timestep_selection!r}"
-            )
+        for name, option in RULE_OPTIONS.items():
+            owners = methods_with(option)
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default and self.timestep_selection not in owners:
+                raise ValueError(
+                    f"{name}={value} needs timestep_selection={' or '.join(owners)}, got {self.timestep_selection!r}"
+                )
         if self.num_visited_timesteps < 1:
             raise ValueError(f"num_visited_timesteps must be at least 1, got {self.num_visited_timesteps}")
         if self.freeze_backbone and self.lora_rank:

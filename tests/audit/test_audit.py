@@ -144,6 +144,36 @@ def test_a_pick_that_was_made_is_audited(model, labelled_images):
         audit_timestep(model, labelled_images, selection=made)
 
 
+def test_a_pick_that_hangs_on_rounding_is_judged_by_the_worst_it_may_be(model, labelled_images, monkeypatch):
+    monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda probe, pick, *_: (VERDICTS[pick], f"at {pick}"))
+    made = select_timestep(model, labelled_images, method="logme", timesteps=[0, 400, 999], progress=False)
+    assert (made.timestep, made.perturbed_timesteps) == (0, [0, 0, 0])
+    assert audit_timestep(model, labelled_images, selection=made, progress=False).sentence == "at 0"
+    made.perturbed_timesteps = [0, 999, 400]
+    audit = audit_timestep(model, labelled_images, selection=made, progress=False)
+    assert audit.verdict == DO_NOT_TRUST
+    assert audit.sentence == "the pick hangs on rounding, which may give t = 999; at 2"
+    assert "the pick of logme hangs on rounding" in audit.warnings[0]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("method", ["auto", "hfr", "rankme"])
+def test_images_that_are_all_the_same_are_not_audited(model, normal, labelled, method):
+    copies = ImageData(normal(1, 2, 8, 8).repeat(12, 1, 1, 1), np.arange(12) % 2 if labelled else None)
+    with pytest.raises(ValueError, match="nothing to choose: all 12 images of images are the same"):
+        audit_timestep(model, copies, method=method, timesteps=[0, 300, 900], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"), [([1] * 12, "are all of one class"), (range(12), "are not of 2 classes")]
+)
+def test_labels_that_tell_nothing_are_named(model, normal, labels, reason):
+    data = ImageData(normal(12, 2, 8, 8), np.array(labels))
+    audit = audit_timestep(model, data, method="rankme", timesteps=[0, 300, 900], progress=False)
+    assert any(f"the labels {reason}" in warning for warning in audit.warnings)
+    assert audit.verdict != TRUST
+
+
 def test_what_is_not_an_audit_is_named(tmp_path):
     (tmp_path / "audit.json").write_text("[]")
     with pytest.raises(ValueError, match="is not a saved audit"):
@@ -219,7 +249,7 @@ def test_guesses_and_saved_picks_by_the_command(files, monkeypatch, capsys, tmp_
     assert again["selections"]["hfr"] == content["selections"]["hfr"]
     assert again["timestep"] == content["selections"]["hfr"]["timestep"]
     assert run(monkeypatch, *files, "--timestep", "40", "--output-dir", out) == 2
-    assert "timestep goes with method 'fixed'; got 'auto'" in capsys.readouterr().err
+    assert "method 'auto' has no option timestep;" in capsys.readouterr().err
 
 
 def test_nothing_is_left_of_a_failure(files, monkeypatch, tmp_path):

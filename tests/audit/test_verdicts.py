@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, verdict_of
 from aselect_hf.audit.audit import audited_timesteps, rank_correlation, regret_by, rule_name
 from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
-from aselect_hf.audit.suspicions import doubt_of_pick, shares_of_picks, warn_of_model, warn_of_pick
+from aselect_hf.audit.suspicions import doubt_of_agreement, doubt_of_pick, shares_of_picks, warn_of_model, warn_of_pick
 from aselect_hf.audit.verdicts import judge_by_agreement, judge_by_probe
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import has_classes
@@ -163,7 +163,29 @@ def test_without_labels_agreement_decides(at, correlation, refuted, doubt, verdi
     assert f"HFR t = 0, retrieval t = {100 * at}" in sentence
     assert "None" not in sentence
     assert ("agree, but it shakes" in sentence) == bool(doubt)
-    assert ("do not trust this; label 100 images and run again" in sentence) == (verdict == DO_NOT_TRUST)
+    assert ("disagree" in sentence) == ("label 100 images and run again" in sentence) == (verdict == DO_NOT_TRUST)
+    assert "trust" not in sentence  # the verdict says it
+
+
+@pytest.mark.parametrize("places", [2, 3, 4, 5, 20])
+def test_agreement_on_few_timesteps_is_never_trusted(places):
+    falling, check = selection("rankme", -np.arange(places)), selection("consensus", -np.arange(places) / 2)
+    doubt = doubt_of_agreement(falling, check)
+    verdict, sentence = judge_by_agreement(falling, check, "rankme", falling.timesteps, 1.0, False, doubt)
+    assert verdict == (TRUST if places >= 5 else UNCERTAIN)
+    assert (f"agree, but {places} timesteps are too few to tell" in sentence) == (places < 5)
+
+
+def test_equal_scores_are_no_pick_and_no_check():
+    equal, falling = selection("rankme", [0.3] * 8), selection("consensus", -np.arange(8))
+    verdict, sentence = judge_by_agreement(equal, falling, "rankme", equal.timesteps, 0.0, False)
+    assert verdict == DO_NOT_TRUST
+    assert sentence.startswith(
+        "no labels, and nothing to choose: all 8 candidates score the same by rankme; label 100 images"
+    )
+    assert doubt_of_agreement(falling, selection("hfr", [0.3] * 8)) == "HFR scores all timesteps the same"
+    shaky = selection("rankme", -np.arange(8), perturbed_timesteps=[0, 300, 0])
+    assert doubt_of_agreement(shaky, falling) == "the pick of rankme hangs on rounding"
 
 
 def test_a_probe_that_picked_says_so():

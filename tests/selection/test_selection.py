@@ -255,10 +255,10 @@ class TestCheaperHFR:
                 return Watched(super().subset(indices).items)
 
         selection = select_timestep(
-            model, Watched(list(images["image"])), timesteps=[0, 900], early_stopping=0.05, progress=False
+            model, Watched(list(images["image"])), method="hfr", timesteps=[0, 900], early_stopping=0.05, progress=False
         )
         assert selection.num_images == 16
-        assert len(opened) == 16 + 1  # the first also tells the size
+        assert len(opened) == 16 + 1 + 2  # the first also tells the size; the second, that images differ
 
 
 class TestGrid:
@@ -366,11 +366,14 @@ def test_fixed_defaults_to_a_tenth_of_the_schedule(run):
 
 def test_auto_reads_labels_where_there_are_any(run, labelled):
     assert run("auto").method == "logme"
-    assert run("auto", cutoff=0.2).method == "hfr"
+    with pytest.raises(ValueError, match=r"method 'auto' has no option cutoff; .*; cutoff is an option of hfr"):
+        run("auto", cutoff=0.2)
     one_class = ImageData(labelled.items, np.zeros(len(labelled), dtype=int))
     for images in (one_class, ImageData(labelled.items), torch.stack([*labelled.items])):
         assert run("auto", images=images).method == "consensus"
-        assert run("auto", images=images, dims=1).method == "hfr"
+        assert run("auto", images=images, pool_size=2).method == "consensus"
+        with pytest.raises(ValueError, match=r"method 'consensus' has no option task; .*; task is an option of"):
+            run("auto", images=images, task="classification")
 
 
 @pytest.mark.parametrize("num", [1, 2, 20])
@@ -385,6 +388,8 @@ def test_default_timesteps_are_dense_at_low_noise(num):
     ("options", "message"),
     [
         ({"method": "magic"}, "method 'magic' is unknown; accepted are auto, hfr, gate, grid, fixed"),
+        ({"method": "hfr", "timestep": 50}, "no option timestep; .*; timestep is an option of fixed$"),
+        ({"method": "fixed", "cutoff": 0.3}, "no option cutoff; accepted are timestep; cutoff is an option of hfr$"),
         ({"method": "hfr", "cutof": 0.2}, "no option cutof; accepted are .*cutoff"),
         ({"method": "hfr", "cutoff": 0.9}, "leaves no bins"),
         ({"method": "hfr", "timesteps": []}, "timesteps must not be empty"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from aselect_hf.training.arguments import (
     DataArguments,
     PretrainingArguments,
     PretrainModelArguments,
+    TaskModelArguments,
     TrainingArguments,
     parse_arguments,
 )
@@ -42,6 +44,26 @@ ALL = (PretrainModelArguments, DataArguments, TrainingArguments)
 def test_values_out_of_range_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         TrainingArguments(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"timestep": 5}, "timestep=5 needs timestep_selection=fixed, got 'auto'"),
+        ({"timestep": 5, "timestep_selection": "gate"}, "timestep=5 needs timestep_selection=fixed, got 'gate'"),
+        ({"num_visited_timesteps": 3}, "num_visited_timesteps=3 needs timestep_selection=gate, got 'auto'"),
+        (
+            {"gate_learning_rate": 0.1, "timestep_selection": "hfr"},
+            "gate_learning_rate=0.1 needs timestep_selection=ga",
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_of_another_rule_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TaskModelArguments(**values)
+    owner = re.search("needs timestep_selection=(ga|fixed)", message)[1].replace("ga", "gate")
+    assert TaskModelArguments(**values | {"timestep_selection": owner}).timestep_selection == owner
 
 
 def test_tracking_alone_means_all_trackers():
