@@ -25,8 +25,11 @@ from transformers import set_seed
 
 from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.audit import Audit, audit_timestep
+from aselect_hf.audit.verdicts import FEW_LABELLED
 from aselect_hf.conversion import load_model
 from aselect_hf.data import ImageData
+from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS, NUM_UNLABELLED
+from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 from benchmarks.selection.pairs import FASHION_GROUPS, coarse_labels
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -235,7 +238,8 @@ def tell_few(found: Measured) -> tuple[str, str, str]:
         f"many tokens and channels, picks t = {hfr.timestep} in {share(hfr):.0%} of its resamples: **a stable pick is "
         "not a right one**, it is only not a matter of these images.",
         f"Yes. The same four images with HFR as the rule are called {hfr.verdict!r}.",
-        "Give 32 images or more (64 are the default); they need no labels. With labels, 100 or more.",
+        f"Give {LEAST_FOR_CLUSTERS} images or more (default: {NUM_UNLABELLED} for retrieval and consensus, "
+        f"{DEFAULT_NUM_IMAGES} for HFR); they need no labels. With labels, {FEW_LABELLED} or more.",
     )
 
 
@@ -291,8 +295,8 @@ def tell_agreement(found: Measured) -> tuple[str, str, str]:
         "agree says that they see the same, not that they are right.",
         f"With labels, yes, as above. Without, too, since the check looks for clusters: {quoted(blind)}. Where the "
         "clusters are not the classes, nothing would be noticed.",
-        "Label 100 images: with labels the default rule is another one (`aselect select`), and the audit is a "
-        "measurement instead of a second opinion.",
+        f"Label {FEW_LABELLED} images: with labels the default rule is another one (`aselect select`), and the audit "
+        "is a measurement instead of a second opinion.",
     )
 
 
