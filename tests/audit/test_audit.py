@@ -164,13 +164,11 @@ def test_images_that_are_all_the_same_are_not_audited(model, normal, labelled, m
         audit_timestep(model, copies, method=method, timesteps=[0, 300, 900], progress=False)
 
 
-@pytest.mark.parametrize(
-    ("labels", "reason"), [([1] * 12, "are all of one class"), (range(12), "are not of 2 classes")]
-)
-def test_labels_that_tell_nothing_are_named(model, normal, labels, reason):
+@pytest.mark.parametrize("labels", [[1] * 12, range(12)], ids=["one class", "a class each"])
+def test_labels_that_tell_nothing_are_named(model, normal, labels):
     data = ImageData(normal(12, 2, 8, 8), np.array(labels))
     audit = audit_timestep(model, data, method="rankme", timesteps=[0, 300, 900], progress=False)
-    assert any(f"the labels {reason}" in warning for warning in audit.warnings)
+    assert any("the labels are not of 2 classes with 2 images each (images by class" in x for x in audit.warnings)
     assert audit.verdict != TRUST
 
 
