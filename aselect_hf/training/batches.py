@@ -1,4 +1,7 @@
-"""Training batches without end, in an order that depends on seed and step alone: from a data set or from a stream."""
+"""Training batches without end, in an order that depends on seed and step alone: from a data set or from a stream.
+
+They are in main memory.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.utils import send_to_device
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
@@ -53,6 +55,7 @@ class EpochBatches:
             persistent_workers=num_workers > 0,
         )
         self.accelerator, self.loader = accelerator, accelerator.prepare(loader)
+        self.loader.device = None  # an optimizer step's batches wait in main memory: accumulation costs no other
         self.description = f"{len(dataset)} training images"
         self.setup = {"seed": args.seed, "effective batch": effective, "training images": len(dataset)}
 
@@ -93,7 +96,7 @@ class StreamBatches:
             self.dataset, batch_size=batch_size, drop_last=True, collate_fn=collate, num_workers=num_workers
         )
         self.steps_per_epoch = args.max_train_steps
-        self.accumulation, self.device = args.gradient_accumulation_steps, accelerator.device
+        self.accumulation = args.gradient_accumulation_steps
         self.state: dict[str, int] = {"passes": 0, "batches": 0}
         self.setup = {"seed": args.seed, "effective batch": effective_batch(args, accelerator)}
         self.setup |= {"number of processes": processes, "number of workers": num_workers}
@@ -106,7 +109,7 @@ class StreamBatches:
             for batch in islice(self.loader, seen, None):
                 seen += 1
                 self.state = {"passes": passes, "batches": seen}
-                yield 0, micro_step, send_to_device(batch, self.device)
+                yield 0, micro_step, batch
                 micro_step += 1
             if not seen:
                 raise ValueError(

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, LoggerType, set_seed
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, LoggerType, send_to_device, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,8 +43,10 @@ class Trainer:
 
     Args:
         objective: `objective(batch, draws) -> {"loss": ..., ...}`. `"loss"` is backpropagated; all are averaged over
-            processes and steps, logged and recorded under their names. A method `set_progress`, where it has one, is
-            called before every forward pass with the share of training done, 0 to 1.
+            processes and steps, logged and recorded under their names. Three methods are called where it has them:
+            `set_progress(share)` before every forward pass, with the share of training done, 0 to 1; `end_step()` after
+            every optimizer step; and `count_items(batch) -> (k,)` on all batches of an optimizer step before the first
+            of its forward passes, which then get the average as `objective(batch, draws, counts)`.
         dataset: the training set: random access, or a stream (`datasets.IterableDataset` or torch's), see `batches`.
         collate: turns a list of its items into a batch, a dict of tensors. It should draw nothing at random.
         args: see `PretrainingArguments`.
@@ -163,10 +166,7 @@ class Trainer:
         with StopSignals() as signals, bar:
             batches = self.batches.from_step(self.step)
             while self.step < self.max_steps and not interrupted:
-                epoch, micro_step, batch = next(batches)
-                self._micro_step(epoch, micro_step, batch)
-                if not accelerator.sync_gradients:
-                    continue
+                self._optimizer_step(list(islice(batches, self.args.gradient_accumulation_steps)))
                 self.step += 1
                 self.seconds = time.perf_counter() - started
                 bar.update()
@@ -198,7 +198,20 @@ class Trainer:
         self.objective = self.accelerator.unwrap_model(self.objective)
         self.accelerator.end_training()
 
-    def _micro_step(self, epoch: int, micro_step: int, batch: Batch) -> None:
+    def _optimizer_step(self, window: list[tuple[int, int, Batch]]) -> None:
+        """All forward passes of one step, whose losses are means over everything that the step counts."""
+        objective: Any = self.accelerator.unwrap_model(self.objective)
+        counts = []
+        if hasattr(objective, "count_items"):
+            total = sum(objective.count_items(batch).to(self.accelerator.device) for _, _, batch in window)
+            passes = len(window) * self.accelerator.num_processes
+            counts = [self.accelerator.reduce(total, reduction="sum") / passes]
+        for epoch, micro_step, batch in window:
+            self._micro_step(epoch, micro_step, batch, *counts)
+        if hasattr(objective, "end_step"):
+            objective.end_step()
+
+    def _micro_step(self, epoch: int, micro_step: int, batch: Batch, *counts: torch.Tensor) -> None:
         accelerator, args = self.accelerator, self.args
         process = accelerator.process_index
         positions = positions_of(micro_step, process, accelerator.num_processes, args.per_device_train_batch_size)
@@ -208,7 +221,7 @@ class Trainer:
             unwrapped.set_progress(self.step / self.max_steps)
         set_seed(mix_seed(args.seed, epoch, micro_step, process))
         with accelerator.accumulate(self.objective):
-            metrics = self.objective(batch, draws)
+            metrics = self.objective(send_to_device(batch, accelerator.device), draws, *counts)
             accelerator.backward(metrics["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)

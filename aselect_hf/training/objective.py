@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
@@ -37,6 +37,10 @@ class TaskObjective(nn.Module):
 
     The noise is the stored evaluation noise, exactly what inference sees, unless the denoising loss is on: then it is
     drawn anew for every image, and the task reads its features from those same runs.
+
+    A loss is a mean over everything that counts in an optimizer step: over images, or over pixels that are not ignored.
+    The step's gradient is therefore the same however its images are divided among forward passes and processes, except
+    for what batch norm and dropout do.
 
     Args:
         model: backbone and head; every head of the bank starts as a copy of its head.
@@ -74,6 +78,7 @@ class TaskObjective(nn.Module):
         self.denoising_loss_weight = denoising_loss_weight
         self.random_flip = random_flip
         self.progress = 0.0
+        self._observed: list[tuple[torch.Tensor, torch.Tensor, Visits]] = []
         if gate is not None and model.config.head_norm != "layer_norm":
             raise ValueError(
                 f"a gate needs head_norm=layer_norm, got {model.config.head_norm}: statistics over a batch of mixed "
@@ -124,13 +129,35 @@ class TaskObjective(nn.Module):
             self.dit.eval()
         return self
 
-    def forward(self, batch: dict[str, Any], draws: SampleDraws | None = None) -> Any:
+    def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
+        """What the losses of a batch count, `(2,)` integers: its images, and those again or its pixels not ignored."""
+        labels = batch["labels"]
+        images = torch.tensor(len(labels), device=labels.device)
+        return torch.stack([images, (labels != self.ignore_index).sum() if self.segmentation else images])
+
+    def end_step(self) -> None:
+        """After an optimizer step: show the gate what all forward passes of the step saw.
+
+        Until then, its running means stay as they were, so that all these passes draw their visits alike.
+        """
+        if self.gate is None or not self._observed:
+            return
+        pooled, losses, visits = zip(*self._observed, strict=True)
+        indices = torch.cat([each.indices for each in visits])
+        self.gate.observe(torch.cat(pooled), torch.cat(losses, dim=1), replace(visits[0], indices=indices))
+        self._observed.clear()
+
+    def forward(
+        self, batch: dict[str, Any], draws: SampleDraws | None = None, counts: torch.Tensor | None = None
+    ) -> Any:
         """Losses of a training batch; without `draws`, every head's logits of an evaluation batch.
 
         Args:
             batch: `latents` (with `flipped_latents` where a mirrored image has others), `pixel_values`, or, of a frozen
                 backbone, `tokens` (and `flipped_tokens`) `(batch, tokens, features, width)`; and `labels`: `(batch,)`
                 classes or `(batch, height, width)` masks.
+            counts: `count_items`, averaged over all forward passes of the optimizer step, on all processes; default:
+                those of this batch. The mean of the losses of these passes is then the loss of the whole step.
 
         Returns:
             `{"loss", "task_loss"}`, with a denoising loss also `"denoising_loss"`; or logits
@@ -139,9 +166,10 @@ class TaskObjective(nn.Module):
         if draws is None:
             tokens = batch["tokens"] if "tokens" in batch else self.read_features(batch)
             return torch.stack([self._logits(head, tokens) for head in self.heads])
+        counts = self.count_items(batch) if counts is None else counts
         if "tokens" in batch:
             tokens, labels = self._flipped(batch, "tokens", draws)
-            return self._losses(tokens[:, None], labels)
+            return self._losses(tokens[:, None], labels, counts)
         latents, labels = self._inputs(batch, draws)
         visits: Visits | None = None
         timesteps = self._constant(latents)
@@ -158,7 +186,7 @@ class TaskObjective(nn.Module):
         tokens, denoising_loss = self._read(latents, timesteps, noise)
         if self.pools:
             tokens = tokens.mean(dim=2, keepdim=True)
-        return self._losses(tokens, labels, visits, denoising_loss)
+        return self._losses(tokens, labels, counts, visits, denoising_loss)
 
     def read_features(self, batch: dict[str, Any], mirrored: bool = False) -> torch.Tensor:
         """Features `(batch, tokens, features, width)` of an evaluation batch, at the timestep of inference."""
@@ -171,24 +199,28 @@ class TaskObjective(nn.Module):
         self,
         tokens: torch.Tensor,
         labels: torch.Tensor,
+        counts: torch.Tensor,
         visits: Visits | None = None,
         denoising_loss: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Losses of `forward`, from tokens `(batch, visited, tokens, features, width)`."""
         visited = tokens.shape[1]
         repeated = labels.repeat_interleave(visited, dim=0)
-        scale = self._loss_scale(repeated)
-        losses = scale * torch.stack(
+        images, items = counts
+        share = len(labels) / images  # of this forward pass, beside the average one
+        per_image = (images / items).nan_to_num(posinf=0.0)  # every pixel of the step may be ignored
+        losses = per_image * torch.stack(
             [self._image_losses(self._logits(head, tokens.flatten(0, 1)), repeated) for head in self.heads]
         )
         if self.gate is None or visits is None:
-            task_loss = losses.mean()
+            task_loss = share * losses.mean()
         else:
             losses = losses.unflatten(1, (-1, visited))
-            task_loss = self.gate.expected_losses(losses, visits).mean()
-            self.gate.observe(tokens.mean(dim=2).flatten(2), losses, visits)
+            task_loss = share * self.gate.expected_losses(losses, visits).mean()
+            self._observed.append((tokens.detach().mean(dim=2).flatten(2), losses.detach(), visits))
         found = {"loss": task_loss, "task_loss": task_loss.detach()}
         if denoising_loss is not None:
+            denoising_loss = share * denoising_loss
             found["loss"] = task_loss + self.denoising_loss_weight * denoising_loss
             found["denoising_loss"] = denoising_loss.detach()
         return found
@@ -259,12 +291,6 @@ class TaskObjective(nn.Module):
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
 
-    def _loss_scale(self, labels: torch.Tensor) -> torch.Tensor | float:
-        """What makes the mean over images the mean over pixels that count, of all processes: numbers differ."""
-        if not self.segmentation:
-            return 1.0
-        return len(labels) / mean_over_processes((labels != self.ignore_index).sum()).clamp(min=1)
-
 
 def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:
     """What mirrored images look like to the DiT: stored beside the inputs where it is not their mirror image."""
@@ -282,12 +308,3 @@ def put_head(model: HeadModel, head: nn.Module) -> None:
         model.decode_head = head  # type: ignore[assignment]
     else:
         model.classifier = head  # type: ignore[assignment]
-
-
-def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """Average of a scalar over all processes; without gradient."""
-    value = value.detach().double()
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(value)
-        value = value / distributed.get_world_size()
-    return value

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation
 from aselect_hf.modeling.features import FEATURE_KINDS
@@ -443,3 +445,81 @@ def test_configs_keep_their_head_fields(tmp_path: Path) -> None:
     loaded = ASelectDiTConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
     assert loaded.out_features == ["stage2", "stage5"]
+
+
+# ----------------------------------------------------------------------------------------- losses of divided batches
+
+
+def labels_of_any_kind(problem: str, count: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(9)
+    if problem == "single_label_classification":
+        return torch.randint(LABELS, (count,), generator=generator)
+    if problem == "masks":
+        labels = torch.randint(LABELS, (count, 8, 8), generator=generator)
+        labels[0, 2:] = labels[1:4] = 255
+        return labels
+    return torch.rand(count, LABELS, generator=generator, dtype=torch.float64)
+
+
+PROBLEMS = ["single_label_classification", "multi_label_classification", "regression", "masks"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_losses_of_any_division_of_a_batch_add_up(make_config: Any, randomize: Any, normal: Any, problem: str) -> None:
+    """With the number of items in the whole of it; parts may be uneven, or have nothing but ignored pixels."""
+    if problem == "masks":
+        model = ASelectDiTForSemanticSegmentation(make_config(num_labels=LABELS))
+    else:
+        model = ASelectDiTForImageClassification(make_config(num_labels=LABELS, problem_type=problem))
+    model, images, labels = randomize(model).double().train(), normal(6, 2, 8, 8).double(), labels_of_any_kind(problem)
+    items = (labels != 255).sum()
+
+    def gradients(bounds: list[int], **options: Any) -> list[torch.Tensor]:
+        model.zero_grad()
+        for start, stop in itertools.pairwise(bounds):
+            model(images[start:stop], labels=labels[start:stop], **options).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    whole = gradients([0, 6])
+    assert all(gradient.isfinite().all() for gradient in whole)
+    for bounds in ([0, 6], [0, 3, 6], [0, 1, 4, 6], [0, 1, 2, 3, 4, 5, 6]):
+        for found, expected in zip(gradients(bounds, num_items_in_batch=items), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_of_ignored_pixels_has_a_loss_of_zero(make_config: Any, randomize: Any, images: torch.Tensor) -> None:
+    model = randomize(ASelectDiTForSemanticSegmentation(make_config(num_labels=LABELS))).train()
+    loss = model(images, labels=torch.full((3, 8, 8), 255)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_accumulation_in_the_trainer_of_transformers_is_exact(
+    make_config: Any, randomize: Any, normal: Any, tmp_path: Any, problem: str
+) -> None:
+    """Three steps of six images: at once, in uneven halves, or one by one; and what it says of the evaluation."""
+    images, labels = normal(6, 2, 8, 8), labels_of_any_kind(problem)
+    labels = labels.float() if labels.is_floating_point() else labels
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+    weights = {}
+    for size, passes in ((6, 1), (4, 2), (1, 6)):
+        if problem == "masks":
+            model = ASelectDiTForSemanticSegmentation(make_config(num_labels=LABELS))
+        else:
+            model = ASelectDiTForImageClassification(make_config(num_labels=LABELS, problem_type=problem))
+        args = TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=size, gradient_accumulation_steps=passes, max_steps=3,
+            learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", report_to="none", save_strategy="no",
+            per_device_eval_batch_size=6, disable_tqdm=True, use_cpu=True, max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer = Trainer(randomize(model), args, train_dataset=rows, eval_dataset=rows)
+        trainer.train()
+        weights[size] = {name: value.detach().clone() for name, value in model.named_parameters()}
+        with torch.no_grad():
+            expected = model(images, labels=labels).loss.item()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    for size in (4, 1):
+        for name, value in weights[6].items():
+            torch.testing.assert_close(weights[size][name], value, rtol=1e-4, atol=1e-6, msg=f"{name}, {size} at once")

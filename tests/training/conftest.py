@@ -29,10 +29,11 @@ def make_trainer(tmp_path) -> Callable[..., Trainer]:
     def build(name: str = "run", dataset: Any = range(20), objective: nn.Module | None = None, **options) -> Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)
         loop = {key: options.pop(key) for key in ("evaluate", "parameter_groups", "num_workers") if key in options}
+        make_batch = options.pop("collate", collate)
         objective = objective or Toy(options.pop("dropout", 0.0))
         defaults = {"per_device_train_batch_size": 4, "max_train_steps": 12, "learning_rate": 0.05, "logging_steps": 1}
         args = TrainingArguments(output_dir=str(tmp_path / name), **defaults | options)
-        return Trainer(objective, dataset, collate, args, **loop)
+        return Trainer(objective, dataset, make_batch, args, **loop)
 
     return build
 

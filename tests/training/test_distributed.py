@@ -30,7 +30,8 @@ from aselect_hf.training.checkpoints import problem_of
 from aselect_hf.training.pretrain import pretrain
 from aselect_hf.training.task import TaskRun
 
-from .two_processes import PATIENCE
+from .toys import MaskedPictures, segmenter
+from .two_processes import MASKED, PATIENCE, train
 
 ROOT = Path(__file__).parents[2]
 MODEL = (
@@ -164,6 +165,15 @@ def test_two_processes(two_processes, flags, tmp_path):
     assert set(chain(*second["stream"])) == {1, 3, 5, 7}
     assert first["stream_resumed"] == first["stream"][5:]
     assert second["stream_resumed"] == second["stream"][5:]
+
+    # Masks: whatever share of the pixels each pass of each process ignores, all weigh the same; the gate learns alike.
+    whole = MASKED | {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
+    masked = train(tmp_path / "masked", segmenter(gate=True), MaskedPictures(), **whole)
+    for found in (first, second):
+        for values, expected in zip(found["masked"], masked.toy.state_dict().values(), strict=True):
+            torch.testing.assert_close(values, expected.flatten().tolist(), rtol=1e-4, atol=1e-5)
+        for entry, expected in zip(found["masked_history"], masked.record["history"], strict=True):
+            assert entry == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
     # The wrapper is gone before its process group is: the other way round, gloo's threads may wait forever.
     assert first["wrappers at the end"] == second["wrappers at the end"] == 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation
 from aselect_hf.modeling.timestep_gate import TimestepGate
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
+
+from .toys import MaskedPictures, segmenter
 
 SHAPE = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "mlp_ratio": 2, "patch_size": 2,
@@ -173,6 +177,67 @@ def test_two_halves_make_the_whole_batch(make_objective, gate):
     halves = zip(gradients(slice(0, 3), 0), gradients(slice(3, 6), 3), strict=True)
     for expected, (first, second) in zip(whole, halves, strict=True):
         torch.testing.assert_close((first + second) / 2, expected, rtol=1e-3, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), gate=st.booleans(), masks=st.booleans(), heads=st.integers(1, 2))
+def test_any_division_of_a_step_has_the_same_gradient(randomize, data, gate, masks, heads):
+    """Uneven passes, any share of ignored pixels in each, several heads, both losses: as if it were one pass."""
+    model_class = ASelectDiTForSemanticSegmentation if masks else ASelectDiTForImageClassification
+    model = randomize(model_class(ASelectDiTConfig(**SHAPE)))
+    log_snr = [model.dit.noise_schedule.log_snr(t) for t in CANDIDATES]
+    chooser = TimestepGate(24, CANDIDATES, log_snr, num_heads=heads) if gate else None
+    objective = TaskObjective(
+        model, [HeadSetting(1e-3, 0.0)] * heads, gate=chooser, denoising_loss_weight=0.5, random_flip=True
+    ).train()
+    batch = batch_of(objective)
+    if masks:
+        rows = torch.tensor(data.draw(st.lists(st.integers(0, 8), min_size=6, max_size=6), label="rows that count"))
+        batch["labels"][torch.arange(8)[None] >= rows[:, None]] = 255
+    cuts = sorted(data.draw(st.sets(st.integers(1, 5)), label="cuts"))
+
+    def gradients(bounds):
+        state = {name: value.clone() for name, value in objective.state_dict().items()}
+        objective.zero_grad()
+        slices = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        passes = [{name: value[rows] for name, value in batch.items()} for rows in slices]
+        counts = sum(objective.count_items(each) for each in passes) / len(passes)
+        loss = 0.0
+        for rows, each in zip(slices, passes, strict=True):
+            found = objective(each, draws_of(rows.stop - rows.start, rows.start), counts)
+            (found["loss"] / len(passes)).backward()
+            loss += found["loss"].item() / len(passes)
+        objective.end_step()
+        learned = objective.state_dict()
+        objective.load_state_dict(state)
+        return {
+            "loss": torch.tensor(loss),
+            **{name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None},
+            **{f"new {name}": value.clone() for name, value in learned.items() if name.startswith("gate.")},
+        }
+
+    whole, divided = gradients([0, 6]), gradients([0, *cuts, 6])
+    assert whole.keys() == divided.keys()
+    for name, expected in whole.items():
+        torch.testing.assert_close(divided[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_accumulation_trains_on_masks_like_the_larger_batch(make_trainer, gate):
+    """Also with gradients clipped, and where a forward pass has nothing but ignored pixels."""
+    states = {}
+    for passes in (1, 4):
+        options = {"per_device_train_batch_size": 8 // passes, "gradient_accumulation_steps": passes}
+        trainer = make_trainer(
+            f"in-{passes}", MaskedPictures(), segmenter(gate), collate=MaskedPictures.collate, learning_rate=1e-3,
+            max_train_steps=6, max_grad_norm=0.05, **options,
+        )  # fmt: skip
+        history = trainer.train()["history"]
+        states[passes] = (history, trainer.objective.state_dict())
+    for one, other in zip(states[1][0], states[4][0], strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-9)
+    for name, value in states[1][1].items():
+        torch.testing.assert_close(states[4][1][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_flips_turn_masks_with_their_images(make_objective):

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from aselect_hf import ASelectDiTConfig, ASelectDiTForSemanticSegmentation
+from aselect_hf.modeling.timestep_gate import TimestepGate
 from aselect_hf.training.draws import SampleDraws
+from aselect_hf.training.objective import HeadSetting, TaskObjective
 
 
 class Toy(nn.Module):
@@ -68,3 +71,35 @@ def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
     return {
         "values": torch.stack([torch.full((4,), float(row["x"] if isinstance(row, dict) else row)) for row in rows])
     }
+
+
+def segmenter(gate: bool = False) -> TaskObjective:
+    """Segments pictures of `MaskedPictures` and denoises them; with a gate, at two of three timesteps."""
+    torch.manual_seed(0)
+    config = ASelectDiTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, patch_size=4, sample_size=8,
+        num_channels=1, num_condition_classes=0, learned_sigma=False, timestep=50, num_labels=3,
+    )  # fmt: skip
+    model = ASelectDiTForSemanticSegmentation(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    candidates = [20, 200, 600]
+    log_snr = [model.dit.noise_schedule.log_snr(t) for t in candidates]
+    chooser = TimestepGate(16, candidates, log_snr) if gate else None
+    return TaskObjective(model, [HeadSetting(1e-3, 0.0)], gate=chooser, denoising_loss_weight=0.5, random_flip=True)
+
+
+class MaskedPictures(list):
+    """Eight pictures: one with a whole mask, two with a few pixels, and five whose pixels are all ignored."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        masks = torch.randint(3, (8, 8, 8), generator=generator)
+        masks[1:3, 1:] = 255
+        masks[3:] = 255
+        super().__init__(zip(torch.randn(8, 1, 8, 8, generator=generator), masks, strict=True))
+
+    @staticmethod
+    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
+        pictures, masks = zip(*rows, strict=True)
+        return {"pixel_values": torch.stack(pictures), "labels": torch.stack(masks)}

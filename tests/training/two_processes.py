@@ -14,26 +14,30 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.pretrain import pretrain
 
-from .toys import FullDiskAt, StopAt, Toy, collate
+from .toys import FullDiskAt, MaskedPictures, StopAt, Toy, collate, segmenter
 
 PATIENCE = 150
+MASKED: dict[str, Any] = {"gradient_accumulation_steps": 2, "max_train_steps": 6, "learning_rate": 1e-3}
+"""A segmenter's training on `MaskedPictures`: every step is all of them, of which a forward pass has two."""
 
 
-def train(folder: Path, objective: Toy | None = None, dataset=range(23), **options) -> Trainer:
+def train(folder: Path, objective: nn.Module | None = None, dataset=range(23), **options) -> Trainer:
     AcceleratorState._reset_state()
     defaults = {"per_device_train_batch_size": 2, "max_train_steps": 12, "learning_rate": 0.05, "logging_steps": 1}
     args = PretrainingArguments(output_dir=str(folder), **defaults | options)
-    trainer = Trainer(objective or Toy(dropout=0.5), dataset, collate, args)
+    trainer = Trainer(objective or Toy(dropout=0.5), dataset, getattr(dataset, "collate", collate), args)
     trainer.record = trainer.train()
     trainer.toy = trainer.accelerator.unwrap_model(trainer.objective)
     return trainer
@@ -74,6 +78,10 @@ def scenarios(folder: Path) -> dict[str, object]:
     found["stream"] = streamed.toy.seen
     path = str(folder / "stream" / "checkpoint-5")
     found["stream_resumed"] = train(folder / "again", dataset=stream(), resume_from_checkpoint=path).toy.seen
+
+    masked = train(folder / "masked", segmenter(gate=True), MaskedPictures(), **MASKED)
+    found["masked"] = [values.flatten().tolist() for values in masked.toy.state_dict().values()]
+    found["masked_history"] = masked.record["history"]
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
