@@ -25,6 +25,7 @@ from aselect_hf.classes import share_classes, stratified_sample
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
 from aselect_hf.files import Record, atomic_file
+from aselect_hf.markdown import Markdown, markdown_table
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.plots import plot_comparison
@@ -133,11 +134,9 @@ class Comparison(Record):
 
     def markdown(self) -> str:
         """Table, summary and protocol, for a README or a card."""
-        rows = self.table()
-        lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-        lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-        lines += ["", *self.summary(), "", "Protocol: " + "; ".join(f"{k} {v}" for k, v in self.protocol.items()) + "."]
-        return "\n".join(lines) + "\n"
+        protocol = "Protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items()) + "."
+        lines = [markdown_table(self.table()), "", *self.summary(), "", protocol, ""]
+        return str(Markdown("\n").join(lines))
 
     def save(self, folder: str | Path) -> Path:
         """Write `compare.json` (which `load` reads), `.md` and `.png`, every selection and the audit's files."""

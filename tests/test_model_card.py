@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from aselect_hf import select_timestep
 from aselect_hf.audit import Audit, audit_timestep
@@ -22,6 +26,8 @@ from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
 from aselect_hf.hub.upload import count_parameters, prepare_folder, prepare_upload
+from aselect_hf.redaction import publishable
+from aselect_hf.selection import SelectionCost, TimestepSelection
 
 TRAINING = {
     "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},
@@ -199,6 +205,85 @@ def test_code_in_the_card_is_python(card, content):
             compile(block, "card", "exec")
 
 
+# -- names from elsewhere --
+
+NASTY = [
+    "a|b", "line\nbreak", "\r\n\r\n# Heading", "`code`", "``", "<b>bold</b>", "<script>", "[link](ftp://evil.org)",
+    "![x](y)", "<!-- aselect:results:end -->", "<!-- aselect:summary:begin -->", "---", "***", "| - | - |", "\\", "\\|",
+    "_a_", "a_", "~~a~~", "$x$", "&amp;", "&lt;", "{{ name }}", "{% if %}", ": yaml", "- item", "1. one", "@ada", "'",
+    '"', "\x00", "\u2028", "#hash",
+]  # fmt: skip
+names = st.one_of(
+    st.sampled_from(NASTY), st.lists(st.sampled_from(NASTY), min_size=2, max_size=3).map("".join), st.text(min_size=1)
+).filter(lambda name: shown(name) and publishable(f"x={name} {name}") == f"x={name} {name}")
+
+
+def shown(text: object) -> str:
+    """A text as a page shows it: line breaks and runs of spaces are one space."""
+    return " ".join("".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in str(text)).split())
+
+
+def page(text: str) -> tuple[list[str], list[str], int]:
+    """Headings, table cells and number of raw HTML blocks of a page, as a reader of Markdown sees them."""
+    headings, cells, tokens = [], [], MarkdownIt().enable(["table", "strikethrough"]).parse(text)
+    for before, token in itertools.pairwise(tokens):
+        if token.type == "inline":
+            kinds = ("text", "text_special", "code_inline")
+            content = shown("".join(child.content for child in token.children or () if child.type in kinds))
+            if before.type == "heading_open":
+                headings.append(content)
+            elif before.type in ("td_open", "th_open"):
+                cells.append(content)
+    return headings, cells, sum(token.type == "html_block" for token in tokens)
+
+
+@pytest.fixture(scope="module")
+def card_of_names(make_config):
+    """`card_of_names(name)`: a card in which everything that people name has this name."""
+
+    def build(name: str) -> ModelCard:
+        result = EvaluationResult(f"{name} of ours", name, 0.5, protocol=name, split=name, label=name)
+        selection = TimestepSelection(
+            method=name, feature="blocks.1.query", timestep=100, timesteps=[100], scores=[1.0], standard_errors=[0.0],
+            cost=SelectionCost(0, 0.0, 0.0), schedule=make_config().noise_schedule, score_name=name,
+            options={name: name},
+        )  # fmt: skip
+        config = make_config(num_channels=3, id2label={0: name, 1: "b"}, timestep=100, feature="blocks.1.query")
+        comparison = Comparison([ComparisonRow(name, selection, 0.8, [0.7])], [0.5], {"images": name})
+        training = {"arguments": {"dataset_name": name, name: "x"}, "steps": 3}
+        architecture = "ASelectDiTForImageClassification"
+        content = CardContent(
+            config, "ada/dit", architecture, 1, selection, [result], comparison, "ada/flowers", training
+        )
+        return content.card()
+
+    return build
+
+
+@settings(max_examples=60)
+@given(name=names)
+@pytest.mark.parametrize("other", ["plain"])
+def test_any_name_survives_a_card(card_of_names, name, other):
+    """It shows as it is, makes no heading, table or HTML, and later pushes find every part again."""
+    card, plain = card_of_names(name), card_of_names(other)
+    (headings, cells, blocks), (plain_headings, plain_cells, plain_blocks) = page(card.text), page(plain.text)
+    assert (headings, blocks) == (plain_headings, plain_blocks)
+    expected = [shown(cell.replace("plain", name)) for cell in plain_cells]
+    assert cells == expected
+    read = ModelCard(str(card))
+    assert read.text.strip() == card.text.strip()
+    assert str(merge_cards(card, read)) == str(card)
+    assert str(merge_cards(plain, read)) == str(plain)
+
+
+def test_a_comparison_of_any_name_is_one_table(comparison):
+    comparison.rows[0].strategy = "a|b\n# c"
+    comparison.protocol["images"] = "<!-- aselect:results:end -->\n# d"
+    headings, cells, blocks = page(comparison.markdown())
+    assert (headings, blocks) == ([], 0)
+    assert "a|b # c" in cells
+
+
 # -- metadata --
 
 
@@ -252,15 +337,19 @@ def test_licences_never_get_freer(base, claimed, expected):
 # -- results --
 
 
-def test_both_formats_of_results(folder, comparison, selected):
+def test_results_are_in_the_metadata_and_for_a_benchmark_in_a_file_too(folder, comparison, selected):
     upload = prepare_upload(folder, "ada/dit", selection=selected[1], results=comparison, dataset="ada/flowers")
+    assert not [name for name in upload.files if name.startswith(".eval_results")]
     assert "Selection strategies side by side" in upload.card.text
     assert "accuracy of a probe on the frozen feature | 0.7500 ± 0.0707" in upload.card.text
     [result] = upload.card.data.eval_results
+    assert result.metric_value == 0.75
+    figure = replace(RESULT, benchmark_task="flowers_102")
+    upload = prepare_upload(folder, "ada/dit", selection=selected[1], results=[RESULT, figure])
     [entry] = parse_eval_result_entries(yaml.safe_load(upload.files[".eval_results/aselect-ada-flowers.yaml"]))
-    assert result.metric_value == entry.value == 0.75
-    assert (entry.dataset_id, entry.task_id) == (result.dataset_type, result.task_type)
-    assert "6 train" in entry.notes
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("ada/flowers", "flowers_102", 0.5)
+    assert RESULT.protocol in entry.notes
+    assert len(upload.card.data.eval_results) == 2
 
 
 def test_comparison_at_another_timestep_is_no_result_of_this_model(folder, comparison):
@@ -419,6 +508,33 @@ def test_secrets_and_paths_leave_training_records():
     arguments = {"hub_token": "hf_x", "train_dir": "/a/b", "model_name_or_path": "/home/ada/dit", "seed": 1}
     cleaned = publishable_training({"arguments": arguments, "steps": 1})
     assert cleaned == {"arguments": {"model_name_or_path": "dit", "seed": 1}, "steps": 1}
+
+
+@pytest.mark.parametrize("secret", ["https://user:s3cr3tWord@host.org/x", "hf_s3cr3tWord", "HF_TOKEN=s3cr3tWord run"])
+def test_nothing_that_is_pushed_holds_a_secret_or_a_local_path(folder, selected, audit, comparison, secret):
+    told = f"{secret} of /home/ada/pictures"
+    upload = prepare_upload(
+        folder,
+        "ada/dit",
+        selection=replace(selected[1], model=told, options={"note": told}),
+        results=[replace(RESULT, dataset=told, protocol=told), replace(RESULT, dataset="/home/ada/flowers")],
+        comparison=replace(comparison, protocol={"images": told}),
+        training=TRAINING | {"arguments": {"dataset_name": told, "note": [told], "hub_token": "s3cr3tWord"}},
+        audit=replace(audit, warnings=[told]),
+    )
+    for name, content in (upload.files | {"README.md": str(upload.card).encode()}).items():
+        text = content.read_bytes() if isinstance(content, Path) else content
+        assert b"s3cr3tWord" not in text, name
+        assert b"/home/ada" not in text, name
+    assert "| flowers (a local folder) |" in upload.card.text
+    assert upload.card.data.datasets is None
+
+
+def test_a_token_in_a_config_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"token": "hf_s3cr3tWord"}))
+    with pytest.raises(ValueError, match=r"config\.json holds what looks like a secret in token: remove it"):
+        prepare_upload(folder, "ada/dit")
 
 
 # -- what is refused --

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aselect_hf.files import atomic_file
+from aselect_hf.markdown import Markdown, markdown_table
 
 
 @dataclass
@@ -84,18 +85,16 @@ class Benchmark:
 
     def markdown(self) -> str:
         """The table, what was skipped, and the protocol."""
-        table = [row.columns() for row in self.rows]
+        rows = [row.columns() for row in self.rows]
         lines: list[str] = []
-        if table:
-            lines = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
-            lines += ["| " + " | ".join(row.values()) + " |" for row in table]
-            lines += [""] * bool(self.skipped)
+        if rows:
+            lines = [markdown_table(rows), *([""] if self.skipped else [])]
         for skip in self.skipped:
             place = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in skip.items() if name != "reason")
-            lines.append(f"- Skipped: {place}: {skip['reason']}.")
+            lines.append(Markdown("- Skipped: {}: {}.").format(place, skip["reason"]))
         entries = self.protocol | self.protocol["versions"]
         described = (f"{name.replace('_', ' ')} {value}" for name, value in entries.items() if name != "versions")
-        return "\n".join([*lines, "", "Protocol: " + "; ".join(described) + "."]) + "\n"
+        return str(Markdown("\n").join([*lines, "", "Protocol: " + "; ".join(described) + ".", ""]))
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON to `path`, and the table beside it as `.md`."""

@@ -5,6 +5,7 @@ The text is `templates/model_card.md`; its generated parts lie between markers, 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from aselect_hf.compare import Comparison
 from aselect_hf.conversion.licenses import License, normalize_license
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
+from aselect_hf.markdown import Markdown, code
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
+from aselect_hf.redaction import publishable
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import LABELLED
 from aselect_hf.versions import installed_versions
@@ -53,7 +56,7 @@ TAGS = ["diffusion-transformer", "timestep-selection", "aselect_dit"]
 IMAGES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
 WIDGET = [{"src": f"{IMAGES}/{name}.jpg", "example_title": name.capitalize()} for name in ("tiger", "teapot", "palace")]
 MAX_CLASSES = 20
-LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_checkpoint", "cache_dir", "hub_token")
+LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_checkpoint", "cache_dir")
 
 
 @dataclass
@@ -94,11 +97,16 @@ class CardContent:
 
     def __post_init__(self) -> None:
         config = self.config
+        self.selection, self.comparison, self.dataset, self.audit = publishable(
+            (self.selection, self.comparison, self.dataset, self.audit)
+        )
+        self.results = [result.public() for result in self.results]
+        self.training = publishable_training(self.training) if self.training else None
         if config.base_model and not is_hub_id(config.base_model):
             raise ValueError(f"config.base_model must be the id of a model on the Hub, got {config.base_model!r}")
         self.license = inherited_license(config.base_model_license, self.license)
         if self.selection is None:
-            self.selection = TimestepSelection.from_config(config)
+            self.selection = publishable(TimestepSelection.from_config(config))
         elif (self.selection.timestep, self.selection.feature) != (config.timestep, config.feature):
             raise ValueError(
                 f"selection chose t = {self.selection.timestep} of {self.selection.feature}, but the config has "
@@ -170,6 +178,7 @@ class CardContent:
             lstrip_blocks=True,
             undefined=StrictUndefined,
             keep_trailing_newline=True,
+            finalize=Markdown.escape,
         )
         text = environment.get_template("model_card.md").render(
             name=self.name,
@@ -182,7 +191,7 @@ class CardContent:
             audit=self._audit(),
             results=self.results,
             protocols=self._protocols(),
-            comparison=self.comparison.markdown().strip() if self.comparison else "",
+            comparison=Markdown(self.comparison.markdown().strip()) if self.comparison else "",
             training=self._training(),
             has_processor=self.has_processor,
             handler_output=HANDLER_OUTPUTS[self.task],
@@ -214,51 +223,56 @@ class CardContent:
             **{name: value for name, value in optional.items() if value},
         )
 
-    def _introduction(self) -> str:
+    def _introduction(self) -> Markdown:
         config = self.config
         purpose = {
             "image-classification": f"An image classifier of {config.num_labels} classes on",
             "image-segmentation": f"A semantic segmenter of {config.num_labels} classes on",
             "image-feature-extraction": "A vision backbone:",
         }[self.task]
-        origin = ""
+        origin = Markdown()
         if config.base_model:
-            origin = f", with weights from [{config.base_model}](https://huggingface.co/{config.base_model})"
+            link = Markdown(", with weights from [{0}](https://huggingface.co/{1})")
+            origin = link.format(config.base_model, Markdown(config.base_model))
         names, timesteps = self.inputs_of_head
         block = max(parse_feature(name, config.num_hidden_layers).block for name in names)
         at = f"timestep t = {timesteps[0]}, one forward pass"
         if len(timesteps) > 1:
             at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
-        read = ", ".join(f"`{name}`" for name in names) + (" are the features" if len(names) > 1 else " is the feature")
+        read = Markdown(", ").join(map(code, names)) + (" are the features" if len(names) > 1 else " is the feature")
         return (
-            f"{purpose} a Diffusion Transformer{origin}. An image is mixed with a fixed draw of noise to {at} runs "
-            f"up to block {block}, and {read}."
+            Markdown(purpose)
+            + " a Diffusion Transformer"
+            + origin
+            + ". An image is mixed with a fixed draw of noise to "
+            f"{at} runs up to block {block}, and " + read + "."
         )
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         config, schedule, t = self.config, self.schedule, self.timestep
-        chosen = f"chosen by `{self.selection.method}`" if self.selection else "not selected: a tenth of the schedule"
-        if config.fixed_to and not self.selection:
-            chosen = "given"
+        chosen = Markdown("given" if config.fixed_to else "not selected: a tenth of the schedule")
+        if self.selection:
+            chosen = "chosen by " + code(self.selection.method)
         names = list((config.id2label or {}).values())
         if self.task != "image-feature-extraction" and len(names) <= MAX_CLASSES:
-            yield "classes", ", ".join(map(str, names))
-        yield "timestep", f"t = {t} of 0..{schedule.num_train_timesteps - 1} ({chosen})"
+            yield "classes", Markdown(", ").join(names)
+        yield "timestep", Markdown("t = {} of 0..{} ({})").format(t, schedule.num_train_timesteps - 1, chosen)
         if config.fixed_to:
             yield "fixed", self._fixed(config.fixed_to)
         noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
         yield "noise there", noise
-        yield "feature", f"`{config.feature}`, {config.num_patches} tokens of width {config.hidden_size}"
+        yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {config.hidden_size}"
         averaged = f", averaged over {config.num_noise_draws} draws" if config.num_noise_draws > 1 else ""
         stored = "part of the position embedding" if config.fixed_to else "stored in the checkpoint"
         yield "noise draw", f"seed {config.noise_seed}{averaged}, {stored}"
         side = config.image_size
         if config.vae_config is None:
-            yield "input", f"{side} x {side} pixels, {config.num_channels} channel(s), in [-1, 1]"
+            yield "input", Markdown(f"{side} x {side} pixels, {config.num_channels} channel(s), in [-1, 1]")
         else:
             vae = config.vae_config.get("_class_name", "AutoencoderKL")
             size = f"{config.num_channels} x {config.sample_size} x {config.sample_size}"
-            yield "input", f"{side} x {side} pixels in [-1, 1], encoded to {size} latents by the `{vae}` inside"
+            encoded = Markdown("{0} x {0} pixels in [-1, 1], encoded to {1} latents by the {2} inside")
+            yield "input", encoded.format(side, size, code(vae))
         depth = f"{config.num_hidden_layers} blocks"
         if config.fixed_to:
             depth = f"the first {config.num_kept_layers} of {depth}"
@@ -277,67 +291,63 @@ class CardContent:
         """What a model with a fixed timestep still is."""
         label, null_class = fixed["class_label"], self.config.num_condition_classes
         condition = "the null class" if label in (None, null_class) else f"class {label}"
-        names = ", ".join(f"`{name}`" for name in fixed["features"])
-        return f"timestep, noise and {condition} are folded into the weights: a plain ViT that computes {names} only"
+        names = Markdown(", ").join(map(code, fixed["features"]))
+        folded = Markdown("timestep, noise and {} are folded into the weights: a plain ViT that computes {} only")
+        return folded.format(condition, names)
 
-    def _convention(self) -> str:
+    def _convention(self) -> Markdown:
         schedule = self.schedule
-        axis = (
+        axis = Markdown(
             "`t` is the training index of this network's own noise process: 0 is clean, "
             f"{schedule.num_train_timesteps - 1} is noise. `x_t = alpha * clean + sigma * noise`, "
         )
         if schedule.type == "flow_matching":
-            return axis + f"with `sigma = t / {schedule.num_train_timesteps}` and `alpha = 1 - sigma` (flow matching)."
-        return axis + "with `alpha² + sigma² = 1` (DDPM)."
+            steps = schedule.num_train_timesteps
+            return axis + Markdown(f"with `sigma = t / {steps}` and `alpha = 1 - sigma` (flow matching).")
+        return axis + Markdown("with `alpha² + sigma² = 1` (DDPM).")
 
-    def _python_example(self) -> str:
+    def _python_example(self) -> Markdown:
         auto, (call, comment) = AUTO_CLASSES[self.task], OUTPUTS[self.task]
         comment = comment.format(shape=f"1, {self.config.num_patches}, {self.config.hidden_size}")
-        if not self.has_processor:
-            side = self.config.sample_size
-            return "\n".join(
-                [
-                    "import torch",
-                    f"from transformers import {auto}",
-                    "",
-                    f'model = {auto}.from_pretrained("{self.repo_id}", trust_remote_code=True).eval()',
-                    f'inputs = {{"latents": torch.zeros(1, {self.config.num_channels}, {side}, {side})}}  # yours',
-                    "with torch.inference_mode():",
-                    f"    output = {call}  # {comment}",
-                ]
-            )
-        return "\n".join(
-            [
-                "import torch",
-                "from PIL import Image",
-                f"from transformers import AutoImageProcessor, {auto}",
-                "",
-                f'name = "{self.repo_id}"',
-                "processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)",
-                f"model = {auto}.from_pretrained(name, trust_remote_code=True).eval()",
-                'inputs = processor(images=Image.open("image.jpg"), return_tensors="pt")',
-                "with torch.inference_mode():",
-                f"    output = {call}  # {comment}",
-            ]
+        if self.has_processor:
+            image = ["from PIL import Image"]
+            processor = ["processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)"]
+            inputs = 'processor(images=Image.open("image.jpg"), return_tensors="pt")'
+        else:
+            image, processor, side = [], [], self.config.sample_size
+            inputs = f'{{"latents": torch.zeros(1, {self.config.num_channels}, {side}, {side})}}  # yours'
+        return _code_block(
+            "import torch",
+            *image,
+            f"from transformers import {'AutoImageProcessor, ' if processor else ''}{auto}",
+            "",
+            f"name = {json.dumps(self.repo_id)}",
+            *processor,
+            f"model = {auto}.from_pretrained(name, trust_remote_code=True).eval()",
+            f"inputs = {inputs}",
+            "with torch.inference_mode():",
+            f"    output = {call}  # {comment}",
         )
 
-    def _pipeline_example(self) -> str:
+    def _pipeline_example(self) -> Markdown:
         if not self.has_processor:
-            return ""
+            return Markdown()
         pool = ", pool=True" if self.task == "image-feature-extraction" else ""
-        return (
-            "from transformers import pipeline\n\n"
-            f'name = "{self.repo_id}"\n'
-            f'pipe = pipeline("{self.task}", model=name, trust_remote_code=True{pool})\n'
-            'output = pipe("image.jpg")'
+        return _code_block(
+            "from transformers import pipeline",
+            "",
+            f"name = {json.dumps(self.repo_id)}",
+            f'pipe = pipeline("{self.task}", model=name, trust_remote_code=True{pool})',
+            'output = pipe("image.jpg")',
         )
 
     def _selection(self) -> dict[str, Any] | None:
         selection = self.selection
         if selection is None:
             return None
-        options = ", ".join(f"`{name}={value}`" for name, value in selection.options.items() if value is not None)
-        facts = [("method", f"`{selection.method}`" + (f" with {options}" if options else ""))]
+        options = [code(f"{name}={value}") for name, value in selection.options.items() if value is not None]
+        method = code(selection.method) + (" with " if options else "") + Markdown(", ").join(options)
+        facts: list[tuple[str, str]] = [("method", method)]
         if selection.timesteps:
             first, last = selection.timesteps[0], selection.timesteps[-1]
             scored = len(selection.timesteps)
@@ -366,9 +376,9 @@ class CardContent:
         audit = self.audit
         if audit is None:
             return None
-        sentence = f"**{audit.verdict.capitalize()}**: {audit.sentence}"
-        facts = [("picked by", f"`{audit.method}`")]
-        facts.append(("checked by", f"`{audit.checked_by}` on {audit.checked.num_images:,} images"))
+        sentence = Markdown("**{}**: {}").format(audit.verdict.capitalize(), audit.sentence)
+        facts: list[tuple[str, str]] = [("picked by", code(audit.method))]
+        facts.append(("checked by", code(audit.checked_by) + f" on {audit.checked.num_images:,} images"))
         if regret := audit.regret:
             lost = f"{regret.estimate:.1f} points, between {regret.lower:.1f} and {regret.upper:.1f} (95 % each)"
             facts.append((f"lost against the best of {len(audit.checked.timesteps)} timesteps", lost))
@@ -402,20 +412,22 @@ class CardContent:
         losses = [entry["loss"] for entry in record.get("history", ()) if "loss" in entry]
         if losses:
             parts.append(f"final loss {losses[-1]:.4f}")
-        arguments = [(name, value) for name, value in record.get("arguments", {}).items() if value not in (None, "")]
+        given = record.get("arguments", {})
+        arguments = [(code(name), value) for name, value in given.items() if value not in (None, "")]
         return {"summary": ", ".join(parts) + "." if parts else "", "arguments": arguments}
 
     def _limits(self) -> Iterator[str]:
         config = self.config
-        again = " with `aselect select`" + (", on the checkpoint this one was made from" if config.fixed_to else "")
+        again = Markdown(" with `aselect select`")
+        again += ", on the checkpoint this one was made from" if config.fixed_to else ""
         if self.selection is None:
-            yield f"No timestep was selected for this checkpoint: choose one on your images{again}."
+            yield "No timestep was selected for this checkpoint: choose one on your images" + again + "."
         elif self.selection.method == "fixed":
             yield "The timestep was given, not chosen by a criterion; another one may suit your images better."
         else:
             yield (
                 f"The timestep was chosen on {self.selection.num_images:,} images of one data set; on very different "
-                f"images choose again{again}."
+                "images choose again" + again + "."
             )
         if config.fixed_to:
             yield (
@@ -428,8 +440,15 @@ class CardContent:
                 "interpolated, and the noise is another draw of the same seed."
             )
         if config.vae_config is not None:
-            yield "Encoding needs `diffusers`, and with the VAE is a large part of the cost: cache the latents."
+            yield Markdown(
+                "Encoding needs `diffusers`, and with the VAE is a large part of the cost: cache the latents."
+            )
         yield "A generative model saw its training images in full: whatever biases they have are in the features."
+
+
+def _code_block(*lines: str) -> Markdown:
+    """Lines of code as they are, for the inside of a fence."""
+    return Markdown("\n".join(lines))
 
 
 def _explain(selection: TimestepSelection) -> str:
@@ -464,9 +483,5 @@ def _explain(selection: TimestepSelection) -> str:
 
 def publishable_training(record: dict[str, Any]) -> dict[str, Any]:
     """A training record without what concerns only the machine that ran it: local paths, secrets."""
-    arguments = {
-        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-        for name, value in record.get("arguments", {}).items()
-        if name not in LOCAL_ARGUMENTS
-    }
-    return record | {"arguments": arguments}
+    arguments = {name: value for name, value in record.get("arguments", {}).items() if name not in LOCAL_ARGUMENTS}
+    return publishable(record | {"arguments": arguments})

@@ -1,11 +1,11 @@
-"""Measured figures with their protocol, in both of the Hub's formats: `model-index` and `.eval_results/*.yaml`."""
+"""Measured figures with their protocol, in the Hub's formats: `model-index`, and `.eval_results/*.yaml` of a Benchmark."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
@@ -13,7 +13,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from aselect_hf.compare import Comparison
+from aselect_hf.markdown import Markdown
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.redaction import publishable
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class EvaluationResult:
         split: of the data set.
         deviation: standard deviation over seeds, in the units of `value`.
         label: name of the figure for readers; default the metric's.
+        benchmark_task: task id in the `eval.yaml` of `dataset`, where that is a Benchmark registered on the Hub: the
+            figure is then written to `.eval_results` too. The Hub accepts no others there.
 
     Raises:
         ValueError: no protocol, or `value` is not a number.
@@ -42,6 +46,7 @@ class EvaluationResult:
     split: str = "test"
     deviation: float | None = None
     label: str = ""
+    benchmark_task: str | None = None
 
     def __post_init__(self) -> None:
         if not self.protocol.strip():
@@ -59,8 +64,16 @@ class EvaluationResult:
         return f"{self.value:.4f}" + (f" ± {self.deviation:.4f}" if self.deviation is not None else "")
 
     @property
-    def dataset_link(self) -> str:
-        return f"[{self.dataset}](https://huggingface.co/datasets/{self.dataset})" if self.on_hub else self.dataset
+    def dataset_link(self) -> Markdown:
+        if not self.on_hub:
+            return Markdown.escape(self.dataset)
+        address = Markdown(f"https://huggingface.co/datasets/{self.dataset}")
+        return Markdown("[{}]({})").format(self.dataset, address)
+
+    def public(self) -> EvaluationResult:
+        """Without secrets and local paths; what is left of a folder's path is no Hub id."""
+        public = publishable(self)
+        return replace(public, dataset=local_name(public.dataset)) if public.on_hub and not self.on_hub else public
 
     def to_eval_result(self) -> EvalResult:
         """For the card's `model-index`."""
@@ -78,10 +91,15 @@ class EvaluationResult:
         """For `.eval_results/*.yaml`."""
         return EvalResultEntry(
             dataset_id=self.dataset,
-            task_id=self.task,
+            task_id=self.benchmark_task or "",
             value=round(self.value, 6),
             notes=f"{self.label}, split {self.split}: {self.protocol}",
         )
+
+
+def local_name(name: str) -> str:
+    """What a folder of data is called in a card: not like a repository on the Hub."""
+    return f"{name} (a local folder)"
 
 
 def is_hub_id(name: str) -> bool:
@@ -135,10 +153,10 @@ def load_results(path: str | Path) -> list[EvaluationResult]:
 
 
 def eval_result_files(results: Sequence[EvaluationResult]) -> dict[str, str]:
-    """`.eval_results/*.yaml` by path, one file for each data set that is on the Hub."""
+    """`.eval_results/*.yaml` by path, one file for each data set that is a Benchmark of the Hub."""
     by_dataset: dict[str, list[EvalResultEntry]] = {}
     for result in results:
-        if result.on_hub:
+        if result.on_hub and result.benchmark_task:
             by_dataset.setdefault(result.dataset, []).append(result.to_entry())
     return {
         f".eval_results/aselect-{re.sub('[^A-Za-z0-9_.-]', '-', dataset)}.yaml": yaml_dump(

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
-from aselect_hf.hub.model_card import TEMPLATES, CardContent, publishable_training
+from aselect_hf.hub.model_card import TEMPLATES, CardContent
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import TimestepSelection
 
 Results = Comparison | Sequence[EvaluationResult]
@@ -76,6 +77,7 @@ def prepare_upload(
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)
     }
     config = read_config(folder)
+    refuse_secrets(folder / "config.json")
     content = CardContent(
         config,
         repo_id,
@@ -85,7 +87,7 @@ def prepare_upload(
         results=[] if results is None or isinstance(results, Comparison) else list(results),
         comparison=results if isinstance(results, Comparison) else comparison,
         dataset=dataset,
-        training=publishable_training(training) if training else None,
+        training=training,
         audit=audit,
         license=license,
         files=list(files),
@@ -94,14 +96,14 @@ def prepare_upload(
         files.setdefault("handler.py", TEMPLATES / "handler.py")
     if content.training:
         files["training.json"] = json.dumps(content.training, indent=1).encode()
-    if selection is not None:
-        files["selection.json"] = written(replace(selection, model=repo_id).save, "selection.json")
+    if selection is not None and content.selection is not None:
+        files["selection.json"] = written(replace(content.selection, model=repo_id).save, "selection.json")
     if content.selection is not None and content.selection.scores:
         files["selection.png"] = written(content.selection.plot, "selection.png")
-    if audit is not None:
-        renamed = {name: replace(each, model=repo_id) for name, each in audit.selections.items()}
-        files["audit.json"] = written(replace(audit, selections=renamed).save, "audit.json")
-        files["audit.png"] = written(audit.plot, "audit.png")
+    if content.audit is not None:
+        renamed = {name: replace(each, model=repo_id) for name, each in content.audit.selections.items()}
+        files["audit.json"] = written(replace(content.audit, selections=renamed).save, "audit.json")
+        files["audit.png"] = written(content.audit.plot, "audit.png")
     files |= {path: text.encode() for path, text in eval_result_files(content.results).items()}
     return Upload(files, content.card())
 
@@ -148,6 +150,18 @@ def read_config(folder: Path) -> ASelectDiTConfig:
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines())
         raise ValueError(f"{folder / 'config.json'} does not describe a model of this package: {reason}") from error
+
+
+def refuse_secrets(path: Path) -> None:
+    """Make sure that a file of the model, which is pushed as it is, holds no token or password.
+
+    Raises:
+        ValueError: a field looks like one.
+    """
+    fields = json.loads(path.read_text())
+    kept = without_secrets(fields)
+    if found := [name for name, value in fields.items() if kept.get(name) != value]:
+        raise ValueError(f"{path} holds what looks like a secret in {', '.join(found)}: remove it, then push")
 
 
 def count_parameters(folder: Path, buffers: Iterable[str]) -> int:

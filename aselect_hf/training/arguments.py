@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
+from aselect_hf.hub.results import is_hub_id, local_name
+from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import METHODS
 from aselect_hf.selection.criterion import AUTO
 from aselect_hf.selection.select import methods_with
@@ -29,6 +34,7 @@ LR_SCHEDULERS = (
     "constant_with_warmup",
     "inverse_sqrt",
 )
+MAX_REPO_NAME = 80
 
 
 def _field(default: Any, help: str) -> Any:
@@ -114,6 +120,14 @@ class DataArguments:
     )
     random_flip: bool = _field(True, "Flip half of the training images horizontally.")
     dataloader_num_workers: int = _field(0, "Worker processes that decode images.")
+
+    @property
+    def public_name(self) -> str:
+        """The data set's id on the Hub or address, or a folder's name that cannot be taken for either."""
+        source = str(self.train_dir or self.dataset_name)
+        if source == "sample" or "://" in source or is_hub_id(source):
+            return source
+        return local_name(Path(source).resolve().name)
 
 
 @dataclass
@@ -209,6 +223,7 @@ class PretrainingArguments:
             lambda value: value == "epoch" or (value.isdecimal() and int(value) >= 1),
             "a number of steps or 'epoch'",
         )
+        self._check("hub_model_id", _is_repo_id, "'name' or 'user/name', of letters, digits, '-', '_' and '.'")
 
     def _check(self, name: str, accepted: Callable[[Any], bool], expected: str) -> None:
         """An optional value that is not given is fine."""
@@ -216,11 +231,15 @@ class PretrainingArguments:
         if value is not None and not accepted(value):
             raise ValueError(f"{name} must be {expected}; got {value!r}")
 
+    @property
+    def repo_id(self) -> str:
+        """Where the model goes on the Hub: `hub_model_id`, or the name of `output_dir` as far as it can be one."""
+        name = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.output_dir).resolve().name).strip("-")
+        return self.hub_model_id or name[:MAX_REPO_NAME] or "model"
+
     def public(self) -> dict[str, Any]:
-        """All values but the token, for records and trackers."""
-        values = asdict(self)
-        del values["hub_token"]
-        return values
+        """`public_arguments` of these."""
+        return public_arguments(self)
 
 
 @dataclass
@@ -240,8 +259,21 @@ class TrainingArguments(PretrainingArguments):
         self._check("denoising_loss_weight", lambda value: 0 <= value < math.inf, "at least 0")
 
 
+def _is_repo_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Defaults beside the arguments, the example above them as it was written."""
+
+
+def public_arguments(*groups: Any) -> dict[str, Any]:
+    """The values of argument dataclasses as files and trackers may hold them: without token, passwords, signatures."""
+    return without_secrets({name: value for group in groups for name, value in asdict(group).items()})
 
 
 def parse_arguments(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,13 @@ from aselect_hf.files import atomic_files
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
+from aselect_hf.training.arguments import (
+    DataArguments,
+    PretrainingArguments,
+    PretrainModelArguments,
+    parse_arguments,
+    public_arguments,
+)
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.publish import push_output
@@ -136,7 +141,7 @@ def pretrain(
     trainer = Trainer(objective, data, collate, training_args, num_workers=data_args.dataloader_num_workers)
     record = trainer.train()
     if trainer.accelerator.is_main_process and not record["interrupted"]:
-        arguments = asdict(model_args) | asdict(data_args) | training_args.public()
+        arguments = public_arguments(model_args, data_args, training_args)
         with atomic_files(output_dir) as folder:
             save_model(model, folder)
             (folder / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from aselect_hf.hub import push_folder
 from aselect_hf.training.arguments import PretrainingArguments
 
@@ -14,7 +12,7 @@ def push_output(args: PretrainingArguments) -> None:
         return
     commit = push_folder(
         args.output_dir,
-        args.hub_model_id or Path(args.output_dir).name,
+        args.repo_id,
         private=args.hub_private_repo or None,
         token=args.hub_token,
     )

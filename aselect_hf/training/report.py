@@ -15,9 +15,10 @@ from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.timestep_gate import gate_temperature
 from aselect_hf.plots import plot_selection
+from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import SelectionCost, TimestepSelection
 from aselect_hf.training import pictures
-from aselect_hf.training.arguments import TrainingArguments
+from aselect_hf.training.arguments import TrainingArguments, public_arguments
 from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
 from aselect_hf.versions import hardware, installed_versions
 
@@ -92,7 +93,7 @@ class RunReport:
         data_args, metric = self.run.data_args, self.main_metric
         return [
             EvaluationResult(
-                dataset=Path(data_args.train_dir).name if data_args.train_dir else str(data_args.dataset_name),
+                dataset=data_args.public_name,
                 metric=metric,
                 value=values[metric],
                 task=HUB_TASKS[self.run.segmentation],
@@ -103,7 +104,7 @@ class RunReport:
 
     def content(self) -> dict[str, Any]:
         """`results.json`."""
-        return {
+        content = {
             "task": HUB_TASKS[self.run.segmentation],
             "strategy": self.selection.method,
             "timestep": self.selection.timestep,
@@ -116,20 +117,16 @@ class RunReport:
             "protocol": self.protocol(),
             "results": [asdict(result) for result in self.results()],
         }
+        return without_secrets(content)
 
     def write(self, output_dir: Path) -> None:
         """Model, report and pictures: each file whole or absent."""
         run, model = self.run, self.run.model
-        given: dict[str, Any] = {}
-        changed: dict[str, Any] = {}
-        for part, values in (
-            (run.model_args, asdict(run.model_args)),
-            (run.data_args, asdict(run.data_args)),
-            (run.args, run.args.public()),
-        ):
-            defaults = asdict(type(part)())
-            given |= {name: value for name, value in values.items() if value is not None}
-            changed |= {name: value for name, value in values.items() if value != defaults[name]}
+        groups = (run.model_args, run.data_args, run.args)
+        values = public_arguments(*groups)
+        defaults = public_arguments(*(type(group)() for group in groups))
+        given = {name: value for name, value in values.items() if value is not None}
+        changed = {name: value for name, value in values.items() if value != defaults[name]}
         self.selection.apply(model)
         with atomic_files(output_dir) as folder:
             save_model(model.cpu().eval(), folder)
@@ -143,8 +140,7 @@ class RunReport:
                 ("training_args.json", given),
             ):
                 (folder / name).write_text(json.dumps(content, indent=1))
-            repo_id = run.args.hub_model_id or output_dir.name
-            prepare_folder(folder, repo_id, dataset=None, license=None).card.save(folder / "README.md")
+            prepare_folder(folder, run.args.repo_id, dataset=None, license=None).card.save(folder / "README.md")
 
 
 def training_cost(objective: TaskObjective, record: dict[str, Any], images: int) -> SelectionCost:

