@@ -397,19 +397,24 @@ def push(
     dataset: Annotated[str | None, typer.Option(help="Hub id of the data set of compare.json.")] = None,
     audit: Annotated[Path | None, typer.Option(help="An audit.json for the card; default the folder's.")] = None,
     license: Annotated[str | None, typer.Option(help="Default the base model's; never a freer one.")] = None,
+    examples: Annotated[
+        bool | None, typer.Option(help="The training's example pictures; default: if their license permits.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print files and card, send nothing.")] = False,
 ) -> None:
     """Push a saved model to the Hub with its card, selection, audit, results and endpoint handler, in one commit."""
     audited = Audit.load(audit) if audit else None
     if dry_run:
-        upload = prepare_folder(folder, repo_id, dataset=dataset, audit=audited, license=license)
+        upload = prepare_folder(
+            folder, repo_id, dataset=dataset, audit=audited, license=license, examples=bool(examples)
+        )
         for path, size in upload.sizes().items():
             print(f"{size:>14,}  {path}")
         print(f"\n{upload.card}")
         return
     commit = push_folder(
         folder, repo_id, dataset=dataset, audit=audited, license=license, private=private, revision=revision, tag=tag,
-        create_pr=create_pr, commit_message=commit_message,
+        create_pr=create_pr, commit_message=commit_message, examples=examples,
     )  # fmt: skip
     print(f"pushed {commit.pr_url or commit.commit_url}")
 

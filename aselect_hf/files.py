@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from aselect_hf.json_types import check_types
+
 
 class Record:
     """Base of what is saved as JSON and rebuilt by `from_dict`."""
@@ -26,8 +28,10 @@ class Record:
             ValueError: not such a file.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            content = json.loads(Path(path).read_text())
+            check_types(content, cls)
+            return cls.from_dict(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a saved {cls.kind} ({error})") from error
 
     @classmethod

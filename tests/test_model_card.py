@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from aselect_hf.audit.regret import Regret
 from aselect_hf.compare import Comparison, ComparisonRow
 from aselect_hf.conversion import save_model
 from aselect_hf.hub.card_merge import merge_cards
+from aselect_hf.hub.examples import may_share
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
@@ -537,7 +539,110 @@ def test_a_token_in_a_config_is_refused(folder):
         prepare_upload(folder, "ada/dit")
 
 
+@pytest.fixture
+def with_examples(folder) -> Path:
+    """The folder of a model with one example of a training beside it."""
+    for name in ("widget-1.png", "widget-1-output.png", "widget-2.png"):
+        (folder / name).write_bytes(b"picture")
+    example = {"src": "widget-1.png", "example_title": "Example 1", "output": {"url": "widget-1-output.png"}}
+    (folder / "widget.json").write_text(json.dumps({"dataset": "ada/flowers", "examples": [example]}))
+    return folder
+
+
+def test_examples_go_along_with_their_answers_where_asked_for(with_examples):
+    upload = prepare_folder(with_examples, "ada/dit", dataset=None, license=None)
+    assert upload.card.data.to_dict()["widget"] == json.loads((with_examples / "widget.json").read_text())["examples"]
+    assert {name for name in upload.files if name.startswith("widget")} == {"widget-1.png", "widget-1-output.png"}
+    without = prepare_folder(with_examples, "ada/dit", dataset=None, license=None, examples=False)
+    assert not [name for name in without.files if name.startswith("widget")]
+    mine = [{"src": "mine.png", "example_title": "Mine"}]
+    for present, expected in ((upload, without), (without, without), (replace_widget(upload, mine), mine)):
+        merged = merge_cards(without.card, present.card if hasattr(present, "card") else present).data.to_dict()
+        assert merged["widget"] == (expected if expected is mine else without.card.data.to_dict()["widget"])
+
+
+def replace_widget(upload, widget) -> ModelCard:
+    card = ModelCard(str(upload.card))
+    card.data.widget = widget
+    return card
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "config.json", "widget-9.png", "widget-/../x.png"])
+def test_examples_are_pictures_beside_the_model_and_nothing_else(with_examples, name):
+    path = with_examples / "widget.json"
+    path.write_text(path.read_text().replace("widget-1.png", name))
+    with pytest.raises(ValueError, match=r"widget\.json holds no examples of a training \(.* is no picture"):
+        prepare_folder(with_examples, "ada/dit", dataset=None, license=None)
+
+
+@pytest.mark.parametrize(
+    ("license", "state", "shared"),
+    [
+        ("mit", {}, True), ("cc-by-nc-4.0", {}, True), ("cc-by-nd-4.0", {}, False), ("unknown", {}, False),
+        (None, {}, False), ("mit", {"private": True}, False), ("mit", {"gated": "manual"}, False),
+    ],
+)  # fmt: skip
+def test_pictures_are_shared_by_the_license_of_their_data_set(license, state, shared, caplog):
+    class Api:
+        def dataset_info(self, name):
+            facts = {"private": False, "gated": False} | state
+            return SimpleNamespace(card_data={"license": license}, **facts)
+
+    assert may_share("ada/flowers", Api()) == shared
+    assert may_share("sample", Api())
+    assert ("example pictures are not pushed" in caplog.text) != shared
+
+
+def test_pictures_of_a_folder_are_not_shared():
+    assert not may_share("flowers (a local folder)", HfApi())
+
+
 # -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("training.json", {"history": "none"}, "history: should be a valid array, got 'none'"),
+        ("training.json", {"history": [{"loss": "low"}]}, "history.0.loss: should be a valid number, got 'low'"),
+        ("training.json", {"arguments": ["a"]}, r"arguments: should be an object, got ['a']"),
+        ("training.json", {"seconds": None}, "seconds: should be a valid number, got None"),
+        ("results.json", {"results": {"accuracy": 1}}, "results: should be a valid array"),
+        ("results.json", {"results": [asdict(RESULT) | {"value": "0.5"}]}, "results.0.value: should be a valid number"),
+        ("results.json", {"results": [{"dataset": "a"}]}, "field results.0.metric is missing"),
+        ("results.json", {"results": [asdict(RESULT) | {"protocol": ""}]}, "is empty: say how it was measured"),
+        ("selection.json", {"timestep": "100"}, "timestep: should be a valid integer, got '100'"),
+        ("selection.json", {"scores": [1.0, "2"]}, "scores.1: should be a valid number, got '2'"),
+        ("selection.json", {"cost": 3}, "cost: should be an object, got 3"),
+        ("selection.json", {"options": []}, "options: should be an object, got []"),
+        ("audit.json", {"warnings": "none"}, "warnings: should be a valid array, got 'none'"),
+        ("audit.json", {"selections": []}, "selections: should be an object, got []"),
+        ("compare.json", {"rows": [1]}, "rows.0: should be an object, got 1"),
+        ("compare.json", {"protocol": "none"}, "protocol: should be an object, got 'none'"),
+        ("config.json", {"id2label": ["a", "b"]}, "id2label: should be an object, got ['a', 'b']"),
+        ("config.json", {"architectures": "DiT"}, "architectures: should be a valid array, got 'DiT'"),
+        ("config.json", {"selection": {"scores": "high"}}, "config.selection: scores: should be a valid array"),
+    ],
+)
+def test_a_wrong_type_is_named_with_file_and_field(folder, selected, audit, comparison, file, fields, message):
+    """In every JSON that a push reads back, in one line."""
+    selected[1].save(folder / "selection.json")
+    audit.save(folder / "audit.json")
+    comparison.save(folder / "comparison")
+    (folder / "comparison" / "compare.json").rename(folder / "compare.json")
+    (folder / "training.json").write_text(json.dumps(TRAINING))
+    (folder / "results.json").write_text(json.dumps({"results": [asdict(RESULT)]}))
+    assert prepare_folder(folder, "ada/dit", dataset=None, license=None).files
+    content = json.loads((folder / file).read_text())
+    for name, value in fields.items():
+        content[name] = content[name] | value if name == "selection" else value
+    (folder / file).write_text(json.dumps(content))
+    if file == "config.json":
+        (folder / "selection.json").unlink()
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        prepare_folder(folder, "ada/dit", dataset=None, license=None)
+    assert "\n" not in str(error.value)
+    assert (file if "config.selection" not in message else "config") in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "ema.pt", "state.pkl"])

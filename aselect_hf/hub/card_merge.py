@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from aselect_hf.hub.examples import PICTURES
+
 REGION = re.compile(r"<!-- aselect:(?P<name>[a-z]+):begin -->.*?<!-- aselect:(?P=name):end -->[ \t]*\n{0,2}", re.DOTALL)
 MARKER = re.compile(r"<!-- aselect:[a-z]+:(begin|end) -->")
-GENERATED_METADATA = ("pipeline_tag", "base_model", "base_model_relation", "metrics", "model-index", "library_name")
+GENERATED_METADATA = (
+    "pipeline_tag", "base_model", "base_model_relation", "metrics", "model-index", "library_name", "widget",
+)  # fmt: skip
+SAMPLE_PICTURES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
 
 
 def merge_cards(new: ModelCard, old: ModelCard) -> ModelCard:
@@ -63,9 +69,15 @@ def _merge_metadata(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         both: list[str] = [*_as_list(new.get(name)), *_as_list(old.get(name))]
         if both:
             merged[name] = list(dict.fromkeys(both))
-    if "widget" in old:
-        merged["widget"] = old["widget"]
+    if own := [entry for entry in old.get("widget") or [] if not _is_generated(entry)]:
+        merged["widget"] = own
     return merged
+
+
+def _is_generated(example: Any) -> bool:
+    """Whether an entry of `widget` is ours: a picture of a training, or one of the Hub's samples."""
+    source = str(example.get("src")) if isinstance(example, dict) else ""
+    return fnmatch(source, PICTURES) or source.startswith(SAMPLE_PICTURES)
 
 
 def _as_list(value: Sequence[str] | str | None) -> list[str]:

@@ -8,19 +8,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion.licenses import License, normalize_license
+from aselect_hf.hub.card_merge import SAMPLE_PICTURES
+from aselect_hf.hub.examples import Example
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
+from aselect_hf.json_types import check_types
 from aselect_hf.markdown import Markdown, code
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
@@ -53,10 +57,21 @@ HANDLER_OUTPUTS = {
     "image-feature-extraction": " and answers with its feature vector",
 }
 TAGS = ["diffusion-transformer", "timestep-selection", "aselect_dit"]
-IMAGES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
-WIDGET = [{"src": f"{IMAGES}/{name}.jpg", "example_title": name.capitalize()} for name in ("tiger", "teapot", "palace")]
+WIDGET = [
+    {"src": f"{SAMPLE_PICTURES}/{name}.jpg", "example_title": name.capitalize()}
+    for name in ("tiger", "teapot", "palace")
+]
 MAX_CLASSES = 20
 LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_checkpoint", "cache_dir")
+
+
+class TrainingRecord(TypedDict, total=False):
+    """What a card reads of a training's record."""
+
+    arguments: dict[str, Any]
+    steps: int
+    seconds: float
+    history: list[dict[str, float]]
 
 
 @dataclass
@@ -76,6 +91,7 @@ class CardContent:
         audit: of the timestep.
         license: claimed by the author; default that of the base model.
         files: names of the files beside the card, to which a licence's link may point.
+        examples: pictures beside the card with the model's answers, for the page on the Hub.
 
     Raises:
         ValueError: a licence freer than the base model's, a selection or an audit of another timestep or feature than
@@ -94,6 +110,7 @@ class CardContent:
     audit: Audit | None = None
     license: License | None = None
     files: Collection[str] = ()
+    examples: list[Example] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -101,12 +118,16 @@ class CardContent:
             (self.selection, self.comparison, self.dataset, self.audit)
         )
         self.results = [result.public() for result in self.results]
-        self.training = publishable_training(self.training) if self.training else None
+        if self.training is not None:
+            _check("training", self.training, TrainingRecord)
+            self.training = publishable_training(self.training)
         if config.base_model and not is_hub_id(config.base_model):
             raise ValueError(f"config.base_model must be the id of a model on the Hub, got {config.base_model!r}")
         self.license = inherited_license(config.base_model_license, self.license)
         if self.selection is None:
-            self.selection = publishable(TimestepSelection.from_config(config))
+            if selection := TimestepSelection.from_config(config):
+                _check("config.selection", asdict(selection), TimestepSelection)
+            self.selection = publishable(selection)
         elif (self.selection.timestep, self.selection.feature) != (config.timestep, config.feature):
             raise ValueError(
                 f"selection chose t = {self.selection.timestep} of {self.selection.feature}, but the config has "
@@ -213,7 +234,7 @@ class CardContent:
             "datasets": sorted({name for name in candidates if name and is_hub_id(name)}),
             "metrics": sorted({result.metric for result in published}),
             "eval_results": [result.to_eval_result() for result in published],
-            "widget": WIDGET if self.has_processor else None,
+            "widget": self.examples or (WIDGET if self.has_processor else None),
         }
         return ModelCardData(
             library_name="transformers",
@@ -444,6 +465,13 @@ class CardContent:
                 "Encoding needs `diffusers`, and with the VAE is a large part of the cost: cache the latents."
             )
         yield "A generative model saw its training images in full: whatever biases they have are in the features."
+
+
+def _check(name: str, content: Any, kind: Any) -> None:
+    try:
+        check_types(content, kind)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _code_block(*lines: str) -> Markdown:

@@ -30,12 +30,13 @@ from transformers import PreTrainedModel
 from aselect_hf.audit import Audit
 from aselect_hf.conversion import save_model
 from aselect_hf.hub.card_merge import merge_cards
+from aselect_hf.hub.examples import PICTURES, load_examples, may_share
 from aselect_hf.hub.upload import Results, Upload, prepare_folder, prepare_upload
 from aselect_hf.selection import TimestepSelection
 
 REPLACED = (
     "model*.safetensors", "model.safetensors.index.json", "selection.json", "selection.png", "audit.json",
-    "audit.png", "training.json", ".eval_results/aselect-*.yaml",
+    "audit.png", "training.json", ".eval_results/aselect-*.yaml", PICTURES,
 )  # fmt: skip
 """Files that describe the model before: a push that does not bring them anew removes them from the repository."""
 
@@ -112,6 +113,7 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str | None = None,
     token: str | None = None,
+    examples: bool | None = None,
 ) -> CommitInfo:
     """Push a saved model, with the `selection`, `compare`, `results`, `training` and `audit` `.json` beside it.
 
@@ -119,11 +121,16 @@ def push_folder(
         folder: what `save_pretrained`, `aselect select --save-model` or a training script wrote. Nothing else in it is
             pushed, and its `README.md` takes part where the repository has no card yet.
         audit: default the folder's.
+        examples: whether the example pictures of a training go along, with the model's answers; default: if they are of
+            a data set on the Hub that is public and whose license permits it.
 
     Other arguments, result and errors as in `push_to_hub`.
     """
     target = _Target(repo_id, revision, tag, create_pr, token)
-    upload = prepare_folder(folder, target.repo_id, dataset=dataset, audit=audit, license=license)
+    if examples is None:
+        found = load_examples(Path(folder))
+        examples = found is not None and may_share(found["dataset"], target.api)
+    upload = prepare_folder(folder, target.repo_id, dataset=dataset, audit=audit, license=license, examples=examples)
     return target.commit(upload, private, commit_message, Path(folder) / "README.md")
 
 

@@ -1,4 +1,4 @@
-"""Measured figures with their protocol, in the Hub's formats: `model-index`, and `.eval_results/*.yaml` of a Benchmark."""
+"""Measured figures with their protocol, in the Hub's formats: `model-index`, and `.eval_results` of a Benchmark."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
+from typing_extensions import TypedDict
 
 from aselect_hf.compare import Comparison
+from aselect_hf.json_types import check_types
 from aselect_hf.markdown import Markdown
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.redaction import publishable
@@ -140,6 +142,12 @@ def results_of(comparison: Comparison, config: ASelectDiTConfig, dataset: str | 
     ]
 
 
+class ResultsFile(TypedDict):
+    """What is read of `results.json`."""
+
+    results: list[EvaluationResult]
+
+
 def load_results(path: str | Path) -> list[EvaluationResult]:
     """The figures in the `results.json` of a training script.
 
@@ -147,8 +155,10 @@ def load_results(path: str | Path) -> list[EvaluationResult]:
         ValueError: not such a file.
     """
     try:
-        return [EvaluationResult(**fields) for fields in json.loads(Path(path).read_text())["results"]]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        content = json.loads(Path(path).read_text())
+        check_types(content, ResultsFile)
+        return [EvaluationResult(**fields) for fields in content["results"]]
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} holds no results of a training ({error})") from error
 
 

@@ -13,12 +13,15 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
-from aselect_hf.hub.model_card import TEMPLATES, CardContent
+from aselect_hf.hub.examples import Examples, load_examples, pictures_of
+from aselect_hf.hub.model_card import TEMPLATES, CardContent, TrainingRecord
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
+from aselect_hf.json_types import check_types
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import TimestepSelection
@@ -58,10 +61,12 @@ def prepare_upload(
     training: dict[str, Any] | None = None,
     audit: Audit | None = None,
     license: str | None = None,
+    examples: Examples | None = None,
 ) -> Upload:
     """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
 
-    `results` may be figures or a comparison; with figures there may be a `comparison` beside them.
+    `results` may be figures or a comparison; with figures there may be a `comparison` beside them. The pictures of
+    `examples` are in `folder`.
 
     Raises:
         ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
@@ -91,7 +96,10 @@ def prepare_upload(
         audit=audit,
         license=license,
         files=list(files),
+        examples=examples["examples"] if examples else [],
     )
+    if examples:
+        files |= {name: folder.absolute() / name for name in pictures_of(examples)}
     if content.has_processor:
         files.setdefault("handler.py", TEMPLATES / "handler.py")
     if content.training:
@@ -109,12 +117,19 @@ def prepare_upload(
 
 
 def prepare_folder(
-    folder: str | Path, repo_id: str, *, dataset: str | None, license: str | None, audit: Audit | None = None
+    folder: str | Path,
+    repo_id: str,
+    *,
+    dataset: str | None,
+    license: str | None,
+    audit: Audit | None = None,
+    examples: bool = True,
 ) -> Upload:
     """`prepare_upload` with the `selection`, `compare`, `results`, `training` and `audit` `.json` in the folder.
 
     Args:
         audit: instead of the folder's.
+        examples: with the example pictures of its `widget.json`.
     """
     folder = Path(folder)
     selection, comparison, results, record, audited = (
@@ -124,7 +139,9 @@ def prepare_folder(
         audit = Audit.load(audited)
     try:
         training = json.loads(record.read_text()) if record.is_file() else None
-    except json.JSONDecodeError as error:
+        if training is not None:
+            check_types(training, TrainingRecord)
+    except ValueError as error:
         raise ValueError(f"{record} is not a training record ({error})") from error
     return prepare_upload(
         folder,
@@ -136,7 +153,16 @@ def prepare_folder(
         training=training,
         audit=audit,
         license=license,
+        examples=load_examples(folder) if examples else None,
     )
+
+
+class ConfigFile(TypedDict, total=False):
+    """Fields of `config.json` that transformers reads without a look at their types."""
+
+    architectures: list[str] | None
+    id2label: dict[str, str] | None
+    label2id: dict[str, int] | None
 
 
 def read_config(folder: Path) -> ASelectDiTConfig:
@@ -146,6 +172,7 @@ def read_config(folder: Path) -> ASelectDiTConfig:
         ValueError: a field has the wrong type or an impossible value.
     """
     try:
+        check_types(json.loads((folder / "config.json").read_text()), ConfigFile)
         return ASelectDiTConfig.from_pretrained(folder)
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines())

@@ -252,6 +252,11 @@ class TrainingArguments(PretrainingArguments):
         None, "Weight of the denoising loss beside the task's; default 0 with a frozen backbone, else 1."
     )
 
+    push_examples: bool | None = _field(
+        None,
+        "Push three validation images with the model's answers; default: if their data set's license permits.",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("per_device_eval_batch_size", "eval_steps"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ from accelerate import Accelerator
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.nn import functional as F
 
-from aselect_hf.training.objective import TaskObjective
+from aselect_hf.data import ImageData
+from aselect_hf.hub.examples import EXAMPLES_FILE, Example, Examples
+from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
+from aselect_hf.modeling.modeling_aselect_dit_heads import ASelectDiTForSemanticSegmentation
+from aselect_hf.training.objective import HeadModel, TaskObjective
 from aselect_hf.training.task_data import TaskDataset
 
 NUM_EXAMPLES = 12
+NUM_WIDGET_EXAMPLES = 3
+WIDGET_SIDE = 256
+TOP_LABELS = 5
 PALETTE = np.array([colormaps["tab20"](index % 20)[:3] for index in range(255)] + [(1.0, 1.0, 1.0)])  # 255: ignored
 
 
@@ -73,6 +82,56 @@ def log_figure(accelerator: Accelerator, name: str, figure: Figure, step: int) -
             values = {name: list(pixels)} if tracker.name == "wandb" else {name: pixels}
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images(values, step=step, **options)
+
+
+@torch.inference_mode()
+def save_widget_examples(model: HeadModel, data: ImageData, dataset: str, folder: Path) -> None:
+    """Three images of a split for the model's page, with what the model says of these very pictures.
+
+    Args:
+        dataset: that they are from, see `DataArguments.public_name`.
+        folder: for `widget.json` and the pictures.
+    """
+    config = model.config
+    if config.vae_config is None and config.num_channels not in (1, 3):
+        return
+    segments = isinstance(model, ASelectDiTForSemanticSegmentation)
+    processor = make_image_processor(config, segments)
+    examples: list[Example] = []
+    count = min(NUM_WIDGET_EXAMPLES, len(data))
+    for number, index in enumerate(np.linspace(0, len(data) - 1, count).astype(int).tolist(), start=1):
+        picture, name = _small_picture(data.decode(index)), f"widget-{number}.png"
+        picture.save(folder / name)
+        logits = model(**processor(images=picture, return_tensors="pt")).logits[0].float()
+        output: list[dict[str, Any]] | dict[str, str]
+        if segments:
+            output = {"url": f"widget-{number}-output.png"}
+            _overlay(picture, logits).save(folder / output["url"])
+        else:
+            scores, classes = logits.softmax(dim=0).topk(min(TOP_LABELS, len(logits)))
+            names = [str((config.id2label or {})[label]) for label in classes.tolist()]
+            pairs = zip(names, scores.tolist(), strict=True)
+            output = [{"label": label, "score": round(score, 4)} for label, score in pairs]
+        examples.append({"src": name, "example_title": f"Example {number}", "output": output})
+    content: Examples = {"dataset": dataset, "examples": examples}
+    (folder / EXAMPLES_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _small_picture(image: Any) -> Image.Image:
+    """An RGB or gray picture of at most 256 pixels a side."""
+    if isinstance(image, torch.Tensor):
+        image = Image.fromarray((255 * _array(image)).round().astype(np.uint8))
+    picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    picture.thumbnail((WIDGET_SIDE, WIDGET_SIDE))
+    return picture
+
+
+def _overlay(picture: Image.Image, logits: torch.Tensor) -> Image.Image:
+    """The picture under the colors of its predicted classes."""
+    size = (picture.height, picture.width)
+    classes = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
+    colors = Image.fromarray((255 * PALETTE[classes.numpy()]).astype(np.uint8))
+    return Image.blend(picture.convert("RGB"), colors, 0.5)
 
 
 def _masks_figure(images: list[Any], masks: list[torch.Tensor], logits: torch.Tensor, label_names: list[str]) -> Figure:

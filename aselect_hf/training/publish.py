@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aselect_hf.hub import push_folder
-from aselect_hf.training.arguments import PretrainingArguments
+from aselect_hf.training.arguments import PretrainingArguments, TrainingArguments
 
 
 def push_output(args: PretrainingArguments) -> None:
@@ -15,5 +15,6 @@ def push_output(args: PretrainingArguments) -> None:
         args.repo_id,
         private=args.hub_private_repo or None,
         token=args.hub_token,
+        examples=args.push_examples if isinstance(args, TrainingArguments) else None,
     )
     print(f"pushed {commit.pr_url or commit.commit_url}")

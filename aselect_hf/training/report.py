@@ -140,6 +140,8 @@ class RunReport:
                 ("training_args.json", given),
             ):
                 (folder / name).write_text(json.dumps(content, indent=1))
+            if run.args.push_examples is not False:
+                pictures.save_widget_examples(model, run.data.validation, run.data_args.public_name, folder)
             prepare_folder(folder, run.args.repo_id, dataset=None, license=None).card.save(folder / "README.md")
 
 

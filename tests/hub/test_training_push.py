@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -24,14 +25,14 @@ def train_and_push(folder: Path) -> None:
     TaskRun(False, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, flags)).run()
 
 
-def load_and_classify(repo_id: str) -> list[dict[str, float]]:
-    """The pipeline on what was pushed."""
+def load_and_classify(repo_id: str, *pictures: str) -> list[Any]:
+    """The pipeline on what was pushed: on one image of the sample, or on the pictures given."""
     from transformers import pipeline
 
     import aselect_hf  # noqa: F401
     from aselect_hf.data import load_images
 
-    return pipeline("image-classification", model=repo_id)(load_images("sample", "test")[0]["image"])
+    return pipeline("image-classification", model=repo_id)(list(pictures) or load_images("sample", "test")[0]["image"])
 
 
 def test_a_run_ends_on_the_hub(client: ClientProcess, ada: RemoteApi, tmp_path: Path) -> None:
@@ -44,6 +45,13 @@ def test_a_run_ends_on_the_hub(client: ClientProcess, ada: RemoteApi, tmp_path: 
     assert "| accuracy | 0." in card.text
     assert "hub_token" not in card.text
     assert str(tmp_path) not in card.text
+    for number, example in enumerate(card.data.to_dict()["widget"], start=1):
+        assert example["src"] == f"widget-{number}.png"
+        [picture] = client.run(load_and_classify, "ada/trained", ada.hf_hub_download("ada/trained", example["src"]))
+        assert [each["label"] for each in picture] == [each["label"] for each in example["output"]]
+        expected = [each["score"] for each in example["output"]]
+        assert [each["score"] for each in picture] == pytest.approx(expected, abs=2e-3)
+    assert number == 3
     scores = client.run(load_and_classify, "ada/trained")
     assert sum(score["score"] for score in scores) == pytest.approx(1, abs=0.6)
 

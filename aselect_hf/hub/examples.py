@@ -1,0 +1,92 @@
+"""Pictures for a model's page with what the model answered: the Hub runs no custom code, and shows these answers.
+
+A training script leaves `widget.json` and its pictures `widget-*.png` beside the model. They are images of a data set,
+so they go along only where its license lets others share them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from typing_extensions import TypedDict
+
+from aselect_hf.hub.licenses import NO_DERIVATIVES, restrictions
+from aselect_hf.json_types import check_types
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES_FILE = "widget.json"
+PICTURES = "widget-*.png"
+
+
+class Example(TypedDict):
+    """An entry of `widget` in a card's metadata.
+
+    `output` is a list of `{"label", "score"}`, or `{"url"}` of a picture.
+    """
+
+    src: str
+    example_title: str
+    output: list[dict[str, Any]] | dict[str, str]
+
+
+class Examples(TypedDict):
+    """`widget.json`: the examples, and the data set that their pictures are from."""
+
+    dataset: str
+    examples: list[Example]
+
+
+def load_examples(folder: Path) -> Examples | None:
+    """The examples beside a model; `None` where there are none.
+
+    Raises:
+        ValueError: not such a file, or its pictures are not there.
+    """
+    path = folder / EXAMPLES_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        check_types(content, Examples)
+        for name in pictures_of(content):
+            if not fnmatch(name, PICTURES) or "/" in name or not (folder / name).is_file():
+                raise ValueError(f"{name!r} is no picture widget-*.png beside it")
+    except ValueError as error:
+        raise ValueError(f"{path} holds no examples of a training ({error})") from error
+    return content
+
+
+def pictures_of(examples: Examples) -> list[str]:
+    """Names of all pictures, those of the answers included."""
+    outputs = [example["output"] for example in examples["examples"]]
+    return [example["src"] for example in examples["examples"]] + [x["url"] for x in outputs if isinstance(x, dict)]
+
+
+def may_share(dataset: str, api: HfApi) -> bool:
+    """Whether pictures of a data set may be shown: the sample's, or one's that is public on the Hub, by its license."""
+    if dataset == "sample":
+        return True
+    try:
+        info = api.dataset_info(dataset)
+    except (HfHubHTTPError, HFValidationError):
+        reason = "is not on the Hub"
+    else:
+        license = (info.card_data or {}).get("license")
+        asked = restrictions(license) if isinstance(license, str) else None
+        if info.private or info.gated:
+            reason = "is not public"
+        elif asked is None or NO_DERIVATIVES in asked:
+            reason = f"has the license {license}"
+        else:
+            return True
+    logger.warning(
+        "example pictures are not pushed, since their data set %s %s: ask for them if you may", dataset, reason
+    )
+    return False
