@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
@@ -14,6 +15,8 @@ from tqdm.auto import tqdm
 from aselect_hf.metrics import Accuracy, MeanIoU, PixelAccuracy, TopKAccuracy, confusion_matrices
 from aselect_hf.training.objective import TaskObjective
 from aselect_hf.training.task_data import TaskDataset
+
+NUM_SCORED_CLASSES = "num_scored_classes"
 
 
 class HeadEvaluation:
@@ -78,6 +81,8 @@ class HeadEvaluation:
 
     @staticmethod
     def _compute(metrics: list[Any]) -> dict[str, float]:
-        """All metrics that are numbers; a class that is neither there nor predicted has none."""
+        """All metrics that are numbers; a class that is neither there nor predicted has none, and enters no mean."""
         values = {name: value for metric in metrics for name, value in metric.compute().items()}
+        if "per_category_iou" in values:
+            values[NUM_SCORED_CLASSES] = float(np.isfinite(values["per_category_iou"]).sum())
         return {name: value for name, value in values.items() if isinstance(value, float) and not math.isnan(value)}

@@ -19,6 +19,7 @@ from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import SelectionCost, TimestepSelection
 from aselect_hf.training import pictures
 from aselect_hf.training.arguments import TrainingArguments, public_arguments
+from aselect_hf.training.evaluation import NUM_SCORED_CLASSES
 from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
 from aselect_hf.versions import hardware, installed_versions
 
@@ -83,9 +84,18 @@ class RunReport:
             "training": f"{self.record['steps']:,} steps of {self.batch_size} images, "
             f"mixed precision {self.mixed_precision}, seed {args.seed}",
             "test split": "scored once" if self.test else "none",
+            **self._scored_classes(),
             "hardware": hardware(run.state.device),
             "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
         }
+
+    def _scored_classes(self) -> dict[str, str]:
+        """Of a mean over classes, how many it is over, where that is not all of them."""
+        count = len(self.run.data.label_names)
+        scored = (self.test or self.validation).get(NUM_SCORED_CLASSES, count)
+        if scored == count:
+            return {}
+        return {"classes": f"mean over {scored:.0f} of {count}; the others are neither in these images nor predicted"}
 
     def results(self) -> list[EvaluationResult]:
         """The figure for the card: of the test split, or of validation where there is none."""

@@ -12,9 +12,11 @@ from aselect_hf.training.arguments import (
     DataArguments,
     PretrainingArguments,
     PretrainModelArguments,
+    TaskDataArguments,
     TaskModelArguments,
     TrainingArguments,
     parse_arguments,
+    public_arguments,
 )
 
 ALL = (PretrainModelArguments, DataArguments, TrainingArguments)
@@ -137,3 +139,41 @@ def test_help_shows_example_and_defaults(capsys):
     assert "    accelerate launch -m aselect_hf.training.pretrain --dataset_name" in text
     assert "(default: 0.0001)" in text
     assert "denoising_loss_weight" not in text
+
+
+def test_arguments_hold_no_secret_when_they_are_written_or_tracked():
+    address = "https://user:s3cr3tWord@host.org/images.parquet?sig=s3cr3tWord"
+    groups = (
+        TaskModelArguments(model_name_or_path="/home/ada/dit"),
+        TaskDataArguments(dataset_name=address, cache_dir="/home/ada/cache"),
+        TrainingArguments(output_dir="/home/ada/run", hub_token="hf_s3cr3tWord"),
+    )
+    values = public_arguments(*groups)
+    assert "s3cr3tWord" not in str(values) + str(groups[2].public())
+    assert (values["dataset_name"], values["model_name_or_path"]) == (
+        "https://host.org/images.parquet",
+        "/home/ada/dit",
+    )
+    assert "hub_token" not in values
+
+
+@pytest.mark.parametrize(("folder", "name"), [('my "best" run', "my-best-run"), ("<!-- x -->", "x"), ("/", "model")])
+def test_a_folder_gives_a_name_that_a_repository_can_have(folder, name):
+    assert PretrainingArguments(output_dir=folder).repo_id == name
+    assert PretrainingArguments(output_dir=folder, hub_model_id="ada/dit").repo_id == "ada/dit"
+
+
+@pytest.mark.parametrize("name", ["a b", "../x", "a/b/c", "a--b"])
+def test_a_wrong_repository_is_refused_before_training(name):
+    with pytest.raises(ValueError, match=r"hub_model_id must be 'name' or 'user/name'"):
+        PretrainingArguments(hub_model_id=name)
+
+
+def test_a_folder_of_images_is_not_named_like_a_data_set_of_the_hub(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    names = [
+        TaskDataArguments(train_dir=str(tmp_path / "flowers")).public_name,
+        TaskDataArguments(dataset_name="ada/flowers").public_name,
+        TaskDataArguments(dataset_name="sample").public_name,
+    ]
+    assert names == ["flowers (a local folder)", "ada/flowers", "sample"]

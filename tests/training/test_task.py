@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
 from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
 from aselect_hf.conversion import load_model
 from aselect_hf.hub.upload import prepare_folder
+from aselect_hf.metrics import MeanIoU
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.sources import SAMPLE_MODEL, load_images
 from aselect_hf.training import classify, segment
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
+from aselect_hf.training.evaluation import HeadEvaluation
+from aselect_hf.training.report import RunReport
 from aselect_hf.training.task import TaskRun
 
 CLASSES = {"classify": ASelectDiTForImageClassification, "segment": ASelectDiTForSemanticSegmentation}
@@ -47,6 +52,22 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+def check_examples(folder, task):
+    """Three small pictures for the page on the Hub, each with what the saved model says of it."""
+    content = json.loads((folder / "widget.json").read_text())
+    assert content["dataset"] == "sample"
+    assert [example["src"] for example in content["examples"]] == [f"widget-{number}.png" for number in (1, 2, 3)]
+    pipe = None if task == "segment" else pipeline("image-classification", model=str(folder))
+    for example in content["examples"]:
+        picture = Image.open(folder / example["src"])
+        if pipe is None:
+            assert Image.open(folder / example["output"]["url"]).size == picture.size
+        else:
+            answer = pipe(picture)
+            assert [each["label"] for each in answer] == [each["label"] for each in example["output"]]
+    assert ModelCard.load(folder / "README.md").data.to_dict()["widget"] == content["examples"]
+
+
 @pytest.mark.parametrize("strategy", ["hfr", "gate", "grid", "fixed"])
 @pytest.mark.parametrize("task", CLASSES)
 def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy):
@@ -57,6 +78,7 @@ def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy
     results = json.loads((folder / "results.json").read_text())
     assert loaded.config.timestep == results["timestep"] == report.selection.timestep
     assert TimestepSelection.load(folder / "selection.json").method == strategy == results["strategy"]
+    check_examples(folder, task)
     names = load_images("sample").features["label"].names
     assert list(loaded.config.id2label.values()) == (names if task == "classify" else ["background", *names])
     metric = "accuracy" if task == "classify" else "mean_iou"
@@ -236,3 +258,16 @@ def test_training_goes_on_from_a_task_model(run, tmp_path):
     assert difference.abs().max() < 1e-6
     assert SAMPLE_MODEL.is_dir()
     assert isinstance(first.dit, ASelectDiTModel)
+
+
+def test_a_mean_over_classes_says_how_many_it_is_over():
+    """A class that is neither in the images nor predicted has no IoU; its absence is told beside the mean."""
+    metrics = [MeanIoU(4, label_names=["a", "b", "c", "d"])]
+    metrics[0].add_batch(predictions=torch.tensor([[[0, 1]]]), references=torch.tensor([[[0, 0]]]))
+    values = HeadEvaluation._compute(metrics)
+    assert (values["mean_iou"], values["num_scored_classes"]) == (0.25, 2)
+    assert not {"iou_c", "iou_d"} & values.keys()
+    run = SimpleNamespace(data=SimpleNamespace(label_names=["a", "b", "c", "d"]))
+    told = RunReport._scored_classes(SimpleNamespace(run=run, test=None, validation=values))
+    assert told == {"classes": "mean over 2 of 4; the others are neither in these images nor predicted"}
+    assert RunReport._scored_classes(SimpleNamespace(run=run, test=None, validation={"accuracy": 1.0})) == {}
