@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from aselect_hf.conversion import convert_checkpoint
 from aselect_hf.hub import push_to_hub
@@ -30,6 +31,9 @@ AutoBackbone.register(ASelectDiTConfig, ASelectDiTBackbone, exist_ok=True)
 AutoModelForImageClassification.register(ASelectDiTConfig, ASelectDiTForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(ASelectDiTConfig, ASelectDiTForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(ASelectDiTConfig, image_processor_classes={"pil": ASelectDiTImageProcessor}, exist_ok=True)
+# There is none. Unless that is said here, `pipeline` asks to run the code of a saved folder, to look for one there.
+# (`AutoVideoProcessor.register` would say the same, but needs torchvision.)
+VIDEO_PROCESSOR_MAPPING.register(ASelectDiTConfig, {"torchvision": None}, exist_ok=True)  # type: ignore[arg-type]
 
 __all__ = [
     "ASelectDiTBackbone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
-from aselect_hf.files import atomic_directory, atomic_file, atomic_files, check_writable
+from aselect_hf.files import atomic_directory, atomic_file, atomic_files, check_writable, expand_home
 from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
@@ -423,7 +424,7 @@ def main() -> None:
     """Entry point: a user's mistake ends in one line on stderr and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with one_line_errors("aselect"):
-        app()
+        app(expand_home(sys.argv[1:]))
 
 
 def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:

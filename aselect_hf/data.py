@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -28,9 +26,17 @@ from aselect_hf.classes import (
     stratified_sample,
 )
 from aselect_hf.files import atomic_file
+from aselect_hf.images import (
+    check_range,
+    fingerprint_images,
+    image_pixels,
+    open_image,
+    plain_dataset,
+    read_image,
+    undecoded,
+)
 from aselect_hf.masks import MaskClasses, mask_pixels, reduced
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.sources import SAMPLE_DATA, SAMPLE_MODEL, find_mask_column, load_images, load_mask_names
 
 logger = logging.get_logger(__name__)
@@ -47,7 +53,8 @@ class ImageData:
     """A random-access collection of images with optional labels and segmentation masks.
 
     Args:
-        items: tensors `(channels, height, width)`, PIL images, image paths, or undecoded `datasets` images.
+        items: tensors `(channels, height, width)`, PIL images, arrays, image paths, contents of image files, or
+            undecoded `datasets` images.
         labels: one per item, see `aselect_hf.classes.read_labels`.
         label_names: names of the classes, in order; default: the integers, or the sorted names, that `labels` hold.
         name: what to call the collection in reports and errors.
@@ -89,6 +96,7 @@ class ImageData:
         if labels is not None:
             self._label(*read_labels(labels, label_names, f"the labels of {name}"))
         self._fingerprint = fingerprint
+        self.rows: Sequence[int] = range(len(items))  # what errors call the images, also those of a subset
 
     @classmethod
     def of(
@@ -128,12 +136,15 @@ class ImageData:
         if isinstance(images, torch.Tensor):
             if images.ndim != 4:
                 raise ValueError(f"images must be (batch, channels, height, width), got {tuple(images.shape)}")
+            check_range(images, "images")
             return cls(images)
         if isinstance(images, list | tuple):
+            if all(isinstance(image, torch.Tensor) for image in images):
+                check_range(images, "images")
             return cls(images)
         raise TypeError(
-            "images must be a pixel tensor, a list of PIL images or paths, a datasets.Dataset, a folder, a Hub id "
-            f"or a DataLoader; got {type(images).__name__}"
+            "images must be a pixel tensor, a list of PIL images, arrays or paths, a datasets.Dataset, a folder, a Hub "
+            f"id or a DataLoader; got {type(images).__name__}"
         )
 
     def __len__(self) -> int:
@@ -149,7 +160,7 @@ class ImageData:
         rows = [int(index) for index in indices]
         if not rows:
             raise ValueError(f"{self.name} holds no images")
-        taken = self._changed(items=_take(self.items, rows), _fingerprint=None)
+        taken = self._changed(items=_take(self.items, rows), rows=[self.rows[row] for row in rows], _fingerprint=None)
         taken.masks = None if self.masks is None else _take(self.masks, rows)
         if self.labels is not None:
             taken._label(self.labels[rows], self.label_names)
@@ -238,8 +249,7 @@ class ImageData:
         Raises:
             ValueError: none can be decoded.
         """
-        if on_error not in ON_ERROR:
-            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}")
+        check_on_error(on_error)
         if on_error == "stop":
             return self
         keep = []
@@ -255,12 +265,12 @@ class ImageData:
         return self if len(keep) == len(self) else self.subset(keep)
 
     def decode(self, index: int) -> Any:
-        """One item as a PIL image (turned upright, where its EXIF data say how) or tensor.
+        """One item as an upright 8-bit PIL image (mode L or RGB) or pixel tensor; see `read_image`.
 
         Raises:
-            ValueError: the file is empty, truncated or not an image; the message names it.
+            ValueError: it cannot be decoded, holds NaN, or the range of its values is not known; the message names it.
         """
-        return _open(self.items[index], f"image {index} of {self.name}")[0]
+        return read_image(self.items[index], f"image {self.rows[index]} of {self.name}")
 
     def mask(self, index: int) -> np.ndarray:
         """Classes of one image's pixels, `(height, width)` int64, 255 where they are to be ignored.
@@ -322,9 +332,9 @@ class ImageData:
     def _mask_pixels(self, index: int) -> tuple[np.ndarray, str]:
         """Pixel values of a mask `(height, width)`, and its name."""
         assert self.masks is not None
-        mask, name = self.masks[index], f"mask {index} of {self.name}"
+        mask, name = self.masks[index], f"mask {self.rows[index]} of {self.name}"
         if not isinstance(mask, np.ndarray):
-            mask, name = _open(mask, name)
+            mask, name = open_image(mask, name)
         return mask_pixels(mask, name), name
 
     def batches(
@@ -335,11 +345,10 @@ class ImageData:
         Args:
             num_workers: processes that decode ahead; 0 decodes when asked.
         """
-        pixels = image_pixels(config, segmentation=segmentation)
         loader: DataLoader = DataLoader(
             self,  # type: ignore[arg-type]
             batch_size=batch_size,
-            collate_fn=lambda pairs: pixels([image for image, _ in pairs]),
+            collate_fn=image_pixels(config, segmentation=segmentation).of_pairs,
             num_workers=num_workers,
             generator=torch.Generator(),  # its own: the caller's random state is left alone
         )
@@ -347,15 +356,9 @@ class ImageData:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the images' content (decoded where they are not files or data set rows)."""
+        """Hash of the images, which changes with their content; see `fingerprint_images`."""
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for index in range(len(self)):
-                image = self.decode(index)
-                kind = image.mode if isinstance(image, Image.Image) else str(image.dtype)
-                digest.update(f"{kind} {tuple(np.shape(image))}".encode())
-                digest.update(np.ascontiguousarray(image).tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = fingerprint_images(self.items)
         return self._fingerprint
 
     @classmethod
@@ -369,15 +372,16 @@ class ImageData:
         reduce_labels: bool = False,
         name: str = "images",
     ) -> ImageData:
+        dataset = plain_dataset(dataset)
         if image_column not in dataset.column_names:
             raise ValueError(f"the data set has no column {image_column!r}; it has {', '.join(dataset.column_names)}")
         mask_column = find_mask_column(dataset.features, image_column, mask_column)
-        masks = None if mask_column is None else _undecoded(dataset, mask_column)
+        masks = None if mask_column is None else undecoded(dataset, mask_column)
         if masks is None and (reduce_labels or mask_names):
             raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
         data = cls(
-            _undecoded(dataset, image_column), name=name, fingerprint=f"{dataset._fingerprint}-{image_column}",
-            masks=masks, mask_names=mask_names, reduce_labels=reduce_labels,
+            undecoded(dataset, image_column), name=name, masks=masks, mask_names=mask_names,
+            reduce_labels=reduce_labels,
         )  # fmt: skip
         data._read_label_column(dataset, label_column)
         return data
@@ -423,6 +427,7 @@ class ImageData:
             if num_images is not None and count >= num_images:
                 break
         data = cls(torch.cat(pixels)[:num_images], name="data loader")
+        check_range(data.items, "data loader")
         data.no_labels = "its batches are neither (images, labels) pairs nor dicts with 'labels' or 'label'"
         if labels:
             try:
@@ -432,25 +437,14 @@ class ImageData:
         return data
 
 
-def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> Callable[[list[Any]], torch.Tensor]:
-    """What turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1] for a model.
+def check_on_error(on_error: str) -> None:
+    """Whether to `"stop"` at an image that cannot be read, or to `"skip"` it.
 
-    Tensors pass through unchanged: they are taken to be pixel values already.
-
-    Args:
-        segmentation: the whole image resized to a square, instead of its centre; see `make_image_processor`. A mask
-            follows it by `resize_mask(mask, config.image_size)`.
+    Raises:
+        ValueError: neither.
     """
-    processor = None
-
-    def pixels(images: list[Any]) -> torch.Tensor:
-        nonlocal processor
-        if isinstance(images[0], torch.Tensor):
-            return torch.stack(images)
-        processor = processor or make_image_processor(config, segmentation=segmentation)
-        return processor(images, return_tensors="pt")["pixel_values"]
-
-    return pixels
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}")
 
 
 def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData]:
@@ -484,27 +478,3 @@ def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[Im
 
 def _take(items: Any, rows: list[int]) -> Any:
     return items.select(rows) if isinstance(items, datasets.Dataset) else [items[row] for row in rows]
-
-
-def _undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    images = dataset.select_columns([column])
-    if isinstance(images.features[column], datasets.Image):
-        images = images.cast_column(column, datasets.Image(decode=False))
-    return images
-
-
-def _open(item: Any, name: str) -> tuple[Any, str]:
-    """An item in memory as it is; a file or a data set's row decoded and upright; and its path, or else `name`."""
-    if isinstance(item, dict) and len(item) == 1:
-        item = next(iter(item.values()))
-    if isinstance(item, Image.Image | torch.Tensor):
-        return item, name
-    path, content = (item.get("path"), item.get("bytes")) if isinstance(item, dict) else (item, None)
-    name = str(path or name)
-    try:
-        image = Image.open(io.BytesIO(content) if content is not None else str(path))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be read as an image ({error})") from error
-    return image, name

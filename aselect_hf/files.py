@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -97,3 +97,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def expand_home(arguments: Iterable[str]) -> list[str]:
+    """Command-line arguments with `~` expanded, also in `--option=~/folder`, where a shell leaves it as it is."""
+    expanded = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        expanded.append(option + equals + os.path.expanduser(value))
+    return expanded

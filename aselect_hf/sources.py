@@ -11,6 +11,8 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
+from aselect_hf.folders import find_split, load_folder, read
+
 SAMPLE_DIR = Path(__file__).parent / "sample"
 SAMPLE_DATA, SAMPLE_MODEL = SAMPLE_DIR / "data", SAMPLE_DIR / "model"
 MASK_COLUMNS = ("mask", "annotation", "segmentation", "label")
@@ -51,34 +53,22 @@ def load_images(
 
     Args:
         source: `"sample"` (shipped with the package), a folder of images, of parquet files or written by
-            `save_to_disk`, or a data set id on the Hub.
-        split: its name; default `"train"`, or the only one there is.
+            `save_to_disk`, or a data set id on the Hub. Two or more folders that hold images are classes, whatever
+            their names, unless all of them are named like splits (`train`, `val`, `validation`, `test`, ...).
+        split: its name, or another of the same meaning; default `"train"`, or the only one there is.
         masks: give the sample a column `mask`, see `sample_masks`; other sources have a column of their own or none.
         streaming: read as the rows are asked for, without downloading or indexing first; no random access.
 
     Raises:
         ValueError: nothing is there, or it has no such split; the message lists what there is.
     """
-    path = SAMPLE_DATA if source == "sample" else Path(source)
     loaded: Any
-    try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            name = str(path) if path.exists() else str(source)
-            loaded = datasets.load_dataset(name, config_name, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"cannot load images from {str(source)!r}: it is neither 'sample', a folder of images or parquet files, "
-            f"nor a data set reachable on the Hub ({str(error).splitlines()[0]})"
-        ) from error
-    if isinstance(loaded, dict):
-        name = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else "train")
-        if name not in loaded:
-            raise ValueError(f"{str(source)!r} has no split {name!r}; it has {', '.join(loaded)}")
-        loaded = loaded[name]
-    if streaming and isinstance(loaded, datasets.Dataset):
-        loaded = loaded.to_iterable_dataset()
+    path = SAMPLE_DATA if source == "sample" else Path(source).expanduser()
+    if path.exists():
+        loaded = load_folder(path, split, config_name, streaming=streaming)
+    else:
+        loaded = read(source, str(source), config_name, streaming=streaming)
+        loaded = loaded[find_split(loaded, split, source)]
     return sample_masks(loaded) if masks and source == "sample" else loaded
 
 
@@ -112,8 +102,8 @@ def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
     """
     if source == "sample":
         return ["background", *load_images("sample").features["label"].names]
-    file = Path(source) / MASK_NAMES_FILE
-    if not Path(source).exists():
+    file = Path(source).expanduser() / MASK_NAMES_FILE
+    if not file.parent.exists():
         try:
             file = Path(hf_hub_download(str(source), MASK_NAMES_FILE, repo_type="dataset"))
         except (OSError, ValueError):

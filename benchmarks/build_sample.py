@@ -4,7 +4,8 @@
 
 `IDX_DIR` holds the four `*-ubyte.gz` files of github.com/zalandoresearch/fashion-mnist. Writes
 `aselect_hf/sample/data/{train,validation,test}.parquet` (4,000 + 1,000 images of the training split, 2,000 of the test
-split, drawn class by class with seed 0) and, for pretraining, all 60,000 training images.
+split, drawn class by class with seed 0) and, for pretraining, all 60,000 training images. Links the code of the model
+into `aselect_hf/sample/model`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from aselect_hf.data import SAMPLE_DATA
+from aselect_hf.data import SAMPLE_DATA, SAMPLE_MODEL
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 SIZES = {"train": 4000, "validation": 1000, "test": 2000}
@@ -50,6 +51,14 @@ def draw(labels: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str, 
     return drawn
 
 
+def carry_code(folder: Path) -> None:
+    """Links to the code beside the weights: with it, `trust_remote_code=True` loads the folder without the package."""
+    for file in sorted((folder.parents[1] / "modeling").glob("*.py")):
+        link = folder / file.name
+        if file.name != "__init__.py" and not link.exists():
+            link.symlink_to(Path("../../modeling") / file.name)
+
+
 def main(
     idx_dir: Annotated[Path, typer.Argument(help="Folder with the four *-ubyte.gz files.")],
     pretrain_dir: Annotated[Path, typer.Option(help="Where to write the 60,000 pretraining images.")],
@@ -58,6 +67,7 @@ def main(
     test_images, test_labels = read_idx(idx_dir, "t10k")
     pretrain_dir.mkdir(parents=True, exist_ok=True)
     SAMPLE_DATA.mkdir(parents=True, exist_ok=True)
+    carry_code(SAMPLE_MODEL)
     to_dataset(images, labels).to_parquet(pretrain_dir / "train.parquet")
     for name, rows in draw(labels, {key: SIZES[key] for key in ("train", "validation")}).items():
         to_dataset(images[rows], labels[rows]).to_parquet(SAMPLE_DATA / f"{name}.parquet")

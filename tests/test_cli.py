@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,23 @@ def test_help_has_an_example(command):
         capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "120"},
     )  # fmt: skip
     assert f"Example: aselect {command}" in result.stdout
+
+
+def test_home_is_expanded_after_an_equals_sign(aselect, checkpoint, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, _ = aselect("features", checkpoint, pictures, "--output=~/features.safetensors")
+    assert (code, (tmp_path / "features.safetensors").is_file()) == (0, True)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_bomb_is_named_or_skipped(aselect, checkpoint, pictures, tmp_path, on_error):
+    """The header of a picture of 50,000 x 50,000 pixels."""
+    content = bytearray((pictures / "a" / "0.png").read_bytes())
+    content[16:24] = (50_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (pictures / "a" / "0.png").write_bytes(content)
+    out = tmp_path / "features.safetensors"
+    code, stdout, stderr = aselect("features", checkpoint, pictures, "--output", out, "--on-error", on_error)
+    assert code == (0 if on_error == "skip" else 2)
+    assert "0.png cannot be read as an image" in (stdout if on_error == "skip" else stderr)
+    assert out.is_file() == (on_error == "skip")

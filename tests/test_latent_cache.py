@@ -317,7 +317,7 @@ def test_a_killed_process_leaves_whole_shards_and_others_take_over(latent_model,
 def test_a_failing_image_leaves_what_was_encoded(latent_model, data, tmp_path, encoded):
     broken = data.items.clone()
     broken[5, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="pixel_values holds NaN"):
+    with pytest.raises(ValueError, match="image 5 of images holds NaN"):
         cache(latent_model, ImageData(broken, fingerprint="same"), tmp_path)
     batches = encoded(latent_model)
     latents = cache(latent_model, ImageData(data.items, fingerprint="same"), tmp_path)

@@ -17,6 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
+from aselect_hf.data import check_on_error
+from aselect_hf.files import expand_home
 from aselect_hf.hub.results import is_hub_id, local_name
 from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import METHODS
@@ -118,6 +120,7 @@ class DataArguments:
     max_train_samples: int | None = _field(
         None, "Use a random sample of at most this many training images, of every class its share."
     )
+    on_error: str = _field("stop", "At an unreadable image: 'stop', or 'skip' it; skipping reads every image first.")
     random_flip: bool = _field(True, "Flip half of the training images horizontally.")
     dataloader_num_workers: int = _field(0, "Worker processes that decode images.")
 
@@ -128,6 +131,9 @@ class DataArguments:
         if source == "sample" or "://" in source or is_hub_id(source):
             return source
         return local_name(Path(source).resolve().name)
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
 
 
 @dataclass
@@ -302,7 +308,7 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = _flags_of_file(Path(argv[0]), dataclasses) + argv[1:]
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return parser.parse_args_into_dataclasses(expand_home(argv), look_for_args_file=False)
 
 
 def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:

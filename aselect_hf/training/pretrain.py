@@ -22,11 +22,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from aselect_hf.conversion import load_model, save_model
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data import ImageData, image_pixels, load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_files
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.training.arguments import (
     DataArguments,
@@ -87,11 +86,11 @@ def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
 
 def make_collate(config: ASelectDiTConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
     """Images to normalised pixels, with integer labels where the model is conditional."""
-    processor = make_image_processor(config)
+    pixels = image_pixels(config)
 
     def collate(rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
         images, labels = zip(*rows, strict=True)
-        batch = {"pixel_values": processor(list(images), return_tensors="pt")["pixel_values"]}
+        batch = {"pixel_values": pixels(list(images))}
         if config.num_condition_classes:
             batch["labels"] = torch.tensor(labels)
         return batch
@@ -133,7 +132,7 @@ def pretrain(
     if model.config.num_condition_classes and data.labels is not None:
         data = data.labelled()
     check_labels(data, model.config)
-    data = data.sample(data_args.max_train_samples, training_args.seed, per_class=1)
+    data = data.sample(data_args.max_train_samples, training_args.seed, per_class=1).readable(data_args.on_error)
     if model.vae is not None:
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)

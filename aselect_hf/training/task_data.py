@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from aselect_hf.classes import is_labelled, present_names, share_classes, share_mask_classes
 from aselect_hf.data import LABEL_COLUMN, ImageData, image_pixels, split_train_validation
+from aselect_hf.images import undecoded_stream
 from aselect_hf.latent_cache import DEFAULT_CACHE, LatentCache, cached_latents
 from aselect_hf.masks import MaskClasses, resize_mask
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
@@ -208,7 +209,7 @@ def _load(source: str, split: str | None, args: TaskDataArguments, segmentation:
     data = ImageData.of(
         source, split=split, config_name=args.dataset_config_name, masks=segmentation, name=name, **columns
     )
-    return _checked(data, segmentation)
+    return _checked(data.readable(args.on_error), segmentation)
 
 
 def _held_out(source: str, args: TaskDataArguments, segmentation: bool, seed: int) -> dict[str, ImageData]:
@@ -257,7 +258,7 @@ def _open_stream(
     reads the current pass again up to where it was, gets the very same batches.
     """
     stream = load_images(source, split, args.dataset_config_name, masks=segmentation, streaming=True)
-    return stream.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
+    return undecoded_stream(stream, args.on_error).shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
 
 
 def _beginning(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from aselect_hf import (
     make_image_processor,
 )
 from aselect_hf.conversion import save_model
+from aselect_hf.data import SAMPLE_MODEL
 from aselect_hf.modeling.configuration_aselect_dit import AUTO_MAP
 
 MODELING = Path(aselect_hf.__file__).parent / "modeling"
@@ -230,3 +232,30 @@ def test_image_processors_load_without_the_package(
 def test_a_backbone_is_saved_with_its_code(make_config: Any, tmp_path: Path) -> None:
     ASelectDiTBackbone(make_config(out_indices=[1])).save_pretrained(tmp_path)
     assert (tmp_path / "backbone_aselect_dit.py").is_file()
+
+
+def test_the_shipped_model_carries_its_code(tmp_path: Path, run_elsewhere: Any) -> None:
+    """Code and auto_map lie beside its weights; what every script does first, `convert("RGB")`, changes nothing."""
+    for path in sorted(MODELING.glob("[!_]*.py")):
+        assert (SAMPLE_MODEL / path.name).read_text() == path.read_text()
+    assert json.loads((SAMPLE_MODEL / "config.json").read_text())["auto_map"] == AUTO_MAP
+    image = Image.linear_gradient("L").resize((28, 28))
+    image.save(tmp_path / "image.png")
+    script = """
+        import transformers
+        from PIL import Image
+        processor = transformers.AutoImageProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
+        model = transformers.AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)
+        pixels = [
+            processor(image, return_tensors="pt").pixel_values
+            for image in (Image.open(sys.argv[3]), Image.open(sys.argv[3]).convert("RGB"))
+        ]
+        assert torch.equal(*pixels)
+        report([pixels[0].tolist(), model(pixels[0]).pooler_output.tolist()])
+    """
+    pixels, pooled = run_elsewhere(script, str(SAMPLE_MODEL), str(tmp_path / "image.png"))
+    expected = torch.from_numpy(np.asarray(image) / np.float32(127.5) - 1)
+    torch.testing.assert_close(torch.tensor(pixels)[0, 0], expected, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        here = ASelectDiTModel.from_pretrained(SAMPLE_MODEL)(torch.tensor(pixels)).pooler_output
+    torch.testing.assert_close(torch.tensor(pooled), here, rtol=1e-5, atol=1e-5)

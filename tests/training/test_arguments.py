@@ -177,3 +177,18 @@ def test_a_folder_of_images_is_not_named_like_a_data_set_of_the_hub(tmp_path):
         TaskDataArguments(dataset_name="sample").public_name,
     ]
     assert names == ["flowers (a local folder)", "ada/flowers", "sample"]
+
+
+def test_home_is_expanded_where_a_shell_does_not(tmp_path, monkeypatch):
+    """In `--option=~/folder` and in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "run.yaml"
+    file.write_text("train_dir: ~/photos\noutput_dir: ~/out\n")
+    _, data, training = parse_arguments(ALL, None, [str(file), "--output_dir=~/other", "--dataset_name", "~/set"])
+    assert (data.train_dir, data.dataset_name) == (str(tmp_path / "photos"), str(tmp_path / "set"))
+    assert training.output_dir == str(tmp_path / "other")
+
+
+def test_what_to_do_on_errors_is_checked():
+    with pytest.raises(ValueError, match="on_error must be one of stop, skip; got 'ignore'"):
+        DataArguments(on_error="ignore")

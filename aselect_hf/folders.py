@@ -1,0 +1,260 @@
+"""Folders of images and tables: which of their folders are classes, which are splits, and what is left out.
+
+`datasets` does the reading, but not the guessing. Left alone, it takes every folder or file whose name holds "train",
+"test", "val", ... for a split, drops the others, and reads `[ ] * ?` in a path as a pattern.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+SPLIT_NAME = re.compile(
+    rf"({'|'.join(SPLIT_OF)})([-_.]?\d.*)?", re.IGNORECASE
+)  # train, Val, train-00000-of-2, test2017
+SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)  # also in train_images
+IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
+METADATA = frozenset(ImageFolder.METADATA_FILENAMES)
+TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+ARCHIVES = frozenset({".zip", ".tar"})
+NO_DATA = frozenset({"id2label.json", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini"})
+STREAM_SHARDS = 64  # of a folder of images, for workers and processes to share
+
+
+def load_folder(folder: Path, split: str | None, config_name: str | None, *, streaming: bool) -> Any:
+    """One split of a folder on disk; see `load_images`.
+
+    Raises:
+        ValueError: it holds nothing to read, or no such split; the message says what there is.
+    """
+    folder = folder.absolute()
+    if folder.is_file():
+        raise ValueError(f"{str(folder)!r} is a file; give the folder that holds it")
+    if (folder / "dataset_dict.json").is_file():
+        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        return _saved(folder / find_split(names, split, folder), streaming)
+    if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
+        return _saved(folder, streaming)
+    if config_name or _has_configs(folder):
+        loaded = read(folder, str(folder), config_name, streaming=streaming)
+        return loaded[find_split(loaded, split, folder)]
+    files = _files(folder)
+    if any(map(_is_image, files)):
+        return _load_images(folder, files, split, streaming)
+    return _load_tables(folder, files, split, streaming)
+
+
+def find_split(names: Iterable[str], split: str | None, source: Any) -> str:
+    """The split asked for, or the one that is named `val`, `dev`, ... where `validation` is asked for, and so on.
+
+    Args:
+        split: default: the training split, or the only one there is.
+    """
+    names = sorted(names, key=lambda name: [*SPLITS, ""].index(_kind(name)))
+    wanted = split or (names[0] if len(names) == 1 else "train")
+    alike = [name for name in names if _kind(name) == wanted]
+    if wanted in names or len(alike) == 1:
+        return wanted if wanted in names else alike[0]
+    raise ValueError(f"{str(source)!r} has no split {wanted!r}; it has {', '.join(names)}")
+
+
+def _kind(name: str) -> str:
+    """The split that a name means; empty if it means none."""
+    match = SPLIT_NAME.fullmatch(name)
+    return SPLIT_OF[match[1].lower()] if match else ""
+
+
+def read(source: Any, *arguments: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`, whose errors name the source in one line."""
+    try:
+        return datasets.load_dataset(*arguments, **options)
+    except Exception as error:  # pyarrow's, pandas', yaml's and the Hub's among them
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        lines = str(cause or error).splitlines() or [repr(error)]
+        raise ValueError(
+            f"cannot load images from {str(source)!r}: it is neither 'sample', a folder of images or parquet files, "
+            f"nor a data set reachable on the Hub ({lines[0][:300]})"
+        ) from error
+
+
+def _saved(folder: Path, streaming: bool) -> Any:
+    _pattern(folder)
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise ValueError(f"cannot read what save_to_disk wrote to {str(folder)!r} ({error})") from error
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _has_configs(folder: Path) -> bool:
+    """Whether a data set card says which files are which split: then `datasets` need not guess."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    try:
+        header = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(header, dict) and "configs" in header
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but hidden ones, relative, in order; folders may be links."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if Path(os.path.realpath(os.path.dirname(parent))).is_relative_to(os.path.realpath(parent)):
+            folders.clear()  # a link to a folder above
+            continue
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        found += [Path(parent, name).relative_to(folder) for name in names if not name.startswith((".", "__"))]
+    return sorted((file for file in found if file.name.lower() not in NO_DATA), key=lambda file: file.parts)
+
+
+def _inner(files: list[Path]) -> tuple[list[Path], Path]:
+    """Files relative to the first folder that is a split or holds more than one folder, and that folder."""
+    prefix = Path()
+    while True:
+        tops = {file.parts[0] if len(file.parts) > 1 else "" for file in files}
+        top = tops.pop() if len(tops) == 1 else ""
+        if not top or _kind(top):
+            return files, prefix
+        files, prefix = [file.relative_to(top) for file in files], prefix / top
+
+
+def _load_images(folder: Path, files: list[Path], split: str | None, streaming: bool) -> Any:
+    """One split of a folder that holds images: a folder named like it, where all are, or else the whole."""
+    images, inner = _inner([file for file in files if _is_image(file)])
+    root = folder / inner
+    tops = {image.parts[0] for image in images if len(image.parts) > 1}
+    splits = sorted(filter(_kind, tops))
+    words = [match[1].lower() for match in map(SPLIT_WORD.search, tops) if match]
+    if not splits and len(set(words)) > 1 and len(words) == len(tops):
+        raise ValueError(
+            f"{str(folder)!r} holds folders that may be splits or classes ({', '.join(sorted(tops))}): name splits "
+            "train, validation and test, or give one of the folders"
+        )
+    if splits and len(splits) == len(tops):
+        _say_unused(folder, sum(len(image.parts) == 1 for image in images), "images lie beside the folders of splits")
+        return _load_set(root / find_split(splits, split, folder), root, streaming)
+    if splits and not any(len(image.parts) == 2 for image in images):
+        raise ValueError(
+            f"{str(folder)!r} holds folders named like splits ({', '.join(splits)}) beside others "
+            f"({', '.join(sorted(tops - set(splits))[:5])}): keep nothing but splits in it, or give one of the folders"
+        )
+    if split and _kind(split) != "train":
+        raise ValueError(f"{str(folder)!r} has no split {split!r}: it is read whole, its folders are no splits")
+    if splits:
+        logger.warning(f"{folder}: {', '.join(splits)}: read as classes, like the folders beside them.")
+    return _load_set(root, root, streaming)
+
+
+def _load_set(root: Path, outer: Path, streaming: bool) -> Any:
+    """All images below a folder: with the columns of its metadata, or else labelled by class folders, or else bare.
+
+    Args:
+        outer: a folder above, whose metadata may name these images.
+    """
+    files = _files(root)
+    images = [file for file in files if _is_image(file)]
+    metadata = [root / file for file in files if file.name in METADATA]
+    metadata += [outer / name for name in METADATA if outer != root and (outer / name).is_file()]
+    strangers = Counter(
+        file.suffix.lower() or file.name for file in files if not _is_image(file) | (file.name in METADATA)
+    )
+    _say_unused(root, strangers.total(), f"files are not images ({', '.join(sorted(strangers)[:5])})")
+    if metadata:
+        return _load_metadata(root, metadata, len(images), streaming)
+    below, inner = _inner(images)
+    classes = sorted({image.parts[0] for image in below if len(image.parts) > 1})
+    if len(classes) < 2:
+        return _listed([root / image for image in images], None, [], streaming)
+    if not any(len(image.parts) == 2 for image in below):
+        logger.warning(
+            f"{root}: which folders are classes is not clear ({below[0].parent} and so on), so no labels are used; "
+            "give the folder whose folders are the classes."
+        )
+        return _listed([root / image for image in images], None, [], streaming)
+    kept = [image for image in below if len(image.parts) > 1]
+    _say_unused(root, len(below) - len(kept), "images lie beside the class folders")
+    labels = [classes.index(image.parts[0]) for image in kept]
+    return _listed([root / inner / image for image in kept], labels, classes, streaming)
+
+
+def _listed(paths: list[Path], labels: list[int] | None, classes: list[str], streaming: bool) -> Any:
+    columns: dict[str, Any] = {"image": [os.path.abspath(path) for path in paths]}
+    features: dict[str, Any] = {"image": datasets.Image()}
+    if labels is not None:
+        columns["label"], features["label"] = labels, datasets.ClassLabel(names=classes)
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    return dataset.to_iterable_dataset(min(STREAM_SHARDS, len(dataset))) if streaming else dataset
+
+
+def _load_metadata(root: Path, metadata: list[Path], num_images: int, streaming: bool) -> Any:
+    files = [f"{_pattern(root)}/**", *map(_pattern, metadata)]
+    dataset = read(root, "imagefolder", data_files={"train": files}, split="train", streaming=streaming)
+    if not streaming:
+        columns = sum(isinstance(feature, datasets.Image) for feature in dataset.features.values())
+        _say_unused(root, num_images - columns * len(dataset), "images are not named by the metadata")
+    return dataset
+
+
+def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: bool) -> Any:
+    """One split of a folder of tables: by folders or file names, where all are named like splits, or else the whole."""
+    suffix = next((suffix for suffix in TABLES if any(file.suffix == suffix for file in files)), None)
+    if suffix is None and any(file.suffix in ARCHIVES for file in files):
+        loaded = read(folder, str(folder), streaming=streaming)
+        return loaded[find_split(loaded, split, folder)]
+    if suffix is None:
+        found = ", ".join(
+            f"{count} {name}" for name, count in Counter(f.suffix or f.name for f in files).most_common(5)
+        )
+        raise ValueError(f"{str(folder)!r} holds no images and no tables; found {found or 'nothing'}")
+    tables, inner = _inner([file for file in files if file.suffix == suffix])
+    splits: dict[str, list[str]] = defaultdict(list)
+    for table in tables:
+        match = SPLIT_NAME.fullmatch(table.parts[0]) or SPLIT_NAME.fullmatch(table.stem)
+        splits[match[1] if match else ""].append(_pattern(folder / inner / table))
+    if "" in splits and len(splits) > 1:
+        raise ValueError(
+            f"{str(folder)!r} holds splits ({', '.join(sorted(filter(None, splits)))}) beside other {suffix} files "
+            f"({Path(splits[''][0]).name}): keep nothing but splits in it"
+        )
+    if "" in splits:
+        splits = {"train": splits[""]}
+    name = find_split(splits, split, folder)
+    data_files = {"train": splits[name]}
+    return read(folder, TABLES[suffix], data_files=data_files, split="train", streaming=streaming)
+
+
+def _pattern(path: Path) -> str:
+    """What `datasets` reads as this very path."""
+    if "::" in str(path):
+        raise ValueError(f"{str(path)!r}: `datasets` takes '::' in a path for an archive; rename the folder")
+    return glob.escape(os.path.abspath(path))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _say_unused(folder: Path, count: int, what: str) -> None:
+    if count > 0:
+        logger.warning(f"{folder}: {count} {what}: not used.")

@@ -1,0 +1,245 @@
+"""One image at a time: a file, bytes, an array or a data set's row to 8-bit pixels; what fails is named."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.utils import logging
+
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
+from aselect_hf.modeling.pixels import eight_bit_image
+
+logger = logging.get_logger(__name__)
+
+ONE_PICTURE = ("MPO", "PSD")  # formats whose further frames are previews and layers of the first
+TOLERANCE = 0.01  # of pixel tensors beyond [-1, 1]
+
+
+def read_image(item: Any, name: str) -> Image.Image | torch.Tensor:
+    """An 8-bit image of mode L or RGB, see `eight_bit_image`; a tensor as float pixels, uint8 scaled to [-1, 1].
+
+    Args:
+        item: PIL image, tensor, array, path, the bytes of a file, or a data set's row with one of them.
+        name: to call it in errors, unless it has a path.
+
+    Raises:
+        ValueError: it cannot be decoded, holds NaN, or the range of its values is not known; the message names it.
+    """
+    image, name = open_image(item, name)
+    return _pixel_tensor(image, name) if isinstance(image, torch.Tensor) else eight_bit_image(image, name)
+
+
+def open_image(item: Any, name: str) -> tuple[Any, str]:
+    """An item in memory as it is, a file decoded and upright in its own mode; and its path, or else `name`.
+
+    Raises:
+        ValueError: it is no image, or its decoder failed, in whatever way.
+    """
+    if isinstance(item, dict) and len(item) == 1:
+        item = next(iter(item.values()))
+    if isinstance(item, torch.Tensor | np.ndarray):
+        return item, name
+    if isinstance(item, list | tuple):
+        return np.asarray(item), name
+    if isinstance(item, dict):
+        path, content = item.get("path"), item.get("bytes")
+    else:
+        path, content = (item, None) if isinstance(item, str | Path) else (None, item)
+    name = str(path or name)
+    if content is None and path is None:
+        raise ValueError(f"{name} is missing: there is neither a path nor content")
+    if not isinstance(content, bytes | Image.Image | None):
+        raise ValueError(f"{name} is of type {type(content).__name__}, which is no image, array, path or bytes")
+    try:
+        if isinstance(content, Image.Image):
+            content.load()
+            return content, name
+        with Image.open(str(path) if content is None else io.BytesIO(content)) as image:
+            if getattr(image, "is_animated", False) and image.format not in ONE_PICTURE:
+                logger.warning_once("Of animated images and files of several pages only the first one is used.")
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image, name
+    except Exception as error:  # decoders of broken files raise anything: struct.error, SyntaxError, EOFError, ...
+        reason = "the format is not known" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
+        raise ValueError(f"{name} cannot be read as an image ({reason})") from error
+
+
+def check_range(tensors: torch.Tensor | Sequence[torch.Tensor], name: str) -> None:
+    """Pixel tensors lie in [-1, 1]: warn, once, where a whole set does not look like it.
+
+    Raises:
+        ValueError: they look like 0..255.
+    """
+    if len(tensors) == 0 or not tensors[0].is_floating_point():
+        return
+    extremes = [torch.stack(tensor.aminmax()) for tensor in ([tensors] if torch.is_tensor(tensors) else tensors)]
+    low, high = (float(x) for x in (min(low for low, _ in extremes), max(high for _, high in extremes)))
+    found = f"{name}: the pixel tensors lie in {low:.3g}..{high:.3g}; models take [-1, 1]"
+    if low >= 0 and high > 2:
+        raise ValueError(f"{found}: give x / 127.5 - 1, or uint8 tensors")
+    if low >= 0:
+        logger.warning_once(f"{found}. If they are images in [0, 1], give x * 2 - 1.")
+    elif max(-low, high) > 1 + TOLERANCE:
+        logger.warning_once(f"{found}. Other values are used as they are.")
+
+
+class ImagePixels:
+    """Turns lists of images into pixel values for a model; see `image_pixels`. Worker processes can pickle it."""
+
+    def __init__(self, config: ASelectDiTConfig, segmentation: bool) -> None:
+        self.config, self.segmentation = config, segmentation
+
+    @cached_property
+    def processor(self) -> ASelectDiTImageProcessor:
+        return make_image_processor(self.config, self.segmentation)
+
+    def __call__(self, images: list[Any]) -> torch.Tensor:
+        shapes = {tuple(image.shape) for image in images if isinstance(image, torch.Tensor)}
+        if not shapes:
+            return self.processor(images, return_tensors="pt")["pixel_values"]
+        if len(shapes) > 1 or not all(isinstance(image, torch.Tensor) for image in images):
+            raise ValueError(
+                "tensors are pixel values already: all images must be tensors of one size, or none; "
+                f"found {', '.join(map(str, sorted(shapes)))}"
+            )
+        return torch.stack(images)
+
+    def of_pairs(self, pairs: list[tuple[Any, Any]]) -> torch.Tensor:
+        """As a collate function of `(image, label)` pairs."""
+        return self([image for image, *_ in pairs])
+
+
+def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> ImagePixels:
+    """What turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1] for a model.
+
+    Tensors pass through unchanged: they are taken to be pixel values already.
+
+    Args:
+        segmentation: the whole image resized to a square, instead of its centre; see `make_image_processor`. A mask
+            follows it by `resize_mask(mask, config.image_size)`.
+    """
+    return ImagePixels(config, segmentation)
+
+
+def plain_dataset(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The data set without a format (pandas, torch, ...): its rows as they are stored.
+
+    Raises:
+        ValueError: it has a transform, whose output could not be cached or drawn twice alike.
+    """
+    kind = dataset.format["type"]
+    if kind == "custom":
+        raise ValueError(
+            "the data set has a transform (with_transform), and images are prepared for the model here: pass "
+            "dataset.with_format(None), or apply the transform with map first"
+        )
+    return dataset if kind is None else dataset.with_format(None)
+
+
+def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """One column of images, each of which `open_image` takes; nested lists as arrays of their own type."""
+    images = dataset.select_columns([column])
+    feature = images.features[column]
+    if isinstance(feature, datasets.Image):
+        return images.cast_column(column, datasets.Image(decode=False))
+    return images if isinstance(feature, datasets.Value) else images.with_format("numpy", dtype=_dtype(feature))
+
+
+def undecoded_stream(stream: datasets.IterableDataset, on_error: str) -> datasets.IterableDataset:
+    """A stream whose images are left to `open_image`, which names what cannot be read; with `"skip"`, without those."""
+    features = stream.features or {}
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    for column in columns:
+        stream = stream.cast_column(column, datasets.Image(decode=False))
+    return stream.filter(partial(_is_readable, columns)) if on_error == "skip" else stream
+
+
+def fingerprint_images(items: Iterable[Any]) -> str:
+    """Hash of images: of their content in memory, of path, size and times of files.
+
+    A file's change time (ctime) is in it, which nothing that replaces the file can set back.
+    """
+    digest = hashlib.sha256()
+    if isinstance(items, datasets.Dataset):
+        digest.update(items._fingerprint.encode())
+        items = _paths(items)
+    for item in items:
+        for part in _identity(item):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _dtype(feature: Any) -> str | None:
+    """Of the numbers in an array or in nested lists; numpy's format would widen them."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return getattr(feature, "dtype", None)
+
+
+def _is_readable(columns: list[str], row: dict[str, Any]) -> bool:
+    try:
+        for column in columns:
+            open_image(row[column], f"an image of column {column!r}")
+    except ValueError as error:
+        print(f"skipped: {error}")
+        return False
+    return True
+
+
+def _pixel_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 127.5 - 1
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} is a tensor of {tensor.dtype}: give uint8 in 0..255, or floats in [-1, 1]")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite pixels")
+    return tensor
+
+
+def _paths(dataset: datasets.Dataset) -> Iterator[str]:
+    """Files that an undecoded column refers to, as against those whose content it holds."""
+    column = dataset.column_names[0]
+    if isinstance(dataset.features[column], datasets.Image):
+        contents = (pc.struct_field(chunk, "bytes") for chunk in dataset.data.column(column).chunks)
+        if not any(content.null_count for content in contents):
+            return  # without reading what may be many gigabytes
+    elif dataset.features[column] != datasets.Value("string"):
+        return
+    for rows in dataset.with_format(None).iter(1000):
+        for item in rows[column]:
+            if isinstance(item, str):
+                yield item
+            elif isinstance(item, dict) and item["bytes"] is None and item["path"]:
+                yield item["path"]
+
+
+def _identity(item: Any) -> Iterator[Any]:
+    if isinstance(item, dict):
+        item = item.get("path") if item.get("bytes") is None else item["bytes"]
+    if isinstance(item, str | Path):
+        yield str(item).encode()
+        try:
+            status = os.stat(item)
+        except OSError:  # an address, or missing: reading it will tell
+            return
+        yield f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
+        return
+    if isinstance(item, bytes):
+        yield item
+        return
+    kind = item.mode if isinstance(item, Image.Image) else str(getattr(item, "dtype", type(item)))
+    yield f"{kind} {tuple(np.shape(item))}".encode()
+    yield np.ascontiguousarray(item).tobytes()

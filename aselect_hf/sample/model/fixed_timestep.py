@@ -1,0 +1,1 @@
+../../modeling/fixed_timestep.py

@@ -1,0 +1,1 @@
+../../modeling/high_frequency_ratio.py

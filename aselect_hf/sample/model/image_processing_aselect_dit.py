@@ -1,0 +1,1 @@
+../../modeling/image_processing_aselect_dit.py

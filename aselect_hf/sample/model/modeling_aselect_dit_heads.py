@@ -1,0 +1,1 @@
+../../modeling/modeling_aselect_dit_heads.py

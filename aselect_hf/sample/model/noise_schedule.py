@@ -1,0 +1,1 @@
+../../modeling/noise_schedule.py

@@ -1,0 +1,1 @@
+../../modeling/timestep_gate.py
