@@ -38,7 +38,6 @@ from aselect_hf.files import (
 from aselect_hf.fingerprint import fingerprint
 from aselect_hf.latent_cache import cached_latents
 from aselect_hf.modeling.features import tokens_to_map
-from aselect_hf.modeling.finite import overflow_error
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
 logger = logging.get_logger(__name__)
@@ -223,8 +222,6 @@ def _compute(
             for file in growing:  # one timestep at a time: all tokens of a batch are large
                 tokens = model.extract_features(latents=latents, features=[feature], timesteps=[file.timestep])[feature]
                 rows = kept.rows_of(tokens[:, 0].float(), model.grid_size(latents), done)
-                if not rows.isfinite().all():
-                    raise overflow_error(f"{feature} at timestep {file.timestep}", model.dtype)
                 file.append(rows.cpu().numpy(), len(latents))
             done += len(latents)
             bar.update(len(latents))
@@ -331,9 +328,7 @@ class _GrowingFile:
         self.file, self.first_rows, self.timestep = file, first_rows, file.timestep
         self.path, self.mark_path = (file.path.with_suffix(f".partial.{suffix}") for suffix in ("npy", "json"))
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": VALUES.str, "fortran_order": False, "shape": file.shape}
-        )
+        np.lib.format.write_array_header_1_0(header, {"descr": VALUES.str, "fortran_order": False, "shape": file.shape})
         self.header = header.getvalue()
         self.images, self.seconds = self._found()
 
@@ -363,9 +358,7 @@ class _GrowingFile:
     def mark(self) -> None:
         """Let a later run go on from here."""
         self._sync()
-        write_json(
-            self.mark_path, _sealed({"images": self.images, "seconds": self.seconds}, self.digest.hexdigest())
-        )
+        write_json(self.mark_path, _sealed({"images": self.images, "seconds": self.seconds}, self.digest.hexdigest()))
 
     def finish(self) -> None:
         """All images are there."""

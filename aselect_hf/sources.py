@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -10,6 +9,8 @@ import datasets
 import numpy as np
 from huggingface_hub import hf_hub_download
 from PIL import Image
+
+from aselect_hf.files import as_path, read_json
 
 SAMPLE_DIR = Path(__file__).parent / "sample"
 SAMPLE_DATA, SAMPLE_MODEL = SAMPLE_DIR / "data", SAMPLE_DIR / "model"
@@ -59,7 +60,7 @@ def load_images(
     Raises:
         ValueError: nothing is there, or it has no such split; the message lists what there is.
     """
-    path = SAMPLE_DATA if source == "sample" else Path(source)
+    path = SAMPLE_DATA if source == "sample" else as_path(source)
     loaded: Any
     try:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -112,8 +113,8 @@ def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
     """
     if source == "sample":
         return ["background", *load_images("sample").features["label"].names]
-    file = Path(source) / MASK_NAMES_FILE
-    if not Path(source).exists():
+    file = as_path(source) / MASK_NAMES_FILE
+    if not file.parent.exists():
         try:
             file = Path(hf_hub_download(str(source), MASK_NAMES_FILE, repo_type="dataset"))
         except (OSError, ValueError):
@@ -121,7 +122,7 @@ def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
     if not file.is_file():
         return None
     try:
-        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        names = {int(value): str(name) for value, name in read_json(file).items()}
         if sorted(names) == [*range(len(names))]:
             return [names[value] for value in range(len(names))]
         if min(names) < 0 or len(names) < 2:

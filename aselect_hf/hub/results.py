@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from aselect_hf.compare import Comparison
+from aselect_hf.files import as_path, read_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 
 
@@ -90,7 +90,7 @@ def is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name != "sample" and not Path(name).exists()
+    return name != "sample" and not as_path(name).exists()
 
 
 def results_of(comparison: Comparison, config: ASelectDiTConfig, dataset: str | None) -> list[EvaluationResult]:
@@ -129,8 +129,8 @@ def load_results(path: str | Path) -> list[EvaluationResult]:
         ValueError: not such a file.
     """
     try:
-        return [EvaluationResult(**fields) for fields in json.loads(Path(path).read_text())["results"]]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return [EvaluationResult(**fields) for fields in read_json(path)["results"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no results of a training ({error})") from error
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
+from aselect_hf.files import as_path, read_json
 from aselect_hf.hub.model_card import TEMPLATES, CardContent, publishable_training
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
@@ -65,7 +66,7 @@ def prepare_upload(
     Raises:
         ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if detect_format(folder) != "aselect":
         raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
@@ -114,15 +115,15 @@ def prepare_folder(
     Args:
         audit: instead of the folder's.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     selection, comparison, results, record, audited = (
         folder / f"{name}.json" for name in ("selection", "compare", "results", "training", "audit")
     )
     if audit is None and audited.is_file():
         audit = Audit.load(audited)
     try:
-        training = json.loads(record.read_text()) if record.is_file() else None
-    except json.JSONDecodeError as error:
+        training = read_json(record) if record.is_file() else None
+    except ValueError as error:
         raise ValueError(f"{record} is not a training record ({error})") from error
     return prepare_upload(
         folder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 
@@ -10,22 +12,31 @@ def is_checked() -> bool:
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-def computed_in(tensor: torch.Tensor) -> torch.dtype:
-    """The precision of a module's products: that of autocast where it is on, or else of its weights, `tensor`."""
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no value is NaN or infinite: one look, however many tensors."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def overflow_error(what: str, dtype: torch.dtype, hint: str = "") -> ValueError:
-    """The error for NaN or infinite values in `what`, computed in `dtype`.
+def check_finite(tensors: Iterable[torch.Tensor], what: str, weight: torch.Tensor, hint: str = "") -> None:
+    """Raise `overflow_error` for the values that `what`, a part with this weight, has given."""
+    if is_checked() and not all_finite(tensors):
+        raise overflow_error(what, weight, hint)
+
+
+def overflow_error(what: str, weight: torch.Tensor, hint: str = "") -> ValueError:
+    """The error for NaN or infinite values.
 
     Args:
+        what: the part that gives them.
+        weight: one of its weights: where autocast is off, its precision is that of the computation.
         hint: another way out of float16.
     """
-    way_out = "check the weights, and that the pixel values lie in [-1, 1]"
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    way_out = "check its weights, and that the inputs have the range that the model was trained on"
     if dtype == torch.float16:
-        way_out = f"its largest number is 65504; use bfloat16 or float32 (--dtype bfloat16){hint}"
-    return ValueError(f"{what} holds NaN or infinite values in {dtype}: {way_out}")
+        way_out = f"they are beyond its largest number, 65504: use bfloat16 (--dtype bfloat16) or float32{hint}"
+    return ValueError(f"{what} in {dtype}: {way_out}")
 
 
-__all__ = ["computed_in", "is_checked", "overflow_error"]
+__all__ = ["all_finite", "check_finite", "is_checked", "overflow_error"]

@@ -102,7 +102,7 @@ class HFRSweep:
             finish(self.batch_size)
         ratios = torch.cat(done).numpy()
         if not np.isfinite(ratios).all():
-            raise ValueError(f"{self.inputs.feature} holds NaN or infinite values in {self.inputs.model.dtype}")
+            raise ValueError(f"the HFR of {self.inputs.feature} is NaN or infinite")
         return ratios
 
     def _tokens(self, rows: torch.Tensor, scales: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from aselect_hf.files import as_path
 from aselect_hf.selection import METHODS
 from aselect_hf.selection.criterion import AUTO
 
@@ -27,13 +29,33 @@ LR_SCHEDULERS = (
     "inverse_sqrt",
 )
 
+PATHS = (
+    "model_name_or_path",
+    "dataset_name",
+    "train_dir",
+    "validation_dir",
+    "cache_dir",
+    "output_dir",
+    "resume_from_checkpoint",
+)
+"""Arguments that may name a file or folder."""
+
 
 def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+class Arguments:
+    """Base of the argument dataclasses: `~` in a path is the home folder, wherever the argument comes from."""
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            if value := getattr(self, name, None):
+                setattr(self, name, os.path.expanduser(value))
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(Arguments):
     model_name_or_path: str | None = _field(None, "Checkpoint to start from: a folder, a Hub id, or 'sample'.")
     attn_implementation: str = _field(
         "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
@@ -72,6 +94,7 @@ class TaskModelArguments(ModelArguments):
     head_norm: str | None = _field(None, "layer_norm or batch_norm before the head's linear layer.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.timestep_selection not in METHODS:
             raise ValueError(f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}")
         if self.timestep is not None and self.timestep_selection != "fixed":
@@ -96,7 +119,7 @@ class TaskModelArguments(ModelArguments):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Arguments):
     dataset_name: str | None = _field(None, "Data set on the Hub, a folder of parquet files, or 'sample'.")
     dataset_config_name: str | None = _field(None, "Configuration of the data set.")
     train_dir: str | None = _field(None, "Folder of images, in place of dataset_name.")
@@ -138,7 +161,7 @@ class TaskDataArguments(DataArguments):
 
 
 @dataclass
-class PretrainingArguments:
+class PretrainingArguments(Arguments):
     """What every training run needs. A value out of range is a `ValueError` that names its argument."""
 
     output_dir: str = _field("", "Folder for checkpoints and the final model.")
@@ -176,6 +199,7 @@ class PretrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.checkpointing_steps, int):
             self.checkpointing_steps = str(self.checkpointing_steps)
         if self.with_tracking and not self.report_to:
@@ -258,15 +282,15 @@ def parse_arguments(
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = _flags_of_file(Path(argv[0]), dataclasses) + argv[1:]
+        argv = _flags_of_file(as_path(argv[0]), dataclasses) + argv[1:]
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
 def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
     """The file as flags, so that argparse reads its values just as it reads the command line's."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(path.read_bytes())  # in any Unicode encoding
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config file {path} cannot be read ({str(error).splitlines()[0]})") from error
     types = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
     if not isinstance(values, dict):

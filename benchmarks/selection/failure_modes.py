@@ -27,6 +27,7 @@ from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.conversion import load_model
 from aselect_hf.data import ImageData
+from aselect_hf.files import write_text
 from benchmarks.selection.pairs import FASHION_GROUPS, coarse_labels
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -404,7 +405,7 @@ def write(measured: dict[str, Measured]) -> None:
         picture(next(iter(each.audits.values())), PICTURES / f"{name}.png")
         if each.curves:
             picture(draw_curves(each.curves), PICTURES / f"{name}-curves.png")
-    (DOCS / "failure-modes.md").write_text(page(measured))
+    write_text(DOCS / "failure-modes.md", page(measured))
 
 
 if __name__ == "__main__":

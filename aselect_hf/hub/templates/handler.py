@@ -34,7 +34,7 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = "") -> None:
-        architecture = json.loads((Path(path) / "config.json").read_text())["architectures"][0]
+        architecture = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
         self.task = next(
             (task for suffix, task in TASKS.items() if architecture.endswith(suffix)), "image-feature-extraction"
         )
