@@ -135,7 +135,7 @@ class Comparison(Record):
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write `compare.json` (which `load` reads), `.md` and `.png`, every selection and the audit's files, together."""
+        """Write `compare.json` (which `load` reads), `.md` and `.png`, all selections, the audit's files: together."""
         content = {
             "protocol": self.protocol,
             "raw_pixel_accuracies": self.raw_pixel_accuracies,
