@@ -46,6 +46,8 @@ DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "features"
 MARK_EVERY = 10.0  # seconds between progress marks
 VALUES = np.dtype("<f4")
 CHUNK = 2**24
+RECORD_BYTES = 2**14
+"""Room kept for what stands beside the values."""
 
 
 @dataclass
@@ -334,7 +336,7 @@ class _GrowingFile:
 
     @property
     def bytes_missing(self) -> int:
-        return self._size(len(self.first_rows) - 1) - self._size(self.images)
+        return self._size(len(self.first_rows) - 1) - self._size(self.images) + RECORD_BYTES
 
     def start(self, images: int) -> None:
         """Open it after its first `images`, with room for all of them."""
@@ -342,7 +344,7 @@ class _GrowingFile:
         self.path.touch()
         self.stream = self.path.open("rb+")
         self.stream.truncate(self._size(images) if images else 0)
-        allocate(self.stream, self._size(len(self.first_rows) - 1))
+        allocate(self.stream, self._size(images) + self.bytes_missing)
         self.stream.write(self.header)
         self.stream.seek(self._size(images))
 
@@ -356,12 +358,15 @@ class _GrowingFile:
         self.images += num_images
 
     def mark(self) -> None:
-        """Let a later run go on from here."""
+        """Let a later run go on from here; on a full disk, from the mark before."""
         self._sync()
-        write_json(self.mark_path, _sealed({"images": self.images, "seconds": self.seconds}, self.digest.hexdigest()))
+        record = {"images": self.images, "seconds": self.seconds}
+        with contextlib.suppress(OSError):
+            write_json(self.mark_path, _sealed(record, self.digest.hexdigest()))
 
     def finish(self) -> None:
         """All images are there."""
+        self.stream.truncate()  # gives back what was kept for the record
         self._sync()
         self.stream.close()
         write_json(self.file.record, _sealed({"seconds": self.seconds}, self.digest.hexdigest()))
