@@ -271,8 +271,8 @@ def _opened_together(missing: list[_FeatureFile], kept: KeptRows) -> Iterator[li
     with contextlib.ExitStack() as stack:
         stack.enter_context(disk_errors(folder))
         for file in growing:
-            stack.callback(file.close)
             file.start(done)
+            stack.callback(file.close)
         yield growing
 
 
@@ -367,17 +367,22 @@ class _GrowingFile:
     def finish(self) -> None:
         """All images are there."""
         self.stream.truncate()  # gives back what was kept for the record
-        self._sync()
+        self.mark()
         self.stream.close()
         write_json(self.file.record, _sealed({"seconds": self.seconds}, self.digest.hexdigest()))
         os.replace(self.path, self.file.path)
         self.mark_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close it, finished or not; what an error or an interrupt has left is marked."""
-        if hasattr(self, "stream") and not self.stream.closed:
-            with self.stream, contextlib.suppress(OSError):
-                self.mark()
+        """Close it, finished or not: what an error or an interrupt has left is marked, the room of the rest given back."""
+        if self.stream.closed:
+            return
+        with self.stream, contextlib.suppress(OSError):
+            self.stream.truncate(self._size(self.images))
+            self.mark()
+        if not self.images:
+            self.path.unlink()
+            self.mark_path.unlink(missing_ok=True)
 
     def _found(self) -> tuple[int, float]:
         """Images and seconds of an earlier run; what is damaged is named and dropped."""

@@ -28,9 +28,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor or GPU behind a device, in words."""
+    """The processor or GPU behind a device, in words; of a processor also the instructions that torch uses."""
     if device.type == "cpu":
-        return f"{_processor()}, {os.cpu_count()} cores"
+        bfloat16 = ", bf16 instructions" if BFLOAT16 & _cpu_flags() else ""
+        return f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -42,8 +43,8 @@ def slow_precision(device: torch.device, precision: str, instead: str) -> str | 
         instead: option that gives float32.
     """
     instructions = {"bf16": BFLOAT16, "bfloat16": BFLOAT16, "fp16": FLOAT16, "float16": FLOAT16}.get(precision)
-    flags = _cpu_info("flags") or _cpu_info("Features")
-    if device.type != "cpu" or instructions is None or flags is None or instructions & set(flags.split()):
+    flags = _cpu_flags()
+    if device.type != "cpu" or instructions is None or not flags or instructions & flags:
         return None
     return (
         f"{precision} on this processor ({_processor()}) is several times slower than float32: it has no instructions "
@@ -53,6 +54,11 @@ def slow_precision(device: torch.device, precision: str, instead: str) -> str | 
 
 def _processor() -> str:
     return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    """Instructions of the processor, as Linux names them: of x86, or else of Arm; empty on other systems."""
+    return set((_cpu_info("flags") or _cpu_info("Features") or "").split())
 
 
 def _cpu_info(field: str) -> str | None:

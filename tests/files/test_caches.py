@@ -55,7 +55,9 @@ def interrupted(model, images: torch.Tensor, folder: Path) -> None:
 
 
 def stored(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != "lock")
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != "lock"
+    )
 
 
 @given(data=st.data())
@@ -205,10 +207,12 @@ def test_too_little_room_is_said_before_any_work(cache, model, images, small_dis
 
 
 @pytest.mark.parametrize("reserving", [True, False])
-def test_a_disk_that_fills_up_while_features_are_computed(reserving, model, small_disk, run_together, monkeypatch, tmp_path):
+def test_a_disk_that_fills_up_while_features_are_computed(
+    reserving, model, small_disk, run_together, monkeypatch, tmp_path
+):
     """Where room can be reserved nothing happens; elsewhere it is one line, and the finished images are kept."""
+    monkeypatch.setattr(feature_cache, "MARK_EVERY", 0.0)
     if not reserving:
-        monkeypatch.setattr(files.os, "posix_fallocate", None)
         monkeypatch.delattr(files.os, "posix_fallocate")
     images = torch.randn(600, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = features(model, images, tmp_path, 100)

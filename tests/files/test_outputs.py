@@ -33,7 +33,9 @@ from aselect_hf.files import (
 )
 
 PARTS = ("a.txt", "b.txt", "c.txt")
-SOURCES = [path for folder in ("aselect_hf", "benchmarks") for path in (Path(__file__).parents[2] / folder).rglob("*.py")]
+SOURCES = [
+    path for folder in ("aselect_hf", "benchmarks") for path in (Path(__file__).parents[2] / folder).rglob("*.py")
+]
 
 
 def _in_file(path: Path):
@@ -278,9 +280,10 @@ def test_a_full_disk_names_the_output_and_leaves_the_old_one(small_disk):
     tensors = {"x": torch.zeros(2**19)}  # 2 MiB
     write_text(disk / "old.txt", "old")
     for kind in KINDS:
-        with pytest.raises(OSError, match=rf"^{disk}.* could not be written \(No space left on device\)"), kind(
-            disk / "out"
-        ) as temporary:
+        with (
+            pytest.raises(OSError, match=rf"^{disk}.* could not be written \(No space left on device\)"),
+            kind(disk / "out") as temporary,
+        ):
             save_file(tensors, temporary if kind is _in_file else temporary / "model.safetensors")
     with pytest.raises(OSError, match="could not be written"), atomic_file(disk / "old.txt") as temporary:
         temporary.write_bytes(bytes(2**21))
@@ -309,7 +312,8 @@ def test_reserved_room_is_there_when_the_work_is_done(small_disk, run_together):
         assert shutil.disk_usage(disk).free < 4096
     write_text(disk / "results", "x" * 2**18)
     (disk / "filler").unlink()
-    with pytest.raises(ValueError, match=r"has 0.00 GB free, the results need 1.00 GB"), reserved_space(
-        disk, 10**9, "the results"
+    with (
+        pytest.raises(ValueError, match=r"has 0.00 GB free, the results need 1.00 GB"),
+        reserved_space(disk, 10**9, "the results"),
     ):
         pass
