@@ -374,7 +374,7 @@ class _GrowingFile:
         self.mark_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close it, finished or not: what an error or an interrupt has left is marked, the room of the rest given back."""
+        """Close it, finished or not: what an error or interrupt leaves is marked, and no room is kept for the rest."""
         if self.stream.closed:
             return
         with self.stream, contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aselect_hf import feature_cache, files, latent_cache
+from aselect_hf import feature_cache, files
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
 from aselect_hf.latent_cache import cached_latents
@@ -44,6 +44,20 @@ def latents(model, images: torch.Tensor, folder: Path, batch_size: int = 3) -> n
 
 
 CACHES = [features, latents]
+
+
+@pytest.fixture
+def runs(model, monkeypatch) -> list[tuple[int, int]]:
+    """Timestep and number of images of every batch that the model runs."""
+    found: list[tuple[int, int]] = []
+    extract = type(model).extract_features
+
+    def note(self, *args, **options):
+        found.append((options["timesteps"][0], len(options["latents"])))
+        return extract(self, *args, **options)
+
+    monkeypatch.setattr(type(model), "extract_features", note)
+    return found
 
 
 def interrupted(model, images: torch.Tensor, folder: Path) -> None:
@@ -98,7 +112,7 @@ def test_any_damage_gives_the_same_numbers(cache, half_done, make_model, images,
 
 
 @pytest.mark.parametrize("damage", ["values", "values zeroed", "record", "no record", "no values"])
-def test_a_damaged_feature_file_is_named_and_computed_again(damage, model, images, tmp_path, caplog, monkeypatch):
+def test_a_damaged_feature_file_is_named_and_computed_again(damage, model, images, tmp_path, caplog, runs):
     expected = features(model, images, tmp_path)
     [values] = tmp_path.rglob("t00300.npy")
     record = values.with_suffix(".json")
@@ -112,15 +126,9 @@ def test_a_damaged_feature_file_is_named_and_computed_again(damage, model, image
         record.write_text("{", encoding="utf-8")
     elif damage.startswith("no"):
         (record if damage == "no record" else values).unlink()
-    computed = []
-    monkeypatch.setattr(
-        type(model), "extract_features",
-        lambda self, *args, extract=type(model).extract_features, **options: (
-            computed.append(options["timesteps"]), extract(self, *args, **options)
-        )[1],
-    )  # fmt: skip
+    runs.clear()
     np.testing.assert_allclose(features(model, images, tmp_path), expected, atol=1e-6)
-    assert computed == [[300]] * 4  # batches of this timestep alone
+    assert [timestep for timestep, _ in runs] == [300] * 4  # batches
     if damage.startswith("no"):
         assert caplog.text == ""
     else:
@@ -141,18 +149,12 @@ def test_the_record_of_a_feature_file_is_guarded_too(model, images, tmp_path, ca
     assert "t00000.npy is damaged (its content does not match its checksum): computing it again" in caplog.text
 
 
-def test_an_error_keeps_what_was_finished(model, images, tmp_path, monkeypatch):
+def test_an_error_keeps_what_was_finished(model, images, tmp_path, runs):
     expected = features(model, images, tmp_path / "truth")
     interrupted(model, images, tmp_path)
-    sizes = []
-    monkeypatch.setattr(
-        type(model), "extract_features",
-        lambda self, *args, extract=type(model).extract_features, **options: (
-            sizes.append(len(options["latents"])), extract(self, *args, **options)
-        )[1],
-    )  # fmt: skip
+    runs.clear()
     np.testing.assert_allclose(features(model, images, tmp_path), expected, atol=1e-6)
-    assert sum(sizes) == 2 * (COUNT - 6)
+    assert sum(count for _, count in runs) == 2 * (COUNT - 6)
 
 
 def _die_after(model, images: torch.Tensor, folder: Path, calls: int) -> None:
@@ -172,17 +174,12 @@ def _die_after(model, images: torch.Tensor, folder: Path, calls: int) -> None:
 
 
 @pytest.mark.parametrize("calls", [0, 1, 4, 5, 7])
-def test_a_killed_run_gives_the_same_numbers_when_it_goes_on(calls, model, images, tmp_path, run_together, monkeypatch):
+def test_a_killed_run_gives_the_same_numbers_when_it_goes_on(calls, model, images, tmp_path, run_together, runs):
     expected = features(model, images, tmp_path / "truth")
     assert run_together(_die_after, (model, images, tmp_path, calls)) == [-signal.SIGKILL]
-    sizes = []
-    extract = type(model).extract_features
-    monkeypatch.setattr(
-        type(model), "extract_features",
-        lambda self, *args, **options: (sizes.append(len(options["latents"])), extract(self, *args, **options))[1],
-    )  # fmt: skip
+    runs.clear()
     np.testing.assert_allclose(features(model, images, tmp_path), expected, atol=1e-6)
-    assert sum(sizes) == 2 * (COUNT - 3 * (calls // 2))
+    assert sum(count for _, count in runs) == 2 * (COUNT - 3 * (calls // 2))
     assert not list(tmp_path.rglob("*partial*"))
 
 

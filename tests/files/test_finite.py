@@ -1,4 +1,4 @@
-"""What leaves the library is finite and of the dtype asked for, or one error names what overflowed, and in which dtype."""
+"""What leaves the library is finite and of the dtype asked for, or one error names what overflowed, and where."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_head_that_overflows_is_named(model, normal):
         for linear in head.classifier.modules():
             if isinstance(linear, torch.nn.Linear):
                 linear.bias.fill_(torch.inf)
-    with pytest.raises(ValueError, match="the head gives NaN or infinite values in torch.float32"):
+    with pytest.raises(ValueError, match=r"the head gives NaN or infinite values in torch\.float32"):
         head(normal(2, 2, 8, 8))
 
 
