@@ -16,7 +16,7 @@ from aselect_hf.data import ImageData
 from aselect_hf.latent_cache import cached_latents
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.pretrain import make_collate
-from aselect_hf.training.task_data import TaskDataset, stream_collate
+from aselect_hf.training.task_data import TaskData, TaskDataset, stream_collate
 
 COUNT = 6
 
@@ -52,7 +52,9 @@ def make_loader(make_model, data, tmp_path):
             rows = {"image": data.items, "label": data.labels.tolist()}
             features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
             stream = datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset()
-            collate = stream_collate(model.config, TaskDataArguments(), False)
+            train = ImageData(data.items, data.labels, ["a", "b", "c"])
+            splits = TaskData(train, train, None, stream, ["a", "b", "c"])
+            collate = stream_collate(model.config, TaskDataArguments(), False, splits)
             return DataLoader(stream, collate_fn=collate, batch_size=2, **options)
         return DataLoader(dataset, collate_fn=dataset.collate, batch_size=2, **options)
 
