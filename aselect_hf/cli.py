@@ -23,15 +23,25 @@ from aselect_hf.classes import share_classes
 from aselect_hf.compare import check_strategies, compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
+from aselect_hf.cost import weight_bytes
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.errors import one_line_errors
-from aselect_hf.files import atomic_directory, atomic_file, atomic_files, check_writable, expand_home
+from aselect_hf.files import (
+    as_path,
+    atomic_directory,
+    atomic_file,
+    atomic_files,
+    check_absent,
+    check_writable,
+    reserved_space,
+)
 from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
+from aselect_hf.versions import slow_precision
 
 TRAIN_SPLIT = "train"
 EXIT_CODES = {TRUST: 0, UNCERTAIN: 3, DO_NOT_TRUST: 4}  # of audit; 2 is a mistake's, 1 a crash's
@@ -122,24 +132,26 @@ def select(
     )  # fmt: skip
     check_request(method, options, feature)
     check_writable(output_dir / "selection.json")
+    if save_model:
+        check_absent(save_model)
     backbone = _load(model, device, dtype)
     images = _images(data, split, image_column, label_column).sample(max_samples, seed, per_class=2).readable(on_error)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(atomic_directory(save_model)) if save_model else None
+    with _room_for_model(save_model, backbone):
         selection = select_timestep(
             backbone, images, method=method, feature=feature, timesteps=_timesteps(timesteps), num_images=num_images,
             seed=seed, batch_size=batch_size, cache_dir=cache_dir, **options,
         )  # fmt: skip
-        selection.save(output_dir / "selection.json")
-        selection.plot(output_dir / "selection.png")
-        if folder:
+    with atomic_files(output_dir) as folder:
+        selection.save(folder / "selection.json")
+        selection.plot(folder / "selection.png")
+    if save_model:
+        with atomic_directory(save_model) as folder:
             write_model(selection.apply(backbone), folder)
     cost = selection.cost
     print(selection.describe())
     print(f"{cost.forward_passes:,} forward passes, {cost.seconds:.1f} s, {cost.flops / 1e9:,.1f} GFLOP")
-    print(
-        f"wrote {output_dir / 'selection.json'}, {output_dir / 'selection.png'}" + (f", {save_model}" if folder else "")
-    )
+    saved = f", {save_model}" if save_model else ""
+    print(f"wrote {output_dir / 'selection.json'}, {output_dir / 'selection.png'}{saved}")
 
 
 @app.command(epilog="Example: `aselect audit sample sample --output-dir runs/audit`")
@@ -280,15 +292,19 @@ def features(
     if images.label_names is not None and split != TRAIN_SPLIT:
         images = images.with_classes(_names_from_training(images, data, image_column, label_column))
     parts: dict[str, list[Any]] = {}
-    for batch in tqdm(images.batches(config, batch_size), total=-(-len(images) // batch_size), unit="batch"):
-        extracted = backbone.extract_features(
-            batch.to(backbone.device),
-            features=names.split(",") if names else None,
-            timesteps=_timestep_list(timesteps),
-            output_format="pooled" if pool else "tokens",
-        )
-        for name, value in extracted.items():
-            parts.setdefault(name, []).append(value.cpu())
+    with contextlib.ExitStack() as room:
+        for batch in tqdm(images.batches(config, batch_size), total=-(-len(images) // batch_size), unit="batch"):
+            extracted = backbone.extract_features(
+                batch.to(backbone.device),
+                features=names.split(",") if names else None,
+                timesteps=_timestep_list(timesteps),
+                output_format="pooled" if pool else "tokens",
+            )
+            if not parts:
+                needed = len(images) * sum(value[0].nbytes for value in extracted.values())
+                room.enter_context(reserved_space(as_path(output).parent, needed, "these features"))
+            for name, value in extracted.items():
+                parts.setdefault(name, []).append(value.cpu())
     tensors = {name: torch.cat(value) for name, value in parts.items()}
     metadata: dict[str, str] = {}
     if images.labels is None:
@@ -424,7 +440,7 @@ def main() -> None:
     """Entry point: a user's mistake ends in one line on stderr and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with one_line_errors("aselect"):
-        app(expand_home(sys.argv[1:]))
+        app()
 
 
 def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
@@ -433,8 +449,18 @@ def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
         raise ValueError(f"dtype must be one of {', '.join(dtypes)}; got {dtype!r}")
     logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()  # it warns about every cast
+    place = torch.device(device or _default_device())
+    if warning := slow_precision(place, dtype, "--dtype float32"):
+        print(f"warning: {warning}", file=sys.stderr)
     backbone: Any = load_model(model, dtype=dtypes[dtype])
-    return backbone.to(device or _default_device()).eval()
+    return backbone.to(place).eval()
+
+
+def _room_for_model(save_model: Path | None, model: ASelectDiTModel) -> contextlib.AbstractContextManager[None]:
+    """Room for the model that is written at the end."""
+    if save_model is None:
+        return contextlib.nullcontext()
+    return reserved_space(as_path(save_model).parent, weight_bytes(model), "the model's weights")
 
 
 def _default_device() -> str:

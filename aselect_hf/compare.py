@@ -9,7 +9,6 @@ the first that a rule read from features, is audited on a sample of the training
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.classes import share_classes, stratified_sample
 from aselect_hf.data import ImageData
 from aselect_hf.feature_cache import pooled_features
-from aselect_hf.files import Record, atomic_file
+from aselect_hf.files import Record, as_path, atomic_files, write_json, write_text
 from aselect_hf.markdown import Markdown, markdown_table
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
@@ -139,26 +138,23 @@ class Comparison(Record):
         return str(Markdown("\n").join(lines))
 
     def save(self, folder: str | Path) -> Path:
-        """Write `compare.json` (which `load` reads), `.md` and `.png`, every selection and the audit's files."""
-        folder = Path(folder)
+        """Write `compare.json` (which `load` reads), `.md` and `.png`, all selections, the audit's files: together."""
         content = {
             "protocol": self.protocol,
             "raw_pixel_accuracies": self.raw_pixel_accuracies,
             "rows": [dataclasses.asdict(row) | {"regret": self.regret(row)} for row in self.rows],
             "audit": dataclasses.asdict(self.audit) if self.audit else None,
         }
-        with atomic_file(folder / "compare.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-        with atomic_file(folder / "compare.md") as temporary:
-            temporary.write_text(self.markdown())
-        with atomic_file(folder / "compare.png") as temporary:
-            plot_comparison(self, temporary)
-        for row in self.rows:
-            row.selection.save(folder / f"selection-{row.strategy}.json")
-        if self.audit is not None:
-            self.audit.save(folder / "audit.json")
-            self.audit.plot(folder / "audit.png")
-        return folder
+        with atomic_files(folder) as temporary:
+            write_json(temporary / "compare.json", content)
+            write_text(temporary / "compare.md", self.markdown())
+            plot_comparison(self, temporary / "compare.png")
+            for row in self.rows:
+                row.selection.save(temporary / f"selection-{row.strategy}.json")
+            if self.audit is not None:
+                self.audit.save(temporary / "audit.json")
+                self.audit.plot(temporary / "audit.png")
+        return as_path(folder)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:

@@ -42,3 +42,8 @@ def feature_flops(model: ASelectDiTModel, *features: str) -> float:
     latents = torch.zeros(1, config.num_channels, config.sample_size, config.sample_size, device=model.device)
     timesteps = torch.zeros(1, dtype=torch.long, device=model.device)
     return count_flops(lambda: model.features_of_noisy(latents, timesteps, features))
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Size of a model's weights in a file."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

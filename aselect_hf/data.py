@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from aselect_hf.classes import (
     read_labels,
     stratified_sample,
 )
-from aselect_hf.files import atomic_file
+from aselect_hf.files import as_path, read_json, sealed, write_json
 from aselect_hf.images import (
     check_range,
     fingerprint_images,
@@ -315,12 +314,12 @@ class ImageData:
         """
         if cache_dir is None or not isinstance(self.masks, datasets.Dataset):
             return self._read_mask_values(progress)
-        file = Path(cache_dir) / f"masks-{ImageData(self.masks, name=self.name).fingerprint}.json"
-        if not file.is_file():
+        file = as_path(cache_dir) / f"masks-{ImageData(self.masks, name=self.name).fingerprint}.json"
+        values = _remembered(file)
+        if values is None:
             values = self._read_mask_values(progress)
-            with atomic_file(file) as temporary:
-                temporary.write_text(json.dumps(values), encoding="utf-8")
-        return json.loads(file.read_text(encoding="utf-8"))
+            write_json(file, sealed({"values": values}))
+        return values
 
     def _read_mask_values(self, progress: bool) -> list[int]:
         rows = tqdm(range(len(self)), desc=f"classes in the masks of {self.name}", unit="mask", disable=not progress)
@@ -478,3 +477,12 @@ def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[Im
 
 def _take(items: Any, rows: list[int]) -> Any:
     return items.select(rows) if isinstance(items, datasets.Dataset) else [items[row] for row in rows]
+
+
+def _remembered(file: Path) -> list[int] | None:
+    """Pixel values that `mask_pixel_values` wrote; `None` where the file is absent or damaged."""
+    try:
+        record = read_json(file)
+        return record["values"] if record == sealed({"values": record["values"]}) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

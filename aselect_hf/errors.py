@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,13 @@ from collections.abc import Iterator
 def one_line_errors(program: str) -> Iterator[None]:
     """Turn the errors that bad input raises into `<program>: error: ...` and exit code 2.
 
+    What the terminal's encoding cannot show is printed as an escape: a name in another script ends no run.
+
     Set `ASELECT_TRACEBACK=1` to see where an error was raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except (ValueError, OSError) as error:

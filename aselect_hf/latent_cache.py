@@ -7,7 +7,6 @@ and checksum at once, so that a shard is whole or absent, and is read through a 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ import torch
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from aselect_hf.data import ImageData
-from aselect_hf.files import atomic_file, check_writable
+from aselect_hf.files import as_path, atomic_file, check_space, check_writable, digest_once
 from aselect_hf.fingerprint import fingerprint, tensor_bytes
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
@@ -36,9 +35,6 @@ DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "latents"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHARD_IMAGES, SHARD_BYTES = 1024, 2**27  # a shard is filled in memory: whichever is less
 DECODER = ("decoder.", "post_quant_conv.")
-
-_checked: set[tuple[str, int, int, int]] = set()
-"""Files (path, inode, size, time of writing) whose checksum this process has verified."""
 
 
 @dataclass(eq=False)
@@ -159,13 +155,10 @@ class LatentCache(Dataset):
     def verify_shard(self, content: str, shard: int) -> dict[str, str]:
         """Metadata of a shard, after all checks: the checksum too, once per process and file."""
         file = self.shard_file(content, shard)
-        status = file.stat()
         values, metadata = self.open_shard(content, shard)
-        state = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
-        if state not in _checked:
-            if hashlib.sha256(tensor_bytes(values)).hexdigest() != metadata.get("sha256"):
-                raise ValueError("its values do not match their checksum")
-            _checked.add(state)
+        if digest_once(file, lambda: hashlib.sha256(tensor_bytes(values)).hexdigest()) != metadata.get("sha256"):
+            raise ValueError("its values do not match their checksum")
+        float(metadata.get("seconds", ""))  # it is no longer a number where the header is damaged
         return metadata
 
     def missing(self, shard: int, warn: bool = False) -> list[str]:
@@ -228,7 +221,7 @@ def cached_latents(
     shape = latent_shape(model, data)
     shard_size = max(1, min(SHARD_IMAGES, SHARD_BYTES // (int(np.prod(shape)) * DTYPES[dtype].itemsize)))
     cache = LatentCache(
-        folder=Path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, dtype, shard_size, segmentation),
+        folder=as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, dtype, shard_size, segmentation),
         num_images=len(data),
         shape=shape,
         dtype=DTYPES[dtype],
@@ -282,10 +275,7 @@ def _fill(
     check_writable(cache.folder / "locks" / "lock")
     per_image = int(np.prod(cache.shape)) * cache.dtype.itemsize
     needed = per_image * sum(len(cache.shard_rows(shard)) * len(contents) for shard, contents in missing.items())
-    if (free := shutil.disk_usage(cache.folder).free) < needed:
-        raise ValueError(
-            f"cache_dir {cache.folder.parent} has {free / 1e9:.2f} GB free, these latents need {needed / 1e9:.2f} GB"
-        )
+    check_space(cache.folder.parent, needed, "these latents", name="cache_dir")
     done = len(cache) - sum(len(cache.shard_rows(shard)) for shard in missing)
     name = f"latents of {data.name}"
     reading: dict[str, Any] = {"segmentation": segmentation, "num_workers": num_workers}
@@ -333,15 +323,13 @@ def _encode_shard(
     for content, values in shard_values.items():
         metadata = {"sha256": hashlib.sha256(tensor_bytes(values)).hexdigest(), "seconds": f"{seconds:.6f}"}
         with atomic_file(cache.shard_file(content, shard)) as temporary:
-            temporary.write_bytes(save({"values": values}, metadata))  # save_file would hide the file from other users
+            save_file({"values": values}, temporary, metadata)
 
 
 def _stored(values: torch.Tensor, cache: LatentCache) -> torch.Tensor:
     """Values as they are stored, after making sure that they can be."""
     if tuple(values.shape[1:]) != cache.shape:
         raise ValueError(f"images must all have the size of the first: {tuple(values.shape[1:])} is not {cache.shape}")
-    if not values.isfinite().all():
-        raise ValueError(f"the VAE gives NaN or infinite latents in {values.dtype}: load it in float32")
     stored = values.to("cpu", cache.dtype)
     if not stored.isfinite().all():
         raise ValueError(f"dtype 'float16' cannot hold latents as large as {values.abs().max():.3g}: use 'float32'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -11,6 +10,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
+from aselect_hf.files import as_path, read_json
 from aselect_hf.folders import find_split, load_folder, read
 
 SAMPLE_DIR = Path(__file__).parent / "sample"
@@ -63,7 +63,7 @@ def load_images(
         ValueError: nothing is there, or it has no such split; the message lists what there is.
     """
     loaded: Any
-    path = SAMPLE_DATA if source == "sample" else Path(source).expanduser()
+    path = SAMPLE_DATA if source == "sample" else as_path(source)
     if path.exists():
         loaded = load_folder(path, split, config_name, streaming=streaming)
     else:
@@ -102,7 +102,7 @@ def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
     """
     if source == "sample":
         return ["background", *load_images("sample").features["label"].names]
-    file = Path(source).expanduser() / MASK_NAMES_FILE
+    file = as_path(source) / MASK_NAMES_FILE
     if not file.parent.exists():
         try:
             file = Path(hf_hub_download(str(source), MASK_NAMES_FILE, repo_type="dataset"))
@@ -111,7 +111,7 @@ def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
     if not file.is_file():
         return None
     try:
-        names = {int(value): str(name) for value, name in json.loads(file.read_text()).items()}
+        names = {int(value): str(name) for value, name in read_json(file).items()}
         if sorted(names) == [*range(len(names))]:
             return [names[value] for value in range(len(names))]
         if min(names) < 0 or len(names) < 2:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import torch
 
+CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+FLOAT16 = {"avx512_fp16", "amx_fp16", "asimdhp"}
+"""Instructions of x86 and Arm processors that compute in a precision; the system names them so."""
 PACKAGES = ("aselect-hf", "torch", "transformers", "diffusers", "scikit-learn", "numpy")
 
 
@@ -24,16 +28,42 @@ def installed_versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor or GPU behind a device, in words."""
+    """The processor or GPU behind a device, in words; of a processor also the instructions that torch uses."""
     if device.type == "cpu":
-        return f"{_processor()}, {os.cpu_count()} cores"
+        bfloat16 = ", bf16 instructions" if BFLOAT16 & _cpu_flags() else ""
+        return f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def slow_precision(device: torch.device, precision: str, instead: str) -> str | None:
+    """A warning where a processor only emulates a 16-bit precision; `None` where it does not, or cannot be asked.
+
+    Args:
+        precision: `"bf16"` or `"bfloat16"`, `"fp16"` or `"float16"`, or any other.
+        instead: option that gives float32.
+    """
+    instructions = {"bf16": BFLOAT16, "bfloat16": BFLOAT16, "fp16": FLOAT16, "float16": FLOAT16}.get(precision)
+    flags = _cpu_flags()
+    if device.type != "cpu" or instructions is None or not flags or instructions & flags:
+        return None
+    return (
+        f"{precision} on this processor ({_processor()}) is several times slower than float32: it has no instructions "
+        f"for it; use {instead}"
+    )
+
+
 def _processor() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    """Instructions of the processor, as Linux names them: of x86, or else of Arm; empty on other systems."""
+    return set((_cpu_info("flags") or _cpu_info("Features") or "").split())
+
+
+def _cpu_info(field: str) -> str | None:
+    """A field of the first processor, on Linux."""
+    if not CPU_INFO.is_file():
+        return None
+    lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.partition(":")[0].strip() == field), None)

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from aselect_hf.files import atomic_directory
+from aselect_hf.files import atomic_directory, read_json
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PARTS = {"train": [f"data_batch_{part}" for part in range(1, 6)], "test": ["test_batch"]}
@@ -32,7 +31,7 @@ Split = tuple[np.ndarray, list[int]]
 def read(package: Path, split: str) -> Split:
     """Pixels `(images, 32, 32, 3)` and labels; every row of a PNG of the package is one image."""
     rows = np.concatenate([np.asarray(Image.open(package / f"{part}.png")) for part in PARTS[split]])
-    return rows.reshape(-1, 32, 32, 3), json.loads((package / LABELS[split]).read_text())
+    return rows.reshape(-1, 32, 32, 3), read_json(package / LABELS[split])
 
 
 def encoded(pixels: np.ndarray, image_format: str) -> bytes:

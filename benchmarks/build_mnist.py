@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import datasets
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from aselect_hf.files import atomic_directory
+from aselect_hf.files import atomic_directory, read_json
 
 SIDE = 28
 SIZES = {"train": 6000, "validation": 2000}
@@ -26,7 +25,7 @@ SEED = 0
 
 def build(package: Path, output_dir: Path) -> None:
     """Write a parquet file for every split; the package keeps the digits as lists of numbers in [0, 1]."""
-    digits = [json.loads((package / f"src/digits/{digit}.json").read_text())["data"] for digit in range(10)]
+    digits = [read_json(package / f"src/digits/{digit}.json")["data"] for digit in range(10)]
     images = [(255 * np.array(pixels)).round().astype(np.uint8).reshape(-1, SIDE, SIDE) for pixels in digits]
     labels = np.repeat(np.arange(10), [len(each) for each in images])
     every, rest = np.concatenate(images), np.arange(len(labels))

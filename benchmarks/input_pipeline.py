@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from PIL import Image, ImageFilter
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
 from aselect_hf.conversion import load_model
 from aselect_hf.data import ImageData, load_images
-from aselect_hf.files import atomic_file
+from aselect_hf.files import write_json
 from aselect_hf.latent_cache import cached_latents
 from aselect_hf.versions import hardware, installed_versions
 
@@ -131,8 +130,7 @@ def main() -> None:
                 "versions": installed_versions(),
             },
         }
-    with atomic_file(RESULTS / "input-pipeline.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+    write_json(RESULTS / "input-pipeline.json", content)
     print(
         "| images | loading, by workers (images/s) | model (images/s) | loading is the bottleneck |\n|---|---|---|---|"
     )

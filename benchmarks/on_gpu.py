@@ -143,7 +143,7 @@ def tiny_data(folder: Path) -> Path:
 
 def report(path: Path) -> None:
     """Copy results to where they are kept, by the name of the card, and print their tables."""
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     card = re.sub(r"[^a-z0-9]+", "-", results["environment"]["hardware"].lower()).strip("-")
     text = markdown(results)
     for suffix, content in ((".json", json.dumps(results, indent=1)), (".md", text)):

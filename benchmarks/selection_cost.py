@@ -28,7 +28,7 @@ from aselect_hf import ASelectDiTConfig, ASelectDiTModel, TimestepSelection, sel
 from aselect_hf.conversion import load_model
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data import ImageData, load_images
-from aselect_hf.files import atomic_file
+from aselect_hf.files import write_json
 from aselect_hf.selection.search import choose
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.throughput import SD_VAE
@@ -173,8 +173,7 @@ def main() -> None:
             "versions": installed_versions(),
         },
     }
-    with atomic_file(RESULTS / f"selection-cost-{model_name}-{data_name}.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+    write_json(RESULTS / f"selection-cost-{model_name}-{data_name}.json", content)
     print(table(rows, draws[grid.feature]))
     print(f"\nProtocol: {content['protocol']}\n\nBootstrap: {json.dumps(draws, indent=1)}")
     print(f"\nDiT-XL/2, FLOPs: {json.dumps(content['dit_xl_2_256'], indent=1)}")

@@ -13,14 +13,13 @@ Writes `benchmarks/results/strategies-<name>-<task>.json` and prints the table. 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from aselect_hf.files import atomic_file
+from aselect_hf.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = ("hfr", "gate", "grid", "fixed")
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, An
         if arguments.max_train_samples:
             command += ["--max_train_samples", str(arguments.max_train_samples)]
         subprocess.run(command, check=True)
-    return json.loads((output_dir / "results.json").read_text())
+    return read_json(output_dir / "results.json")
 
 
 def summarise(strategy: str, runs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -104,8 +103,7 @@ def main() -> None:
         "rows": rows,
         "protocol": runs["hfr"][0]["protocol"],
     }
-    with atomic_file(RESULTS / f"strategies-{arguments.name}-{arguments.task}.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+    write_json(RESULTS / f"strategies-{arguments.name}-{arguments.task}.json", content)
     print(table(rows, metric))
 
 

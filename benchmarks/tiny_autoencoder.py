@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
 from aselect_hf.conversion import set_vae
-from aselect_hf.files import atomic_file
+from aselect_hf.files import write_json
 from aselect_hf.probe import fit_probe
 from aselect_hf.versions import hardware, installed_versions
 
@@ -159,8 +158,7 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
         "versions": installed_versions(),
     }
-    with atomic_file(RESULT) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+    write_json(RESULT, content)
     print("| encoder | t | cosine similarity | probe, same encoder | probe of KL features |\n" + "|---" * 5 + "|")
     for row in rows:
         print(

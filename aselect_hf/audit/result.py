@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from aselect_hf.audit.regret import Regret
-from aselect_hf.files import Record, atomic_file
+from aselect_hf.files import Record, as_path, atomic_file, write_json
 from aselect_hf.plots import plot_audit
 from aselect_hf.selection import TimestepSelection
 
@@ -70,9 +69,7 @@ class Audit(Record):
 
     def save(self, path: str | Path) -> Path:
         """Write everything as JSON, whole or not at all; `load` reads it back equal."""
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1))
-        return Path(path)
+        return write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -85,4 +82,4 @@ class Audit(Record):
         """Draw all curves, the bootstrap's picks and the pick; whole or not at all."""
         with atomic_file(path) as temporary:
             plot_audit(self, temporary)
-        return Path(path)
+        return as_path(path)

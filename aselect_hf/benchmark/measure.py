@@ -181,7 +181,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int 
         return run(), None
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed but not given back would be used again unseen
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts anew
         before = _resident("VmRSS")
     except (OSError, AttributeError):
         return run(), None
@@ -190,5 +190,5 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int 
 
 def _resident(field: str) -> int:
     """A field of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aselect_hf.files import atomic_file
+from aselect_hf.files import as_path, atomic_files, write_json, write_text
 from aselect_hf.markdown import Markdown, markdown_table
 
 
@@ -101,10 +100,10 @@ class Benchmark:
         derived = ("median", "images_per_second", "flops_per_second")
         rows = [dataclasses.asdict(row) | {name: getattr(row, name) for name in derived} for row in self.rows]
         content = {"protocol": self.protocol, "rows": rows, "skipped": self.skipped}
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-        with atomic_file(Path(path).with_suffix(".md")) as temporary:
-            temporary.write_text(self.markdown())
+        path = as_path(path)
+        with atomic_files(path.parent) as temporary:
+            write_json(temporary / path.name, content)
+            write_text(temporary / path.with_suffix(".md").name, self.markdown())
 
 
 def _ratio(ratio: list[float] | None) -> str:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from aselect_hf.conversion.locate import LoadingOptions, locate
 from aselect_hf.conversion.weights import State, check_depth, first_line, stored_names, weight_files
+from aselect_hf.files import read_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
@@ -93,7 +94,7 @@ def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
         return source
     path = locate(source, options.of_another_repository).path
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json")
         autoencoder_class = AUTOENCODERS[config["_class_name"]]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"vae {source} is neither an AutoencoderKL nor an AutoencoderTiny") from error

@@ -21,7 +21,7 @@ from aselect_hf.conversion.locate import (
 )
 from aselect_hf.conversion.original_dit import load_original
 from aselect_hf.conversion.weights import check_depth, first_line, stored_names, weight_files
-from aselect_hf.files import atomic_directory
+from aselect_hf.files import atomic_directory, read_json
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
@@ -173,7 +173,7 @@ def _format(source: Any) -> str:
 
 def saved_class(folder: Path) -> type[ASelectDiTPreTrainedModel]:
     """The class that a checkpoint of this package was saved with, its head included."""
-    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    names = read_json(folder / "config.json").get("architectures") or []
     classes = (ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTBackbone)
     return next((known for known in classes if known.__name__ in names), ASelectDiTModel)
 

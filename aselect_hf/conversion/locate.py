@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import json
 import logging
 import re
 import shutil
@@ -22,6 +21,7 @@ from huggingface_hub.repocard import metadata_load
 
 from aselect_hf.conversion.weights import file_names, first_line, shards_of
 from aselect_hf.data import SAMPLE_MODEL
+from aselect_hf.files import as_path, read_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: 
     options = options or LoadingOptions()
     if str(source) == "sample":
         return Source(SAMPLE_MODEL, SAMPLE_MODEL)
-    root, hub_id = Path(source), None
+    root, hub_id = as_path(source), None
     if not root.exists():
         root, hub_id = _download(str(source), options, with_vae), str(source)
     path = root / (options.subfolder or "")
@@ -207,7 +207,7 @@ def detect_format(path: Path) -> str:
     if (path / "model_index.json").is_file():
         return "diffusers"
     try:
-        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        fields = read_json(path / "config.json")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint: no readable config.json or model_index.json") from error
     if not isinstance(fields, dict):

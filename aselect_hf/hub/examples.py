@@ -6,7 +6,6 @@ so they go along only where its license lets others share them.
 
 from __future__ import annotations
 
-import json
 import logging
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from typing_extensions import TypedDict
 
+from aselect_hf.files import read_json
 from aselect_hf.hub.licenses import NO_DERIVATIVES, restrictions
 from aselect_hf.json_types import check_types
 
@@ -53,7 +53,7 @@ def load_examples(folder: Path) -> Examples | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         check_types(content, Examples)
         for name in pictures_of(content):
             if not fnmatch(name, PICTURES) or "/" in name or not (folder / name).is_file():

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from aselect_hf.audit import Audit
 from aselect_hf.conversion import save_model
+from aselect_hf.files import as_path, disk_errors
 from aselect_hf.hub.card_merge import merge_cards
 from aselect_hf.hub.examples import PICTURES, load_examples, may_share
 from aselect_hf.hub.upload import Results, Upload, prepare_folder, prepare_upload
@@ -92,7 +93,8 @@ def push_to_hub(
     """
     target = _Target(repo_id, revision, tag, create_pr, token)
     with TemporaryDirectory() as folder:
-        save_model(model, folder)  # type: ignore[arg-type]
+        with disk_errors(f"the copy to push, in {folder} (another place: set TMPDIR),"):
+            save_model(model, folder)  # type: ignore[arg-type]
         upload = prepare_upload(
             folder, target.repo_id, selection=selection, results=results, dataset=dataset, training=training,
             audit=audit, license=license,
@@ -128,10 +130,10 @@ def push_folder(
     """
     target = _Target(repo_id, revision, tag, create_pr, token)
     if examples is None:
-        found = load_examples(Path(folder))
+        found = load_examples(as_path(folder))
         examples = found is not None and may_share(found["dataset"], target.api)
     upload = prepare_folder(folder, target.repo_id, dataset=dataset, audit=audit, license=license, examples=examples)
-    return target.commit(upload, private, commit_message, Path(folder) / "README.md")
+    return target.commit(upload, private, commit_message, as_path(folder) / "README.md")
 
 
 class _Target:

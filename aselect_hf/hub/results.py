@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id, yaml_dump
 from typing_extensions import TypedDict
 
 from aselect_hf.compare import Comparison
+from aselect_hf.files import as_path, read_json
 from aselect_hf.json_types import check_types
 from aselect_hf.markdown import Markdown
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
@@ -110,7 +110,7 @@ def is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name != "sample" and not Path(name).exists()
+    return name != "sample" and not as_path(name).exists()
 
 
 def results_of(comparison: Comparison, config: ASelectDiTConfig, dataset: str | None) -> list[EvaluationResult]:
@@ -155,7 +155,7 @@ def load_results(path: str | Path) -> list[EvaluationResult]:
         ValueError: not such a file.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = read_json(path)
         check_types(content, ResultsFile)
         return [EvaluationResult(**fields) for fields in content["results"]]
     except (OSError, ValueError, TypeError) as error:

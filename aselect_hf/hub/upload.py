@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from aselect_hf.audit import Audit
 from aselect_hf.compare import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
+from aselect_hf.files import as_path, read_json
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
 from aselect_hf.hub.model_card import TEMPLATES, CardContent, TrainingRecord
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
@@ -71,7 +72,7 @@ def prepare_upload(
     Raises:
         ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if detect_format(folder) != "aselect":
         raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
@@ -131,14 +132,14 @@ def prepare_folder(
         audit: instead of the folder's.
         examples: with the example pictures of its `widget.json`.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     selection, comparison, results, record, audited = (
         folder / f"{name}.json" for name in ("selection", "compare", "results", "training", "audit")
     )
     if audit is None and audited.is_file():
         audit = Audit.load(audited)
     try:
-        training = json.loads(record.read_text()) if record.is_file() else None
+        training = read_json(record) if record.is_file() else None
         if training is not None:
             check_types(training, TrainingRecord)
     except ValueError as error:
@@ -172,7 +173,7 @@ def read_config(folder: Path) -> ASelectDiTConfig:
         ValueError: a field has the wrong type or an impossible value.
     """
     try:
-        check_types(json.loads((folder / "config.json").read_text()), ConfigFile)
+        check_types(read_json(folder / "config.json"), ConfigFile)
         return ASelectDiTConfig.from_pretrained(folder)
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines())
@@ -185,7 +186,7 @@ def refuse_secrets(path: Path) -> None:
     Raises:
         ValueError: a field looks like one.
     """
-    fields = json.loads(path.read_text())
+    fields = read_json(path)
     kept = without_secrets(fields)
     if found := [name for name, value in fields.items() if kept.get(name) != value]:
         raise ValueError(f"{path} holds what looks like a secret in {', '.join(found)}: remove it, then push")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from transformers import PreTrainedModel
 
-from aselect_hf.files import Record, atomic_file
+from aselect_hf.files import Record, as_path, atomic_file, write_json
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.ties import ROUNDING, near_best
 
@@ -133,9 +132,7 @@ class TimestepSelection(Record):
             for name in ("alpha", "sigma", "log_snr")
         }
         content = {"format": FORMAT} | dataclasses.asdict(self) | {"noise_axis": axis}
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-        return Path(path)
+        return write_json(path, content)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -165,7 +162,7 @@ class TimestepSelection(Record):
 
         with atomic_file(path) as temporary:
             plot_selection(self, temporary)
-        return Path(path)
+        return as_path(path)
 
     def apply(self, model: Model) -> Model:
         """Write the choice into `model.config`, so that it travels with the checkpoint; returns the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -18,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from aselect_hf.data import check_on_error
-from aselect_hf.files import expand_home
+from aselect_hf.files import as_path
 from aselect_hf.hub.results import is_hub_id, local_name
 from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import METHODS
@@ -38,13 +39,33 @@ LR_SCHEDULERS = (
 )
 MAX_REPO_NAME = 80
 
+PATHS = (
+    "model_name_or_path",
+    "dataset_name",
+    "train_dir",
+    "validation_dir",
+    "cache_dir",
+    "output_dir",
+    "resume_from_checkpoint",
+)
+"""Arguments that may name a file or folder."""
+
 
 def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+class Arguments:
+    """Base of the argument dataclasses: `~` in a path is the home folder, wherever the argument comes from."""
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            if value := getattr(self, name, None):
+                setattr(self, name, os.path.expanduser(value))
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(Arguments):
     model_name_or_path: str | None = _field(None, "Checkpoint to start from: a folder, a Hub id, or 'sample'.")
     attn_implementation: str = _field(
         "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
@@ -83,6 +104,7 @@ class TaskModelArguments(ModelArguments):
     head_norm: str | None = _field(None, "layer_norm or batch_norm before the head's linear layer.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.timestep_selection not in METHODS:
             raise ValueError(f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}")
         for name, option in RULE_OPTIONS.items():
@@ -110,7 +132,7 @@ class TaskModelArguments(ModelArguments):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Arguments):
     dataset_name: str | None = _field(None, "Data set on the Hub, a folder of parquet files, or 'sample'.")
     dataset_config_name: str | None = _field(None, "Configuration of the data set.")
     train_dir: str | None = _field(None, "Folder of images, in place of dataset_name.")
@@ -133,6 +155,7 @@ class DataArguments:
         return local_name(Path(source).resolve().name)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_on_error(self.on_error)
 
 
@@ -164,7 +187,7 @@ class TaskDataArguments(DataArguments):
 
 
 @dataclass
-class PretrainingArguments:
+class PretrainingArguments(Arguments):
     """What every training run needs. A value out of range is a `ValueError` that names its argument."""
 
     output_dir: str = _field("", "Folder for checkpoints and the final model.")
@@ -202,6 +225,7 @@ class PretrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.checkpointing_steps, int):
             self.checkpointing_steps = str(self.checkpointing_steps)
         if self.with_tracking and not self.report_to:
@@ -307,15 +331,15 @@ def parse_arguments(
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = _flags_of_file(Path(argv[0]), dataclasses) + argv[1:]
-    return parser.parse_args_into_dataclasses(expand_home(argv), look_for_args_file=False)
+        argv = _flags_of_file(as_path(argv[0]), dataclasses) + argv[1:]
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
 def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
     """The file as flags, so that argparse reads its values just as it reads the command line's."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(path.read_bytes())  # in any Unicode encoding
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config file {path} cannot be read ({str(error).splitlines()[0]})") from error
     types = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
     if not isinstance(values, dict):

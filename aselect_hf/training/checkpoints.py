@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -14,7 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from aselect_hf.files import as_path, read_json, settle, sha256_of, write_json
+
 MANIFEST_FILE = "manifest.json"
+MOVED = ".old.partial"
 
 # A full disk is an OSError of the operating system, a RuntimeError of torch.save, a SafetensorError of safetensors.
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -49,6 +50,7 @@ class Checkpoints:
         def finish() -> None:
             if main:
                 _write_manifest(temporary)
+                settle(temporary)
                 _replace_folder(temporary, target)
                 for old in self._by_age()[: -self.total_limit]:
                     shutil.rmtree(old)
@@ -78,8 +80,12 @@ class Checkpoints:
         return path
 
     def remove_leftovers(self) -> None:
-        """Remove what killed runs left half written."""
+        """Remove what killed runs left half written, and put back what they had only moved out of the way."""
         if self.accelerator.is_main_process:
+            for moved in self.folder.glob(f".checkpoint-*{MOVED}"):
+                target = self.folder / moved.name[1:].removesuffix(MOVED)
+                if not target.exists():
+                    os.replace(moved, target)
             for leftover in self.folder.glob(".checkpoint-*.partial"):
                 shutil.rmtree(leftover, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -95,7 +101,7 @@ class Checkpoints:
                     "go on from it, or another output_dir"
                 )
             return None
-        path = Path(wanted)
+        path = as_path(wanted)
         problem = problem_of(path)
         if problem is None:
             return path
@@ -145,7 +151,7 @@ def problem_of(path: Path) -> str | None:
     if not path.is_dir():
         return "no such folder"
     try:
-        files = json.loads((path / MANIFEST_FILE).read_text())["files"]
+        files = read_json(path / MANIFEST_FILE)["files"]
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing"
     except (OSError, ValueError, KeyError, TypeError):
@@ -156,7 +162,7 @@ def problem_of(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["size"]:
             return f"{name} has {file.stat().st_size} of {expected['size']} bytes"
-        if _sha256(file) != expected["sha256"]:
+        if sha256_of(file) != expected["sha256"]:
             return f"{name} has other content than was written"
     return None
 
@@ -164,15 +170,15 @@ def problem_of(path: Path) -> str | None:
 def _write_manifest(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
     }
-    (folder / MANIFEST_FILE).write_text(json.dumps({"saved_at": time.time(), "files": files}, indent=1))
+    write_json(folder / MANIFEST_FILE, {"saved_at": time.time(), "files": files})
 
 
 def _replace_folder(source: Path, target: Path) -> None:
     """Rename, with what stood at the target out of the way first: a folder cannot be replaced in one call."""
     if target.exists():
-        old = target.with_name(f".{target.name}.old.partial")
+        old = target.with_name(f".{target.name}{MOVED}")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
         os.replace(source, target)
@@ -184,11 +190,6 @@ def _replace_folder(source: Path, target: Path) -> None:
 def _age(path: Path) -> tuple[float, str]:
     """Time of writing; the folder's own where the manifest is gone."""
     try:
-        return float(json.loads((path / MANIFEST_FILE).read_text())["saved_at"]), path.name
+        return float(read_json(path / MANIFEST_FILE)["saved_at"]), path.name
     except (OSError, ValueError, KeyError, TypeError):
         return path.stat().st_mtime, path.name
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from aselect_hf.files import allocate, check_space, disk_errors
 from aselect_hf.training.objective import TaskObjective
 from aselect_hf.training.task_data import TaskDataset
 
@@ -20,7 +20,7 @@ BYTES = 4
 @torch.no_grad()
 def keep_features(
     objective: TaskObjective, dataset: TaskDataset, path: Path, accelerator: Accelerator, batch_size: int, flipped: bool
-) -> np.ndarray:
+) -> np.memmap:
     """Features of all images, memory-mapped: `(1 + flipped, images, tokens, features, width)` float32.
 
     Where the head averages tokens anyway, so does the file: `tokens` is then 1. Every process computes its share.
@@ -35,14 +35,13 @@ def keep_features(
     config = objective.dit.config
     tokens = 1 if objective.pools else config.num_patches
     shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.hidden_size)
-    needed, free = BYTES * int(np.prod(shape)), shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise ValueError(
-            f"cache_features needs {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
-            "use --cache_features False"
-        )
+    needed = BYTES * int(np.prod(shape))
+    check_space(path.parent, needed, "the features", hint=": use --cache_features False")
+    accelerator.wait_for_everyone()  # all have looked before one takes the room
     if accelerator.is_main_process:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        with disk_errors(path), path.open("rb+") as file:
+            allocate(file, path.stat().st_size)  # a memory map that meets a full disk ends the process
     accelerator.wait_for_everyone()
     store = np.load(path, mmap_mode="r+")
     rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)

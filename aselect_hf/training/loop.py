@@ -7,7 +7,6 @@ resumed, or evaluated more or less often, ends in the very same weights.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -28,12 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
+from aselect_hf.files import read_json, write_json
 from aselect_hf.training.arguments import PretrainingArguments, TrainingArguments
 from aselect_hf.training.batches import Batch, Collate, effective_batch, make_batches
 from aselect_hf.training.checkpoints import Checkpoints
 from aselect_hf.training.draws import SampleDraws, mix_seed, positions_of
 from aselect_hf.training.processes import check_num_processes
 from aselect_hf.training.signals import StopSignals
+from aselect_hf.versions import slow_precision
 
 PROGRESS_FILE = "progress.json"
 
@@ -153,6 +154,8 @@ class Trainer:
         """
         accelerator = self.accelerator
         accelerator.print(self.describe())
+        if warning := slow_precision(accelerator.device, accelerator.mixed_precision, "--mixed_precision no"):
+            accelerator.print(f"warning: {warning}")
         set_seed(self.args.seed, device_specific=True)
         self._resume()
         if accelerator.log_with:
@@ -291,9 +294,9 @@ class Trainer:
         def fill(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
             if self.batches.state is not None:
-                (folder / self._stream_file).write_text(json.dumps(self.batches.state))
+                write_json(folder / self._stream_file, self.batches.state)
             if self.accelerator.is_main_process:
-                (folder / PROGRESS_FILE).write_text(json.dumps(progress, indent=1))
+                write_json(folder / PROGRESS_FILE, progress)
 
         self.checkpoints.save(self.step, fill)
 
@@ -302,7 +305,7 @@ class Trainer:
         self.checkpoints.remove_leftovers()
         path = self.checkpoints.find(self.args.resume_from_checkpoint)
         if path is not None:
-            progress = json.loads((path / PROGRESS_FILE).read_text())
+            progress = read_json(path / PROGRESS_FILE)
             changed = [
                 f"{name} was {progress['setup'].get(name)}, is {value}"
                 for name, value in self.batches.setup.items()
@@ -319,7 +322,7 @@ class Trainer:
             self._sums = {name: torch.tensor(value, device=device) for name, value in progress["sums"].items()}
             self._count = progress["count"]
             if self.batches.state is not None:
-                self.batches.state = json.loads((path / self._stream_file).read_text())
+                self.batches.state = read_json(path / self._stream_file)
             self.accelerator.print(f"going on from {path}, step {self.step} of {self.max_steps}")
         if self.ema is not None:
             self.ema.to(self.accelerator.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from aselect_hf.data import ImageData
+from aselect_hf.files import write_json
 from aselect_hf.hub.examples import EXAMPLES_FILE, Example, Examples
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit_heads import ASelectDiTForSemanticSegmentation
@@ -114,7 +114,7 @@ def save_widget_examples(model: HeadModel, data: ImageData, dataset: str, folder
             output = [{"label": label, "score": round(score, 4)} for label, score in pairs]
         examples.append({"src": name, "example_title": f"Example {number}", "output": output})
     content: Examples = {"dataset": dataset, "examples": examples}
-    (folder / EXAMPLES_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_json(folder / EXAMPLES_FILE, content)
 
 
 def _small_picture(image: Any) -> Image.Image:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from aselect_hf.conversion import load_model, save_model
+from aselect_hf.cost import weight_bytes
 from aselect_hf.data import ImageData, image_pixels, load_images
 from aselect_hf.errors import one_line_errors
-from aselect_hf.files import atomic_files
+from aselect_hf.files import atomic_files, write_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.training.arguments import (
@@ -36,6 +38,7 @@ from aselect_hf.training.arguments import (
 )
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
+from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.publish import push_output
 
 
@@ -86,16 +89,15 @@ def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
 
 def make_collate(config: ASelectDiTConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
     """Images to normalised pixels, with integer labels where the model is conditional."""
-    pixels = image_pixels(config)
+    return partial(_collate, image_pixels(config), config.num_condition_classes > 0)
 
-    def collate(rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
-        images, labels = zip(*rows, strict=True)
-        batch = {"pixel_values": pixels(list(images))}
-        if config.num_condition_classes:
-            batch["labels"] = torch.tensor(labels)
-        return batch
 
-    return collate
+def _collate(pixels: Any, labelled: bool, rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
+    images, labels = zip(*rows, strict=True)
+    batch = {"pixel_values": pixels(list(images))}
+    if labelled:
+        batch["labels"] = torch.tensor(labels)
+    return batch
 
 
 def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
@@ -138,14 +140,16 @@ def pretrain(
     objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)
     collate = make_collate(model.config)
     trainer = Trainer(objective, data, collate, training_args, num_workers=data_args.dataloader_num_workers)
-    record = trainer.train()
-    if trainer.accelerator.is_main_process and not record["interrupted"]:
-        arguments = public_arguments(model_args, data_args, training_args)
-        with atomic_files(output_dir) as folder:
-            save_model(model, folder)
-            (folder / "training.json").write_text(json.dumps({"arguments": arguments} | record, indent=1))
-        trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
-        push_output(training_args)
+    with hold_output_dir(output_dir, weight_bytes(model)) as give_back_room:
+        record = trainer.train()
+        give_back_room()
+        if trainer.accelerator.is_main_process and not record["interrupted"]:
+            arguments = public_arguments(model_args, data_args, training_args)
+            with atomic_files(output_dir) as folder:
+                save_model(model, folder)
+                write_json(folder / "training.json", {"arguments": arguments} | record)
+            trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
+            push_output(training_args)
     trainer.finish()
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aselect_hf.conversion import save_model
 from aselect_hf.cost import feature_flops
 from aselect_hf.data import ImageData
-from aselect_hf.files import atomic_files
+from aselect_hf.files import atomic_files, write_json
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.timestep_gate import gate_temperature
@@ -149,7 +148,7 @@ class RunReport:
                 ("training.json", {"arguments": changed} | self.record),
                 ("training_args.json", given),
             ):
-                (folder / name).write_text(json.dumps(content, indent=1))
+                write_json(folder / name, content)
             if run.args.push_examples is not False:
                 pictures.save_widget_examples(model, run.data.validation, run.data_args.public_name, folder)
             prepare_folder(folder, run.args.repo_id, dataset=None, license=None).card.save(folder / "README.md")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from aselect_hf.conversion import load_model
-from aselect_hf.files import check_writable
+from aselect_hf.cost import weight_bytes
+from aselect_hf.files import atomic_file, check_writable
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
@@ -32,6 +34,7 @@ from aselect_hf.training.frozen_features import keep_features
 from aselect_hf.training.loop import Trainer, effective_batch
 from aselect_hf.training.lora import add_lora, merge_lora
 from aselect_hf.training.objective import HeadModel, HeadSetting, TaskObjective, put_head
+from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.pictures import log_figure, predictions_figure
 from aselect_hf.training.publish import push_output
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
@@ -77,14 +80,19 @@ class TaskRun:
         self.feature_dir, self.kept = self.output_dir / ".features", 0
 
     def run(self) -> RunReport | None:
-        """Train and write; `None` if a signal interrupted the training, whose checkpoint then waits."""
-        try:
-            return self._run()
-        finally:
-            if self.state.is_main_process:
-                shutil.rmtree(self.feature_dir, ignore_errors=True)
+        """Train and write; `None` if a signal interrupted the training, whose checkpoint then waits.
 
-    def _run(self) -> RunReport | None:
+        Raises:
+            ValueError: another run works in `output_dir`, or it has no room for the final model.
+        """
+        with hold_output_dir(self.output_dir, weight_bytes(self.model)) as give_back_room:
+            try:
+                return self._run(give_back_room)
+            finally:
+                if self.state.is_main_process:
+                    shutil.rmtree(self.feature_dir, ignore_errors=True)
+
+    def _run(self, give_back_room: Callable[[], None]) -> RunReport | None:
         self.state.print(f"{self.model_args.model_name_or_path}: {self.data.describe()}")
         selection, hfr = None, None
         if self.model_args.timestep_selection != "gate":
@@ -120,6 +128,7 @@ class TaskRun:
             self, selection, hfr, objective.settings[best], len(self.scores), self.scores[best], test, record, cost,
             batch_size, trainer.accelerator.mixed_precision,
         )  # fmt: skip
+        give_back_room()
         if self.state.is_main_process:
             report.write(self.output_dir)
             push_output(self.args)
@@ -234,7 +243,8 @@ class TaskRun:
         if step == trainer.max_steps and self.state.is_main_process and not sharded:
             figure = predictions_figure(objective, self.evaluation.dataset, self.data.label_names, self._best_head)
             log_figure(trainer.accelerator, "predictions", figure, step)
-            figure.savefig(self.output_dir / "predictions.png", dpi=110)
+            with atomic_file(self.output_dir / "predictions.png") as temporary:
+                figure.savefig(temporary, dpi=110)
         return self.scores[self._best_head] | {"timestep": objective.timestep}
 
     @property

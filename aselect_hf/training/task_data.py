@@ -119,18 +119,26 @@ class TaskDataset(Dataset):
         random_flip: bool = False,
         whole_masks: bool = False,
     ) -> None:
-        self.tokens: np.ndarray | None = None
+        self.tokens: np.memmap | None = None
         self.data, self.latents, self.segmentation, self.whole_masks = data, latents, segmentation, whole_masks
         self.random_flip = random_flip
         self.flipped = random_flip and latents is not None and config.vae_config is not None
-        self.side = config.image_size or 0
-        self.pixels = image_pixels(config, segmentation=segmentation)
+        self.config = config
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> int:
         return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the features, which a worker opens again: pickling a memory map copies all of it."""
+        file = None if self.tokens is None else self.tokens.filename
+        return self.__dict__ | {"tokens": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        file = state["tokens"]
+        self.__dict__ |= state | {"tokens": None if file is None else np.load(file, mmap_mode="r")}
 
     def collate(self, indices: list[int]) -> Batch:
         batch: Batch = {}
@@ -142,10 +150,11 @@ class TaskDataset(Dataset):
             if self.flipped:
                 batch["flipped_latents"] = self.latents.gather(indices, [True] * len(indices))
         else:
-            batch["pixel_values"] = self.pixels([self.data.decode(index) for index in indices])
+            pixels = image_pixels(self.config, segmentation=self.segmentation)
+            batch["pixel_values"] = pixels([self.data.decode(index) for index in indices])
         if self.segmentation:
             masks = [self.data.mask(index) for index in indices]
-            batch["labels"] = torch.stack([resize_mask(mask, self.side) for mask in masks])
+            batch["labels"] = torch.stack([resize_mask(mask, self.config.image_size or 0) for mask in masks])
             if self.whole_masks:
                 batch["masks"] = [torch.from_numpy(mask) for mask in masks]
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from aselect_hf.files import atomic_file
+from aselect_hf.files import write_json
 
 RESULTS_FILE = "on-gpu.json"
 
@@ -38,8 +37,7 @@ class Setting:
 
     def save(self) -> None:
         """Write what there is so far."""
-        with atomic_file(self.output_dir / RESULTS_FILE) as temporary:
-            temporary.write_text(json.dumps(self.results, indent=1))
+        write_json(self.output_dir / RESULTS_FILE, self.results)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from aselect_hf import ASelectDiTModel
+from aselect_hf.files import read_json
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments
 from aselect_hf.training.pretrain import DenoisingObjective, build_config, pretrain
 from benchmarks.gpu.stage import Stage, synchronize
@@ -80,11 +80,11 @@ def run(stage: Stage, steps: int, name: str, workers: int) -> dict[str, Any]:
     with stopped_after(max(1.0, stage.left - RESERVE[tiny] / 2)):
         model = pretrain(MODELS[tiny], data, args)
     if (folder / "training.json").is_file():
-        record = json.loads((folder / "training.json").read_text())
+        record = read_json(folder / "training.json")
         record["arguments"]["output_dir"] = folder.name  # the results are published, paths of a machine are not
         return record
     model.cpu().save_pretrained(folder)  # stopped early: the last weights, not their average
-    progress = json.loads((max(folder.glob("checkpoint*"), key=os.path.getmtime) / "progress.json").read_text())
+    progress = read_json(max(folder.glob("checkpoint*"), key=os.path.getmtime) / "progress.json")
     return {"steps": progress["step"], "seconds": progress["seconds"], "history": progress["history"], "stopped": True}
 
 

@@ -28,6 +28,7 @@ from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.audit.verdicts import FEW_LABELLED
 from aselect_hf.conversion import load_model
 from aselect_hf.data import ImageData
+from aselect_hf.files import write_text
 from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS, NUM_UNLABELLED
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 from benchmarks.selection.pairs import FASHION_GROUPS, coarse_labels
@@ -408,7 +409,7 @@ def write(measured: dict[str, Measured]) -> None:
         picture(next(iter(each.audits.values())), PICTURES / f"{name}.png")
         if each.curves:
             picture(draw_curves(each.curves), PICTURES / f"{name}-curves.png")
-    (DOCS / "failure-modes.md").write_text(page(measured))
+    write_text(DOCS / "failure-modes.md", page(measured))
 
 
 if __name__ == "__main__":

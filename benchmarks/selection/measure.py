@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from aselect_hf.audit import NUM_AUDITED
 from aselect_hf.audit.regret import best_exceeds, paired_regret
 from aselect_hf.criteria import ridge_predictions
-from aselect_hf.files import atomic_file
+from aselect_hf.files import write_text
 from aselect_hf.probe import fit_in_parallel
 from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
 from aselect_hf.selection.grid import iou_counts, iou_influence
@@ -204,8 +204,7 @@ def main() -> None:
             known[key] = Sources(*key)
         content = Measurement(pair, known[key]).run()
         RESULTS.mkdir(parents=True, exist_ok=True)
-        with atomic_file(RESULTS / f"{pair.name}.json") as temporary:
-            temporary.write_text(json.dumps(content))
+        write_text(RESULTS / f"{pair.name}.json", json.dumps(content))
         print(f"wrote {RESULTS / pair.name}.json")
 
 

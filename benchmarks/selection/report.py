@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from scipy.stats import spearmanr
 
 from aselect_hf.audit import NUM_AUDITED, TOLERANCE, TRUST, VERDICTS, verdict_of, verdict_of_agreement
 from aselect_hf.audit.regret import Regret
-from aselect_hf.files import atomic_file
+from aselect_hf.files import atomic_file, read_json, write_text
 from aselect_hf.selection.criterion import NUM_LABELLED
 from aselect_hf.selection.select import CHOOSE_FEATURES, NO_LABELS
 from benchmarks.selection.pairs import PAIRS
@@ -392,7 +391,7 @@ bounds and warnings that can make a verdict of the shipped audit worse. The last
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    contents = [json.loads(path.read_text()) for name in PAIRS if (path := RESULTS / f"{name}.json").is_file()]
+    contents = [read_json(path) for name in PAIRS if (path := RESULTS / f"{name}.json").is_file()]
     roles = {content["pair"]: content["role"] for content in contents}
     rules = (*RULES, *COMBINATIONS, *GUESSES)
     found = {rule: {content["pair"]: figures(content, rule) for content in contents} for rule in rules}
@@ -410,8 +409,7 @@ def main() -> None:
         flags=flags_by_loss(contents),
         agreements=agreements(contents),
     )
-    with atomic_file(DOCS / "evidence.md") as temporary:
-        temporary.write_text(page)
+    write_text(DOCS / "evidence.md", page)
 
 
 if __name__ == "__main__":

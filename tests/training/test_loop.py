@@ -276,3 +276,13 @@ def test_history_steps_never_go_back(make_trainer):
     history = make_trainer("other", evaluate=lambda step: {}, resume_from_checkpoint=str(path)).train()["history"]
     assert all(one["step"] <= two["step"] for one, two in pairwise(history))
     assert [entry["step"] for entry in history if "epoch" in entry] == [5, 10, 12]
+
+
+def test_a_precision_that_the_processor_emulates_is_said(make_trainer, capsys, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("model name\t: Some CPU\nflags\t\t: avx2\n", encoding="utf-8")
+    monkeypatch.setattr("aselect_hf.versions.CPU_INFO", tmp_path / "cpuinfo")
+    make_trainer(mixed_precision="bf16", max_train_steps=1).train()
+    message = "warning: bf16 on this processor (Some CPU) is several times slower than float32"
+    assert capsys.readouterr().out.count(message) == 1
+    make_trainer("plain", mixed_precision="no", max_train_steps=1).train()
+    assert "slower" not in capsys.readouterr().out

@@ -1,0 +1,43 @@
+"""One run at a time in an output folder, with room kept for what it will write at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from aselect_hf.files import check_writable, reserved_space
+
+REPORT_BYTES = 2**22
+"""Room for what stands beside the weights: code, records, pictures."""
+
+
+@contextmanager
+def hold_output_dir(output_dir: Path, weight_bytes: int) -> Iterator[Callable[[], None]]:
+    """Keep `output_dir` for this run, all its processes together, and room in it for the final model.
+
+    Yields:
+        A function that gives the room back, to be called right before the final model is written.
+
+    Raises:
+        ValueError, on every process: another run works in the folder, or there is no room.
+    """
+    with ExitStack() as stack:
+        room = stack.enter_context(ExitStack())
+        failure: list[str | None] = [None]
+        if PartialState().is_main_process:
+            try:
+                stack.enter_context(FileLock(check_writable(output_dir / ".lock"), timeout=0))
+                room.enter_context(reserved_space(output_dir, weight_bytes + REPORT_BYTES, "the final model"))
+            except Timeout:
+                failure = [f"output_dir {output_dir} is in use by another run: wait for its end, or give another one"]
+            except (ValueError, OSError) as error:
+                failure = [str(error)]
+        [message] = broadcast_object_list(failure)
+        if message is not None:
+            raise ValueError(message)
+        yield room.close
