@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow conformance clean
+.PHONY: demo test test-slow test-clients conformance clean
 
 demo: $(VENV)/installed
 	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
@@ -19,6 +19,9 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
 
+test-clients: $(VENV)/installed-clients
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients -n 2 tests/clients
+
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
 
@@ -29,6 +32,10 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-clients: $(VENV)/installed-test
+	$(INSTALL) --editable '.[dev,clients]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
