@@ -119,10 +119,7 @@ def test_run_image_classification(name: str, accumulation: int, save: Any, datas
     first = sorted((tmp_path / "straight").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[0]
     resumed = trainer(tmp_path / "straight")
     resumed.train(resume_from_checkpoint=str(first))
-    for (key, mine), theirs in zip(
-        resumed.model.state_dict().items(), straight.model.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6, msg=key)
+    torch.testing.assert_close(resumed.model.state_dict(), straight.model.state_dict(), rtol=1e-4, atol=1e-4)
     best = straight.state.best_model_checkpoint
     assert best is not None
     straight.save_model()
@@ -131,7 +128,7 @@ def test_run_image_classification(name: str, accumulation: int, save: Any, datas
     assert metrics["eval_loss"] == pytest.approx(straight.state.best_metric, abs=1e-5)
     straight.save_metrics("eval", metrics)
     straight.create_model_card(finetuned_from=name, tasks="image-classification", tags=["vision"])
-    assert "image-classification" in (tmp_path / "straight/README.md").read_text()
+    assert f"base_model: {name}" in (tmp_path / "straight/README.md").read_text()
     assert get_last_checkpoint(str(tmp_path / "straight"))
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "straight")
     assert again.config.id2label == {0: "dark", 1: "light"}
