@@ -29,7 +29,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-CLASSIFIERS = ["ours-classifier", "ours-fixed-classifier", "vit-classifier"]
+CLASSIFIERS = ["ours-classifier", "ours-fixed-classifier", "dinov2-classifier"]
+"""Not ViT: Trainer (transformers 5.23) loads its checkpoints without the names' conversion ("There were missing keys")."""
 SEGMENTERS = ["ours-segmenter", "segformer"]
 LABELS = ["dark", "light"]
 
