@@ -30,7 +30,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 CLASSIFIERS = ["ours-classifier", "ours-fixed-classifier", "dinov2-classifier"]
-"""Not ViT: Trainer (transformers 5.23) loads its checkpoints without the names' conversion ("There were missing keys")."""
+"""Not ViT: Trainer (transformers 5.23) loads its checkpoints without the conversion of names, see docs/clients.md."""
 SEGMENTERS = ["ours-segmenter", "segformer"]
 LABELS = ["dark", "light"]
 
