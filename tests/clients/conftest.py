@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    Dinov2Config,
-    Dinov2ForImageClassification,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
@@ -71,9 +69,6 @@ def build(make_config: Callable, randomize: Callable) -> Callable[..., Any]:
             return ViTModel(ViTConfig(**VIT | config)).eval()
         if name == "vit-classifier":
             return ViTForImageClassification(ViTConfig(**VIT | labels | config)).eval()
-        if name == "dinov2-classifier":
-            shape = {key: value for key, value in VIT.items() if key != "intermediate_size"}
-            return Dinov2ForImageClassification(Dinov2Config(**shape, mlp_ratio=2, **labels, **config)).eval()
         assert name == "segformer"
         sizes: dict[str, Any] = {
             "hidden_sizes": [16] * 4,

@@ -29,8 +29,11 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-CLASSIFIERS = ["ours-classifier", "ours-fixed-classifier", "dinov2-classifier"]
-"""Not ViT: Trainer (transformers 5.23) loads its checkpoints without the conversion of names, see docs/clients.md."""
+CLASSIFIERS = ["ours-classifier", "ours-fixed-classifier", "vit-classifier"]
+RELOADED = pytest.param(
+    "vit-classifier",
+    marks=pytest.mark.xfail(reason="transformers 5.23: 'There were missing keys in the checkpoint model loaded'"),
+)
 SEGMENTERS = ["ours-segmenter", "segformer"]
 LABELS = ["dark", "light"]
 
@@ -95,7 +98,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", [*CLASSIFIERS[:2], RELOADED])
 def test_run_image_classification(name: str, accumulation: int, save: Any, dataset: Dataset, tmp_path: Path) -> None:
     """Train, stop after one epoch, resume from the checkpoint: the same model as without the stop, and the best one."""
     save(name, tmp_path / "model")
