@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 PICKS := tests/selection/test_criterion.py -k planted_timestep
 
-.PHONY: demo test test-slow conformance clean
+.PHONY: demo test test-slow test-clients conformance clean
 
 demo: $(VENV)/installed
 	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
@@ -24,6 +24,9 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
 
+test-clients: $(VENV)/installed-clients
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients -n 2 tests/clients
+
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
 
@@ -34,6 +37,10 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-clients: $(VENV)/installed-test
+	$(INSTALL) --editable '.[dev,clients]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

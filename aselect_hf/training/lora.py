@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
+from aselect_hf.modeling.dependencies import attention_projections
 from aselect_hf.modeling.feature_reader import ASelectDiTFeatureReader
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def add_lora(model: ASelectDiTFeatureReader, rank: int) -> None:
@@ -23,11 +20,7 @@ def add_lora(model: ASelectDiTFeatureReader, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ValueError("lora_rank needs peft: pip install 'aselect-hf[train]'") from error
-    names = [
-        name
-        for name, module in model.dit.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(PROJECTIONS) and module.weight.requires_grad
-    ]
+    names = attention_projections(model.dit, model.features)
     model.dit.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.dit)
 
