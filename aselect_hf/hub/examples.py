@@ -78,7 +78,7 @@ def may_share(dataset: str, api: HfApi) -> bool:
     except (HfHubHTTPError, HFValidationError):
         reason = "is not on the Hub"
     else:
-        license = (info.card_data or {}).get("license")
+        license = info.card_data.get("license") if info.card_data else None
         asked = restrictions(license) if isinstance(license, str) else None
         if info.private or info.gated:
             reason = "is not public"
