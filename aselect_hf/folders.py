@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -19,6 +18,8 @@ import datasets
 import yaml
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
+
+from aselect_hf.files import read_json
 
 logger = logging.get_logger(__name__)
 
@@ -50,8 +51,7 @@ def load_folder(folder: Path, split: str | None, config_name: str | None, *, str
     if folder.is_file():
         raise ValueError(f"{str(folder)!r} is a file; give the folder that holds it")
     if (folder / "dataset_dict.json").is_file():
-        names = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return _saved(folder / find_split(names, split, folder), streaming)
+        return _saved(folder / find_split(_saved_splits(folder), split, folder), streaming)
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         return _saved(folder, streaming)
     if config_name or _has_configs(folder):
@@ -94,6 +94,14 @@ def read(source: Any, *arguments: Any, **options: Any) -> Any:
             f"cannot load images from {str(source)!r}: it is neither 'sample', a folder of images or parquet files, "
             f"nor a data set reachable on the Hub ({lines[0][:300]})"
         ) from error
+
+
+def _saved_splits(folder: Path) -> list[str]:
+    file = folder / "dataset_dict.json"
+    try:
+        return list(read_json(file)["splits"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} does not list the splits that save_to_disk wrote ({error!r})") from error
 
 
 def _saved(folder: Path, streaming: bool) -> Any:

@@ -18,6 +18,7 @@ from aselect_hf.conversion.assemble import build, load_vae
 from aselect_hf.conversion.licenses import license_fields
 from aselect_hf.conversion.locate import LoadingOptions, Source, detect_format, locate, split_keywords
 from aselect_hf.conversion.weights import State, check_depth, read_state, weight_files
+from aselect_hf.files import read_json
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, sincos_positions
 
 logger = logging.getLogger(__name__)
@@ -137,13 +138,13 @@ def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tupl
     if detect_format(folder) != "diffusers":
         raise ValueError(f"{place.path} is an aselect_dit checkpoint already: load it with from_pretrained")
     state = read_state(weight_files(folder, options.variant, options.allow_pickle))
-    found = DiffusersModel(str(folder), _read_json(folder / "config.json"), state)
+    found = DiffusersModel(str(folder), _read_fields(folder / "config.json"), state)
     if pipeline and with_vae and (place.path / "vae").is_dir():
         found.vae = load_vae(place.path / "vae", options)
     if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
-        found.scheduler = _scheduler_config(_read_json(scheduler))
+        found.scheduler = _scheduler_config(_read_fields(scheduler))
     if pipeline:
-        found.id2label = _read_json(index).get("id2label")
+        found.id2label = _read_fields(index).get("id2label")
     origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
     return found, origin
 
@@ -172,9 +173,9 @@ def _from_memory(source: Any) -> DiffusersModel:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

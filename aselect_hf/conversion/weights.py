@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+
+from aselect_hf.files import read_json
 
 State = dict[str, torch.Tensor]
 
@@ -69,7 +70,7 @@ def shards_of(index: Path) -> list[str]:
         ValueError: not such an index, or it points out of its folder.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index} is not an index of weight files ({type(error).__name__}: {error})") from error
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
