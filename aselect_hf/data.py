@@ -34,8 +34,9 @@ from aselect_hf.images import (
     read_image,
     undecoded,
 )
-from aselect_hf.masks import MaskClasses, mask_pixels, reduced
+from aselect_hf.masks import MaskClasses, mask_pixels
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.image_processing_aselect_dit import reduced
 from aselect_hf.sources import SAMPLE_DATA, SAMPLE_MODEL, find_mask_column, load_images, load_mask_names
 
 logger = logging.get_logger(__name__)

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-IGNORED = 255
-"""The class of pixels (and tokens) that neither training nor scores look at."""
+from aselect_hf.modeling.image_processing_aselect_dit import IGNORED
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,6 @@ def mask_pixels(mask: Any, name: str) -> np.ndarray:
     if pixels.min() < 0:
         raise ValueError(f"{name} holds the negative class {pixels.min()}; ignored pixels are {IGNORED}")
     return pixels
-
-
-def reduced(pixels: np.ndarray) -> np.ndarray:
-    """Classes shifted by -1, so that class 0 is ignored, as Segformer's `do_reduce_labels`."""
-    return np.where((pixels == 0) | (pixels == IGNORED), IGNORED, pixels - 1)
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> torch.Tensor:
