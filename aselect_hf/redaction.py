@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import PureWindowsPath
 from typing import Any, TypeVar
 
+from aselect_hf.modeling.configuration_aselect_dit import SECRET_NAME, SECRET_WORD
+
 HIDDEN = "***"
-SECRET_WORD = r"(?:token|password|passwd|secret|signature|credentials?|(?:api|access)[_-]?key)"
-SECRET_NAME = re.compile(rf"(?:.*[_-])?{SECRET_WORD}", re.IGNORECASE)
 SECRETS = {
     r"(?<=://)[^/\s?#]*@": "",  # https://user:password@host
     r"(://[^\s?#'\"]*)[?#][^\s'\"]+": r"\1",  # what follows an address may be a signature or a key
