@@ -39,6 +39,7 @@ from aselect_hf.training.arguments import (
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.output_dir import hold_output_dir
+from aselect_hf.training.processes import this_process
 from aselect_hf.training.publish import push_output
 
 
@@ -123,6 +124,7 @@ def pretrain(
         raise ValueError("give --dataset_name or --train_dir, and --output_dir")
     output_dir = Path(training_args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    this_process()
     dataset = load_images(source, data_args.train_split, data_args.dataset_config_name)
     data = ImageData.of(dataset, image_column=data_args.image_column_name, label_column=data_args.label_column_name)
     set_seed(training_args.seed)

@@ -1,12 +1,14 @@
-"""A run with fewer processes than were asked for ends at once, instead of training on with a smaller batch.
+"""The processes of a run: who speaks, and whether there are as many as were asked for.
 
-It happens silently with accelerate 1.15: `accelerate launch --cpu --num_processes 2` starts one process, as do a config
-file of two CPU processes and a single visible GPU; and `torchrun` on a machine without GPU starts processes that do not
-know of each other unless `ACCELERATE_USE_CPU=true` is set.
+A run with fewer processes ends at once, instead of training on with a smaller batch. accelerate 1.15 would let it go on
+without a word: `accelerate launch --cpu --num_processes 2` starts one process, as do a config file of two CPU processes
+and a single visible GPU; and `torchrun` on a machine without GPU starts processes that do not know of each other unless
+`ACCELERATE_USE_CPU=true` is set.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -14,11 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.commands.config import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 LAUNCHERS = (("accelerate", "launch"), ("accelerate-launch",), ("accelerate.commands.launch",))
+
+
+def this_process() -> PartialState:
+    """The state of this process, before there is an accelerator.
+
+    On each machine only the first process gives this package's warnings: all processes find the same in the data.
+    """
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    if not state.is_local_main_process:
+        logging.getLogger("aselect_hf").setLevel(logging.ERROR)
+    return state
 
 
 def check_num_processes(accelerator: Accelerator, expected: int | None = None) -> None:

@@ -7,17 +7,14 @@ side by side, on validation images; the test split, where there is one, is score
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
-from transformers.utils import logging
 
 from aselect_hf.conversion import load_model
 from aselect_hf.cost import weight_bytes
@@ -36,6 +33,7 @@ from aselect_hf.training.lora import add_lora, merge_lora
 from aselect_hf.training.objective import HeadModel, HeadSetting, TaskObjective, put_head
 from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.pictures import log_figure, predictions_figure
+from aselect_hf.training.processes import this_process
 from aselect_hf.training.publish import push_output
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
 from aselect_hf.training.task_data import TaskDataset, encode_once, load_task_data, stream_collate
@@ -69,10 +67,8 @@ class TaskRun:
         self.segmentation, self.model_args, self.data_args, self.args = segmentation, model_args, data_args, args
         self.output_dir = Path(args.output_dir)
         check_writable(self.output_dir / "config.json")
-        self.state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+        self.state = this_process()
         set_seed(args.seed)
-        if not self.state.is_local_main_process:
-            logging.set_verbosity_error()  # what all processes find out about the data, one says
         with self.state.main_process_first():
             self.data = load_task_data(data_args, segmentation, args.seed)
             self.model = self._build_model().to(self.state.device)
