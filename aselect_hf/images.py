@@ -216,7 +216,7 @@ def _paths(dataset: datasets.Dataset) -> Iterator[str]:
         contents = (pc.struct_field(chunk, "bytes") for chunk in dataset.data.column(column).chunks)
         if not any(content.null_count for content in contents):
             return  # without reading what may be many gigabytes
-    elif dataset.features[column] != datasets.Value("string"):
+    elif getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
         return
     for rows in dataset.with_format(None).iter(1000):
         for item in rows[column]:
