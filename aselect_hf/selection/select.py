@@ -125,7 +125,8 @@ def task_of(method: str, data: ImageData, options: Mapping[str, Any]) -> str | N
     if method == "gate":
         return "classification"
     if method == "shortlist":
-        rules = {options.get("first", "retrieval"), options.get("second", "ridge")}
+        defaults = inspect.signature(select_shortlist).parameters
+        rules = {options.get(name, defaults[name].default) for name in ("first", "second")}
         return resolve_task(data, None) if rules & {*LABELLED} else None
     return resolve_task(data, options.get("task")) if method in (*LABELLED, "grid") else None
 

@@ -121,7 +121,7 @@ def _small_picture(image: Any) -> Image.Image:
     """An RGB or gray picture of at most 256 pixels a side."""
     if isinstance(image, torch.Tensor):
         image = Image.fromarray((255 * _array(image)).round().astype(np.uint8))
-    picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    picture = image.copy()  # it may be the caller's own
     picture.thumbnail((WIDGET_SIDE, WIDGET_SIDE))
     return picture
 
