@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,15 +241,14 @@ def test_a_head_is_left_out_where_it_is_not_asked_for(make_config: Any, tmp_path
 
 @pytest.mark.parametrize("layers", [4, 1000, 65536])
 def test_a_config_is_bounded_by_its_weights_before_anything_is_built(
-    transformer_folder: Path, ours: Path, layers: int
+    transformer_folder: Path, ours: Path, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_, **__: pytest.fail("a module was built"))
     for folder, field in ((transformer_folder, "num_layers"), (ours, "num_hidden_layers")):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {field: layers}))
-        started = time.process_time()
         with pytest.raises(ValueError, match=r"does not fit its weights|must be an integer in 1\.\.1024"):
             load_checkpoint(folder)
-        assert time.process_time() - started < 2
     if layers > 1024:
         with pytest.raises(ValueError, match=r"must be an integer in 1\.\.1024"):
             ASelectDiTConfig.from_pretrained(ours)

@@ -1,10 +1,10 @@
-"""What the tests of files share: a disk that is small, and other processes that write at the same time."""
+"""What the tests of files share: a full disk, and other processes that write at the same time."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,15 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """`small_disk(num_bytes)`: a folder on a file system of its own; skips where mounting is refused."""
-    mounted: list[Path] = []
+def fill() -> Callable[[Path], None]:
+    """`fill(folder)`: a file `filler` there takes all the room that is left."""
 
-    def mount(num_bytes: int) -> Path:
-        folder = tmp_path / f"disk-{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"needs the right to mount a small file system ({error})")
-        mounted.append(folder)
-        return folder
+    def write(folder: Path) -> None:
+        with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
 
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    return write
 
 
 @pytest.fixture

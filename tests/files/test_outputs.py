@@ -93,7 +93,7 @@ def test_of_two_writers_one_output_is_whole_and_the_loser_knows(kind, tmp_path, 
     assert len(list(path.rglob("*"))) == (1 if kind is _in_file else len(PARTS))
     losers = {file.name: file.read_text(encoding="utf-8") for file in outcomes.iterdir()}
     if kind is _in_directory:
-        message = f"output path {path} was written by somebody else meanwhile: choose another"
+        message = f"output path {path} was written by another process meanwhile: choose another"
         assert losers == {next(name for name in names if name != winner): message}
     else:
         assert losers == {}
@@ -296,19 +296,10 @@ def test_other_errors_are_not_taken_for_a_full_disk():
         os.stat("/nowhere/at/all")
 
 
-def _fill(folder: Path) -> None:
-    with (folder / "filler").open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            return
-
-
-def test_reserved_room_is_there_when_the_work_is_done(small_disk, run_together):
+def test_reserved_room_is_there_when_the_work_is_done(small_disk, fill, run_together):
     disk = small_disk(2**20)
     with reserved_space(disk, 2**19, "the results"):
-        run_together(_fill, (disk,))
+        run_together(fill, (disk,))
         assert shutil.disk_usage(disk).free < 4096
     write_text(disk / "results", "x" * 2**18)
     (disk / "filler").unlink()

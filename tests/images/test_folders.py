@@ -10,14 +10,13 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from transformers.utils import logging
 
 from aselect_hf.data import ImageData, load_images
 from aselect_hf.folders import SPLIT_OF
 
 
 def write(folder: Path, *files: str) -> Path:
-    """Images of 4 x 4 pixels, each of its own grey."""
+    """Images of 4 x 4 pixels, each of its own gray."""
     for index, file in enumerate(files):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,24 +29,16 @@ def classes(dataset: Any) -> dict[str, int]:
     return {name: dataset["label"].count(index) for index, name in enumerate(names)}
 
 
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Any:
-    """The log, which transformers' loggers do not otherwise pass on."""
-    logging.enable_propagation()
-    yield caplog
-    logging.disable_propagation()
-
-
 @pytest.mark.parametrize("word", sorted(SPLIT_OF))
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_class_may_be_named_like_a_split(tmp_path: Path, word: str, streaming: bool, said: Any) -> None:
+def test_a_class_may_be_named_like_a_split(tmp_path: Path, word: str, streaming: bool, caplog: Any) -> None:
     write(
         tmp_path, "bus/0.png", f"bus/my {word} 1.png", "car/0.png", "car/1.png", f"{word}/0.png", f"{word}/{word}.png"
     )
     found = load_images(tmp_path, streaming=streaming)
     assert sorted(found.features["label"].names) == sorted(["bus", "car", word])
     assert [row["label"] for row in found] == [0, 0, 1, 1, 2, 2]
-    assert f"{word}: read as classes" in said.text
+    assert f"{word}: read as classes" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,13 +87,13 @@ def test_folders_that_may_be_splits_or_classes_are_refused(tmp_path: Path) -> No
     assert len(classes(load_images(tmp_path))) == 3
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path, said: Any) -> None:
+def test_what_is_left_out_is_counted(tmp_path: Path, caplog: Any) -> None:
     write(tmp_path, "cat/0.png", "dog/1.png", "dog/more/2.png", "3.png", "4.png")
     for name in ("cat/notes.txt", "cat/0.heic", "README.md", ".hidden"):
         (tmp_path / name).write_text("x")
     assert classes(load_images(tmp_path)) == {"cat": 1, "dog": 2}
-    assert "2 files are not images (.heic, .txt): not used" in said.text
-    assert "2 images lie beside the class folders: not used" in said.text
+    assert "2 files are not images (.heic, .txt): not used" in caplog.text
+    assert "2 images lie beside the class folders: not used" in caplog.text
 
 
 def test_a_folder_of_one_folder_is_that_folder(tmp_path: Path) -> None:
@@ -114,11 +105,11 @@ def test_a_folder_of_one_folder_is_that_folder(tmp_path: Path) -> None:
     assert len(load_images(tmp_path / "wrapped", "test")) == 1
 
 
-def test_classes_that_are_not_clear_are_not_used(tmp_path: Path, said: Any) -> None:
+def test_classes_that_are_not_clear_are_not_used(tmp_path: Path, caplog: Any) -> None:
     write(tmp_path, "cat/indoor/0.png", "cat/outdoor/1.png", "dog/indoor/2.png")
     data = ImageData.of(tmp_path)
     assert (len(data), data.labels) == (3, None)
-    assert "which folders are classes is not clear" in said.text
+    assert "which folders are classes is not clear" in caplog.text
 
 
 def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +166,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_metadata_names_its_images(tmp_path: Path, kind: str, said: Any) -> None:
+def test_metadata_names_its_images(tmp_path: Path, kind: str, caplog: Any) -> None:
     write(tmp_path, "train/0.png", "train/1.png", "train/test_2.png", "val/3.png")
     rows = [("0.png", 5), ("test_2.png", 7)]
     if kind == "csv":
@@ -186,7 +177,7 @@ def test_metadata_names_its_images(tmp_path: Path, kind: str, said: Any) -> None
     found = load_images(tmp_path)
     assert found["label"][:] == [5, 7]
     assert [np.asarray(image)[0, 0] for image in found["image"]] == [0, 2]
-    assert "1 images are not named by the metadata" in said.text
+    assert "1 images are not named by the metadata" in caplog.text
 
 
 def test_tables_are_split_by_their_names_or_read_whole(tmp_path: Path) -> None:
@@ -219,4 +210,7 @@ def test_saved_splits_keep_their_names(tmp_path: Path) -> None:
     datasets.DatasetDict({"fold0": part, "fold1": part}).save_to_disk(str(tmp_path))
     assert len(load_images(tmp_path, "fold1")) == 1
     with pytest.raises(ValueError, match="no split 'train'; it has fold0, fold1"):
+        load_images(tmp_path)
+    (tmp_path / "dataset_dict.json").write_text("[")
+    with pytest.raises(ValueError, match=r"dataset_dict\.json does not list the splits that save_to_disk wrote"):
         load_images(tmp_path)

@@ -19,7 +19,6 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-from transformers.utils import logging
 
 import aselect_hf.hub
 from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
@@ -29,6 +28,8 @@ from aselect_hf.images import image_pixels, read_image
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.pixels import eight_bit_image
 
+from .pictures import png
+
 HANDLER = Path(aselect_hf.hub.__file__).parent / "templates" / "handler.py"
 GENERATOR = np.random.default_rng(0)
 COLORS = GENERATOR.integers(0, 256, (20, 12, 3), dtype=np.uint8)
@@ -37,7 +38,7 @@ GREY[0, :2] = 0, 255
 
 
 def grey_forms() -> dict[str, Any]:
-    """One grey image as every type that can hold it."""
+    """One gray image as every type that can hold it."""
     wide = GREY.astype(np.uint16) * 257
     alpha = np.full_like(GREY, 255)
     return {
@@ -162,7 +163,7 @@ def test_what_has_no_known_range_is_refused_by_name(image: Any, message: str) ->
         eight_bit_image(image)
 
 
-def test_a_dark_sixteen_bit_image_is_said(caplog: pytest.LogCaptureFixture, propagated: None) -> None:
+def test_a_dark_sixteen_bit_image_is_said(caplog: pytest.LogCaptureFixture) -> None:
     eight_bit_image(GREY.astype(np.uint16) * 257)
     assert not caplog.messages
     eight_bit_image(GREY.astype(np.uint16))
@@ -377,7 +378,7 @@ def test_integer_tensors_are_scaled_or_refused(make_config: Any) -> None:
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_the_range_of_pixel_tensors_is_checked(as_list: bool, caplog: Any, propagated: None) -> None:
+def test_the_range_of_pixel_tensors_is_checked(as_list: bool, caplog: Any) -> None:
     unit = torch.from_numpy(GREY[:8, :8].copy())[None, None].float() / 255
 
     def of(values: torch.Tensor) -> ImageData:
@@ -404,17 +405,3 @@ def test_broken_pixels_are_refused_and_can_be_skipped(value: float, make_config:
     with pytest.raises(ValueError, match="image 2 of images holds"):
         data.subset([3, 2]).subset([1]).decode(0)
     assert len(data.readable("skip")) == 3
-
-
-@pytest.fixture
-def propagated(caplog: pytest.LogCaptureFixture) -> Any:
-    """transformers' loggers do not propagate; let `caplog` see them."""
-    logging.enable_propagation()
-    yield
-    logging.disable_propagation()
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()

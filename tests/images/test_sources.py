@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import struct
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
-from transformers.utils import logging
 
 from aselect_hf.data import ImageData, image_pixels, load_images
 from aselect_hf.feature_cache import pooled_features
@@ -25,14 +23,10 @@ from aselect_hf.selection import select_timestep
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.task_data import load_task_data
 
+from .pictures import png
+
 GREYS = [np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8) for seed in range(8)]
 PICTURES = [Image.fromarray(grey) for grey in GREYS]
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -135,11 +129,9 @@ def test_later_frames_are_said_to_be_left_out_once(tmp_path: Path, caplog: Any) 
     for name in ("a.gif", "b.tif"):
         first, *others = map(Image.fromarray, GREYS[:3])
         first.save(tmp_path / name, save_all=True, append_images=others)
-    logging.enable_propagation()
     data = ImageData.of(tmp_path)
     assert [data.decode(index).size for index in range(2)] == [(8, 8)] * 2
     assert np.array_equal(data.decode(1), GREYS[0])
-    logging.disable_propagation()
     assert caplog.text.count("only the first one is used") == 1
 
 
@@ -159,6 +151,9 @@ SOURCES: dict[str, Any] = {
     "folder": lambda folder, paths: folder,
     "table": lambda folder, paths: datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image()),
     "strings": lambda folder, paths: datasets.Dataset.from_dict({"image": paths}),
+    "large strings": lambda folder, paths: datasets.Dataset.from_dict(
+        {"image": paths}, datasets.Features({"image": datasets.Value("large_string")})
+    ),
     "sample": lambda folder, paths: ImageData.of(folder).sample(5, 0),
     "rows": lambda folder, paths: [{"path": path, "bytes": None} for path in paths],
     "contents": lambda folder, paths: [{"path": path, "bytes": Path(path).read_bytes()} for path in paths],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
 
-from aselect_hf.training.processes import _asked_of_accelerate, _launch_arguments, check_num_processes
+from aselect_hf.training.processes import _asked_of_accelerate, _launch_arguments, check_num_processes, this_process
 
 # It imports copies of two files: importing the whole package would take most of the time of the test.
 SCRIPT = r"""
@@ -104,3 +106,17 @@ def test_the_number_asked_of_accelerate(tmp_path, monkeypatch):
     (tmp_path / "two.yaml").rename(tmp_path / "default.yaml")
     assert _asked_of_accelerate(["s.py"], str(tmp_path)) == 2
     assert _asked_of_accelerate(["--cpu", "s.py"], str(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_only_the_first_process_of_a_machine_warns(monkeypatch, caplog, first):
+    state = SimpleNamespace(is_local_main_process=first)
+    monkeypatch.setattr("aselect_hf.training.processes.PartialState", lambda cpu: state)
+    try:
+        assert this_process() is state
+        logging.getLogger("aselect_hf.data").warning("3 of 9 images have no label")
+        logging.getLogger("other").warning("something else")
+    finally:
+        logging.getLogger("aselect_hf").setLevel(logging.NOTSET)
+    assert ("have no label" in caplog.text) == first
+    assert "something else" in caplog.text
