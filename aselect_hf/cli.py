@@ -181,7 +181,7 @@ def audit(
     output_dir: OutputDir = Path("runs/audit"),
     cache_dir: CacheDir = None,
 ) -> None:
-    """Check the timestep of a rule, of a saved selection or a guess: writes `audit.json` and `audit.png`.
+    """Check the timestep of a rule, a saved selection or a guess: writes `audit.json` and `audit.png`.
 
     Labels, where there are any, train a small probe at every timestep; without, another label-free rule is asked.
     Exit code: 0 trust, 3 uncertain, 4 do not trust; 2 for a mistake.
@@ -275,8 +275,8 @@ def features(
 ) -> None:
     """Extract features to a safetensors file, or list them.
 
-    The file also has the `labels` (-1: none), and the names of their classes as JSON in its metadata, `label_names`.
-    Text has the same numbers as in the training split.
+    The file also holds the `labels` (-1: none); its metadata hold the names of the classes as JSON, `label_names`. A
+    class has the same number as in the training split.
     """
     backbone = _load(model, device, dtype)
     config = backbone.config
@@ -332,11 +332,13 @@ def convert(
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .pt and .bin (weights only).")] = False,
     num_attention_heads: Annotated[int | None, typer.Option(help="For a .pt of an unpublished width.")] = None,
     num_condition_classes: Annotated[
-        int | None, typer.Option(help="For a .pt: classes it was trained on, the null class not counted.")
+        int | None, typer.Option(help="For a .pt: classes it was trained on, without the null class.")
     ] = None,
     model_time: Annotated[
         str | None,
-        typer.Option(help="For a SiT file that does not say it: data_fraction (SiT) or noise_fraction (REPA, SRA)."),
+        typer.Option(
+            help="For a SiT file: what its network is told, data_fraction (SiT) or noise_fraction (REPA, SRA)."
+        ),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
     subfolder: Annotated[str | None, typer.Option(help="Folder of the checkpoint inside SOURCE.")] = None,
@@ -348,7 +350,7 @@ def convert(
     timestep: Annotated[int | None, typer.Option(help="Timestep to write; default: the model's own.")] = None,
     feature: Feature = None,
     base_model: Annotated[str | None, typer.Option(help="Hub id the weights come from, for the card.")] = None,
-    base_model_license: Annotated[str | None, typer.Option(help="Its licence, for the card.")] = None,
+    base_model_license: Annotated[str | None, typer.Option(help="Its license, for the card.")] = None,
 ) -> None:
     """Convert a checkpoint from or to diffusers, from an original DiT or SiT file, or to a fixed timestep."""
     keywords: dict[str, Any] = {
@@ -415,7 +417,7 @@ def push(
     audit: Annotated[Path | None, typer.Option(help="An audit.json for the card; default the folder's.")] = None,
     license: Annotated[str | None, typer.Option(help="Default the base model's; never a freer one.")] = None,
     examples: Annotated[
-        bool | None, typer.Option(help="The training's example pictures; default: if their license permits.")
+        bool | None, typer.Option(help="Push the training's example pictures (default: if their license permits).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print files and card, send nothing.")] = False,
 ) -> None:

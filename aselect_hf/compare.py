@@ -1,7 +1,7 @@
 """Strategies side by side: what timestep each chooses, what a probe there scores, what the choice cost.
 
 Protocol. Every strategy sees training (and, where it needs labels, validation) images only. At its timestep, a probe is
-fitted on the pooled features of the training split; its regularisation is chosen on the validation split; the test
+fitted on the pooled features of the training split; its regularization is chosen on the validation split; the test
 split is scored once per seed. Each seed draws another stratified 80 % of the training split. One pick, HFR's or else
 the first that a rule read from features, is audited on a sample of the training split (`aselect_hf.audit`).
 """
@@ -187,7 +187,7 @@ def compare_strategies(
     """Run every strategy on the same data and score a probe at each choice; the protocol is the module's.
 
     Args:
-        splits: labelled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
+        splits: labeled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
             (`share_classes`). Images without a label are left out.
         strategies: names in `STRATEGIES`.
         num_images: images that strategies may see that do not need all; default each one's own number.

@@ -1,6 +1,6 @@
 """Criteria that judge one set of features, without labels or with a few; pure functions of arrays, higher is better.
 
-Arrays are numpy's or torch's; everything is computed in float64 on the CPU. "Standardised" means that every channel has
+Arrays are numpy's or torch's; everything is computed in float64 on the CPU. "Standardized" means that every channel has
 mean 0 and deviation 1 over the samples (a constant one is 0): a few massive channels would otherwise be all that a
 spectrum or a distance sees.
 
@@ -45,8 +45,8 @@ CHUNK = 512
 def rankme(features: Array, *, standardize: bool = True) -> float:
     """Effective rank: RankMe (Garrido et al. 2023, arXiv 2210.02885).
 
-    `exp(-sum p log p)` with `p` the singular values, divided by their sum. The paper neither centres nor scales; its
-    criterion is then about the few largest channels and their mean, so by default features are standardised (ours).
+    `exp(-sum p log p)` with `p` the singular values, divided by their sum. The paper neither centers nor scales; its
+    criterion is then about the few largest channels and their mean, so by default features are standardized (ours).
 
     Returns:
         1 (one direction, or nothing that differs) to `min(samples, width)`.
@@ -60,7 +60,7 @@ def alpha_req(features: Array, *, standardize: bool = True) -> float:
 
     `alpha` is the slope in the log-log plane over ranks 3 to 100, or to half of the rank where that is less (the tail
     of a sample's spectrum is steeper than the truth), by least squares with weights `1 / i` as in the paper's code.
-    Standardised by default (ours): the spectrum is then that of the correlations.
+    Standardized by default (ours): the spectrum is then that of the correlations.
 
     Returns:
         0 at `alpha = 1`, which the paper finds best, down to -9: steeper than 10, or of a rank below 3, counts as 10.
@@ -85,7 +85,7 @@ def lidar(views: Array, *, shrinkage: float = 0.1, standardize: bool = True) -> 
     `exp(-sum p log p)` with `p` the eigenvalues of `W^-1/2 B W^-1/2`, divided by their sum; `B` is the covariance of
     the images' means, `W` the mean covariance of views of one image. `W` is shrunk towards its mean variance (ours: the
     paper adds 1e-4 to the diagonal, with 10 views of 1,000 images; with fewer samples than channels that constant
-    would be the whole criterion). The matrix does not see the channels' scales, the shrinkage does: standardised.
+    would be the whole criterion). The matrix does not see the channels' scales, the shrinkage does: standardized.
     Beware of inputs that are nothing but noise: without a signal the matrix is flat, and its rank is highest.
 
     Returns:
@@ -110,9 +110,9 @@ def view_retrieval(views: Array, *, shrinkage: float = 0.1) -> float:
 
 
 def retrieved(views: Array, *, shrinkage: float = 0.1) -> np.ndarray:
-    """How often every image's nearest neighbour among the images of another view is itself (ours).
+    """How often every image's nearest neighbor among the images of another view is itself (ours).
 
-    Nearest by cosine after whitening: standardised channels, principal components of all views, each divided by the
+    Nearest by cosine after whitening: standardized channels, principal components of all views, each divided by the
     root of its variance, shrunk towards the mean variance. Averaged over ordered pairs of views. Chance is
     `1 / images`; an image of which there is a second copy is not found.
 
@@ -138,7 +138,7 @@ def retrieved(views: Array, *, shrinkage: float = 0.1) -> np.ndarray:
 def signal_to_noise(views: Array) -> float:
     """Share of the features' variance that is between images, rather than between views of one (ours).
 
-    With `S` the variance between images and `N` that within one, both summed over standardised channels, `S / (S + N)`:
+    With `S` the variance between images and `N` that within one, both summed over standardized channels, `S / (S + N)`:
     the ratio `S / N` on a scale that stays finite where nothing varies within images. `S` is the variance of the
     images' means less the part `N / views` that their noise contributes, but not below 0.
 
@@ -165,7 +165,7 @@ class RidgePredictions(NamedTuple):
 
     Args:
         classes: `(samples,)`, of the labels.
-        penalty: the chosen one, added to the diagonal of `X^T X` of the standardised features.
+        penalty: the chosen one, added to the diagonal of `X^T X` of the standardized features.
     """
 
     classes: np.ndarray
@@ -177,12 +177,12 @@ def ridge_predictions(
 ) -> RidgePredictions:
     """Predictions of every sample by ridge regression on all others (of other groups), without a single refit.
 
-    Standardised features (by all samples), one-hot targets, an intercept without penalty. With the hat matrix `H`, the
+    Standardized features (by all samples), one-hot targets, an intercept without penalty. With the hat matrix `H`, the
     residual of samples `g` when `g` is left out is `(I - H_gg)^-1` times their residual in the whole fit, exactly. The
     penalty with the smallest squared error of these predictions is taken.
 
     Args:
-        penalties: candidates, as shares of the standardised features' sum of squares.
+        penalties: candidates, as shares of the standardized features' sum of squares.
     """
     rows = _standardized(_matrix(features))
     classes, targets = _labels(labels, len(rows))
@@ -209,14 +209,14 @@ def ridge_predictions(
 
 
 def knn_loo(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> float:
-    """Share of samples whose neighbours have mostly their class, from 0 to 1; see `knn_predictions`."""
+    """Share of samples whose neighbors have mostly their class, from 0 to 1; see `knn_predictions`."""
     return float((knn_predictions(features, labels, k, groups=groups) == np.asarray(labels)).mean())
 
 
 def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:
     """The commonest class of every sample's `k` nearest others (of other groups); of equally common ones the smallest.
 
-    Nearest by cosine of standardised features. All that are as near as the last of them vote too: among copies, and in
+    Nearest by cosine of standardized features. All that are as near as the last of them vote too: among copies, and in
     a single dimension, the order is only that of the last bits.
 
     Returns:
@@ -248,10 +248,10 @@ def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
     """Logarithm of the maximum evidence, per sample: LogME (You et al. 2021, arXiv 2102.11005).
 
     For each class, Bayesian linear regression of its indicator on the features, weights `N(0, 1 / alpha)` and noise
-    `N(0, 1 / beta)`: the log evidence, maximised over `alpha` and `beta`, divided by the samples and averaged over
+    `N(0, 1 / beta)`: the log evidence, maximized over `alpha` and `beta`, divided by the samples and averaged over
     classes. Given `alpha / beta` the best `beta` is closed form; that ratio is searched on a grid, and a parabola
     through the three highest points gives the maximum (the paper iterates to a fixed point of the same evidence). By
-    default features are standardised and indicators centred, which stands for an intercept (ours); the paper does
+    default features are standardized and indicators centered, which stands for an intercept (ours); the paper does
     neither.
 
     Returns:
@@ -283,7 +283,7 @@ def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
     Where a candidate's features fall into groups that those of others have too, the groups are of the images and not
     of the noise; deep clustering (Caron et al. 2018, arXiv 1807.05520) learns from such groups, here they only judge.
 
-    1. The features of all candidates that are kept, standardised, side by side: k-means of their first 64 principal
+    1. The features of all candidates that are kept, standardized, side by side: k-means of their first 64 principal
        components into 5, 10 and 20 clusters (fewer where there are not twice as many samples), 8 times each, from
        another start every time.
     2. LogME of each clustering by every candidate; the score is the mean. One k-means ends in one of many local
@@ -365,7 +365,7 @@ def _matrix(features: Array) -> np.ndarray:
 
 
 def _views(views: Array, standardize: bool = True) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """All views as rows, standardised or centred, and the shape of `views`."""
+    """All views as rows, standardized or centered, and the shape of `views`."""
     values = _checked(views, "views", "(images, views, width)", 3)
     images, count, width = values.shape
     if count < 2:

@@ -284,7 +284,7 @@ class ImageData:
         """One decoded image with its mask.
 
         Raises:
-            ValueError: there are no masks, one of the two cannot be read, the mask has colours instead of classes, is
+            ValueError: there are no masks, one of the two cannot be read, the mask has colors instead of classes, is
                 of another size than its image (both upright), or holds a class that has no name.
         """
         if self.masks is None:

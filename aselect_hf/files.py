@@ -197,7 +197,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         except OSError as error:
             if not path.exists():
                 raise
-            raise ValueError(f"output path {path} was written by somebody else meanwhile: choose another") from error
+            raise ValueError(f"output path {path} was written by another process meanwhile: choose another") from error
     _sync_folder(path.parent)
 
 

@@ -175,7 +175,7 @@ def _load_images(folder: Path, files: list[Path], split: str | None, streaming: 
 
 
 def _load_set(root: Path, outer: Path, streaming: bool) -> Any:
-    """All images below a folder: with the columns of its metadata, or else labelled by class folders, or else bare.
+    """All images below a folder: with the columns of its metadata, or else labeled by class folders, or else bare.
 
     Args:
         outer: a folder above, whose metadata may name these images.

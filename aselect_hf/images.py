@@ -128,7 +128,7 @@ def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> Ima
     Tensors pass through unchanged: they are taken to be pixel values already.
 
     Args:
-        segmentation: the whole image resized to a square, instead of its centre; see `make_image_processor`. A mask
+        segmentation: the whole image resized to a square, instead of its center; see `make_image_processor`. A mask
             follows it by `resize_mask(mask, config.image_size)`.
     """
     return ImagePixels(config, segmentation)

@@ -95,7 +95,7 @@ def mask_pixels(mask: Any, name: str) -> np.ndarray:
         name: of the mask, for errors.
 
     Raises:
-        ValueError: colours instead of classes, or negative values.
+        ValueError: colors instead of classes, or negative values.
     """
     if isinstance(mask, Image.Image) and not (mask.mode in ("1", "L", "P", "I") or mask.mode.startswith("I;16")):
         raise ValueError(
@@ -112,7 +112,7 @@ def mask_pixels(mask: Any, name: str) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> torch.Tensor:
-    """The mask at `size` (side of a square, or `(height, width)`), int64: the class at the centre of every pixel."""
+    """The mask at `size` (side of a square, or `(height, width)`), int64: the class at the center of every pixel."""
     resized = interpolate(torch.from_numpy(mask)[None, None].double(), size=size, mode="nearest-exact")
     return resized[0, 0].long()
 

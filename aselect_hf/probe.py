@@ -1,4 +1,4 @@
-"""Probes on frozen features: multinomial logistic regression and nearest neighbours, from scikit-learn."""
+"""Probes on frozen features: multinomial logistic regression and nearest neighbors, from scikit-learn."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def fit_probe(
     kind: str = "linear",
     metric: Callable[[np.ndarray, np.ndarray], float] = accuracy_score,
 ) -> Probe:
-    """Fit on training features; the regularisation (or number of neighbours) is chosen on validation features.
+    """Fit on training features; the regularization (or number of neighbors) is chosen on validation features.
 
     Args:
         features, validation_features: `(samples, width)`.
-        kind: `"linear"` (multinomial logistic regression on standardised features) or `"knn"` (cosine distance).
+        kind: `"linear"` (multinomial logistic regression on standardized features) or `"knn"` (cosine distance).
         metric: of validation labels and predictions, higher is better.
     """
     if kind not in PROBES:

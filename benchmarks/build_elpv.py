@@ -4,7 +4,7 @@
     python -m benchmarks.build_elpv elpv/elpv_dataset/data data/elpv
 
 The photographs are licensed CC BY-NC-SA 4.0 (github.com/zae-bayern/elpv-dataset): they are no part of this repository.
-2,624 grey photographs of 300 x 300, of mono- and polycrystalline cells, with a probability of a defect. Kept are the
+2,624 gray photographs of 300 x 300, of mono- and polycrystalline cells, with a probability of a defect. Kept are the
 1,508 that are surely intact (0) and the 715 that are surely defective (1); 295 at 1/3 and 106 at 2/3 are left out.
 Split with seed 0, alike in class and kind of cell: 1,400 train, 500 validation, 323 test. Stored at 64 x 64 (area
 average), since models of 32 pixels read them.

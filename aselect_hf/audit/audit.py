@@ -28,7 +28,7 @@ from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, L
 from aselect_hf.selection.select import NO_LABELS, automatic_method, check_request, report_unused_labels
 
 NUM_AUDITED = 1000
-"""Labelled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
+"""Labeled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
 LEAST_CURVE = 3
 """Timesteps that two rules must both have scored, for their curves to be compared."""
 
@@ -61,7 +61,7 @@ def audit_timestep(
     A pick that hangs on rounding (`TimestepSelection.perturbed_timesteps`) is judged by the worst of the timesteps that
     rounding may give.
     Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one
-    picked), `"trust"` where picks are equal or neighbours on the grid, curves alike over at least five timesteps, and
+    picked), `"trust"` where picks are equal or neighbors on the grid, curves alike over at least five timesteps, and
     the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
 
     Args:

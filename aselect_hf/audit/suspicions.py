@@ -19,7 +19,7 @@ from aselect_hf.ties import best_of
 # What the warnings rest on (ours).
 PICK_RESAMPLES = 100
 STABLE_SHARE = 0.8
-"""Share of bootstrap picks at the commonest one and its neighbours, below which the pick is unstable."""
+"""Share of bootstrap picks at the commonest one and its neighbors, below which the pick is unstable."""
 NOISE_SHARE = 0.9
 """Share of the images' HFR that pure noise reaches, from which the feature is mostly noise or position."""
 FEW_IMAGES = 32
@@ -101,7 +101,7 @@ def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np
 
 
 def _is_stable(shares: np.ndarray) -> bool:
-    """Whether the commonest pick and its neighbours on the grid are nearly all of them."""
+    """Whether the commonest pick and its neighbors on the grid are nearly all of them."""
     mode = int(shares.argmax())
     return bool(shares[max(mode - 1, 0) : mode + 2].sum() >= STABLE_SHARE)
 

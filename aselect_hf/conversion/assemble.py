@@ -132,7 +132,7 @@ def vae_fields(vae: Any, decoder: bool) -> dict[str, Any]:
     """What a config says of a VAE.
 
     Raises:
-        ValueError: its latents are normalised channel by channel.
+        ValueError: its latents are normalized channel by channel.
     """
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:

@@ -32,7 +32,7 @@ DESCRIPTIONS = (
     "config.json", "model_index.json", "preprocessor_config.json", "scheduler/scheduler_config.json",
     "transformer/config.json", "vae/config.json",
 )  # fmt: skip
-"""The small files that say what a checkpoint is; its card and licence lie beside them, at the root."""
+"""The small files that say what a checkpoint is; its card and license lie beside them, at the root."""
 CONFIG_KEYWORDS = {field.name for field in dataclasses.fields(ASelectDiTConfig) if field.name != "dtype"} | {
     "attn_implementation", "num_labels", "out_features", "out_indices",
 }  # fmt: skip
@@ -130,7 +130,7 @@ class Source:
         return {}
 
     def copy_license(self, folder: Path) -> None:
-        """Let the text of its licence travel with the weights."""
+        """Let the text of its license travel with the weights."""
         for text in sorted(self.root.glob("LICENSE*")) if self.root.is_dir() else ():
             if text.is_file():
                 shutil.copyfile(text, folder / text.name)

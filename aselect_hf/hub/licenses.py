@@ -1,6 +1,6 @@
-"""Licences of derived weights: a model may not claim fewer restrictions than the model it came from.
+"""Licenses of derived weights: a model may not claim fewer restrictions than the model it came from.
 
-Only the obligations that the names of common licences stand for; a check against slips, not legal advice.
+Only the obligations that the names of common licenses stand for; a check against slips, not legal advice.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ ATTRIBUTION, SHARE_ALIKE, NON_COMMERCIAL, NO_DERIVATIVES = "by", "sa", "nc", "nd
 
 
 def restrictions(license: License) -> frozenset[str] | None:
-    """What a licence, by its Hub identifier, asks of who passes the work on; `None` for one not known here.
+    """What a license, by its Hub identifier, asks of who passes the work on; `None` for one not known here.
 
-    Several licences ask for what any of them asks.
+    Several licenses ask for what any of them asks.
     """
     if isinstance(license, list):
         each = [restrictions(name) for name in license]
@@ -31,7 +31,7 @@ def restrictions(license: License) -> frozenset[str] | None:
 
 
 def inherited_license(base: License | None, claimed: License | None) -> License | None:
-    """The licence of a model derived from one under `base`, whose author claims `claimed` (`None`: no claim).
+    """The license of a model derived from one under `base`, whose author claims `claimed` (`None`: no claim).
 
     Both may be spelled as people spell them, and come back as the Hub spells them.
 

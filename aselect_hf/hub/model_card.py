@@ -90,11 +90,11 @@ class CardContent:
         training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
         audit: of the timestep.
         license: claimed by the author; default that of the base model.
-        files: names of the files beside the card, to which a licence's link may point.
+        files: names of the files beside the card, to which a license's link may point.
         examples: pictures beside the card with the model's answers, for the page on the Hub.
 
     Raises:
-        ValueError: a licence freer than the base model's, a selection or an audit of another timestep or feature than
+        ValueError: a license freer than the base model's, a selection or an audit of another timestep or feature than
             the config's, a base model that is not a Hub id.
     """
 
@@ -176,7 +176,7 @@ class CardContent:
 
     @cached_property
     def license_details(self) -> dict[str, str]:
-        """Name and link of a licence that the Hub knows as `other`; a link to a file only where that file is."""
+        """Name and link of a license that the Hub knows as `other`; a link to a file only where that file is."""
         if self.license != "other":
             return {}
         name, link = self.config.base_model_license_name, self.config.base_model_license_link
@@ -306,7 +306,7 @@ class CardContent:
             inherited = self.license == normalize_license(config.base_model_license)
             identifiers = [self.license] if isinstance(self.license, str) else self.license
             named = ", ".join([*identifiers, *self.license_details.values()])
-            yield "licence", named + (" (the base model's)" if inherited else "")
+            yield "license", named + (" (the base model's)" if inherited else "")
 
     def _fixed(self, fixed: dict[str, Any]) -> str:
         """What a model with a fixed timestep still is."""
@@ -494,7 +494,7 @@ def _explain(selection: TimestepSelection) -> str:
     if selection.method == "gate":
         return (
             "A gate weighed the candidate timesteps by attention over their mean features and noise levels. It was "
-            "trained together with a linear classifier on labelled images, every image seen at "
+            "trained together with a linear classifier on labeled images, every image seen at "
             f"{selection.options['num_visited']} of the {len(selection.timesteps)} candidates a step, while its "
             "weights were annealed towards a single one; the timestep of the highest weight was taken."
         )

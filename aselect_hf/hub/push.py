@@ -87,7 +87,7 @@ def push_to_hub(
         The commit: `.commit_url`, `.oid`, and for a pull request `.pr_url`.
 
     Raises:
-        ValueError: an argument is wrong, the licence is freer than the base model's, the tag exists, or the repository
+        ValueError: an argument is wrong, the license is freer than the base model's, the tag exists, or the repository
             does not have the visibility asked for.
         PushError: the Hub refused, or the connection broke.
     """

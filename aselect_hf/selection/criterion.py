@@ -46,7 +46,7 @@ LEAST_FOR_CLUSTERS = 128
 
 @dataclass
 class Labelled:
-    """Labelled rows: images, or tokens with the image that each is of."""
+    """Labeled rows: images, or tokens with the image that each is of."""
 
     views: Views
     rows: KeptRows
@@ -195,7 +195,7 @@ def select_knn(
     max_tokens: int = MAX_TOKENS,
     kinds: Sequence[str] = KINDS,
 ) -> TimestepSelection:
-    """Leave-one-out nearest neighbours; samples, scores and errors as `select_ridge`.
+    """Leave-one-out nearest neighbors; samples, scores and errors as `select_ridge`.
 
     Args:
         neighbours: that vote; all where there are fewer.
@@ -358,7 +358,7 @@ def _checked(method: str, inputs: SelectionInputs) -> float:
 
 
 def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size: int, max_tokens: int) -> Labelled:
-    """The labelled samples of a task; for segmentation images are read whole."""
+    """The labeled samples of a task; for segmentation images are read whole."""
     task, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
     check_truth(data, task, f"{method} learns from a few")
     options: dict[str, Any] = {"task": task}

@@ -47,7 +47,7 @@ class FeatureSweep:
 
 
 def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, segmentation: bool = False) -> Views:
-    """Every image of `data` once, as the model itself sees it: whole or centre, with the stored evaluation noise."""
+    """Every image of `data` once, as the model itself sees it: whole or center, with the stored evaluation noise."""
     latents, saved = inputs.latents(data, segmentation=segmentation)
     latents = latents.to(inputs.model.device)
     return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), saved)

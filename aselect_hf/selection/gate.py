@@ -102,7 +102,7 @@ def select(
 
 
 def _build(inputs: SelectionInputs, num_classes: int) -> tuple[TimestepGate, nn.Linear]:
-    """Gate and head, initialised from the seed without touching the caller's random state."""
+    """Gate and head, initialized from the seed without touching the caller's random state."""
     model, width = inputs.model, inputs.model.config.hidden_size
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(inputs.seed)

@@ -46,7 +46,7 @@ def select(
             in growing batches, and timesteps that are surely worse than the leader are dropped; see `search.race`.
             `None` scores all images.
         cutoff, dims, spectrum, remove_mean: see `high_frequency_ratio`.
-        standardize: standardise channels over all images first, see `standardize_channels`; not with `early_stopping`.
+        standardize: standardize channels over all images first, see `standardize_channels`; not with `early_stopping`.
 
     Raises:
         ValueError: fewer than two images (no standard error), NaN pixels, a cutoff that leaves no bins, an unknown

@@ -29,7 +29,7 @@ class HFRSweep:
     Args:
         inputs: a `batch_size` of `None` is found automatically, see `LARGEST_BATCH`.
         spectrum_options: of `high_frequency_ratio`.
-        standardize: standardise channels over all images of a timestep first; then all images must be asked for.
+        standardize: standardize channels over all images of a timestep first; then all images must be asked for.
 
     Attributes:
         raw, control: `(images, candidates)`, of the images and of their noise.

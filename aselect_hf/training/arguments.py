@@ -179,7 +179,8 @@ class TaskDataArguments(DataArguments):
     reduce_labels: bool = _field(False, "segment: class 0 is background to be ignored, the others move down by one.")
     num_streamed_images: int = _field(1000, "streaming: images read first, to choose the timestep on.")
     shuffle_buffer_size: int = _field(
-        10_000, "streaming: images among which each next one is drawn at random; as undecoded files, in every worker."
+        10_000,
+        "streaming: size of the buffer from which every next image is drawn at random; each worker has one.",
     )
     cache_latents: bool = _field(True, "Encode every image once, to disk; with no streaming.")
     cache_features: bool = _field(True, "With a frozen backbone and no gate, run it once an image; not with streaming.")
@@ -203,7 +204,7 @@ class PretrainingArguments(Arguments):
     mixed_precision: str | None = _field(None, "no, fp16 or bf16; default what accelerate was configured with.")
     ema_decay: float = _field(0.0, "Decay of the weight average that is saved; 0 saves the weights themselves.")
     condition_dropout: float = _field(0.1, "Share of class labels replaced by the null class in training.")
-    seed: int = _field(0, "Seed of initialisation, order, flips, timesteps and noise.")
+    seed: int = _field(0, "Seed of initialization, order, flips, timesteps and noise.")
     num_processes: int | None = _field(
         None, "Refuse to run with fewer processes; default what the launcher was asked for."
     )

@@ -9,7 +9,7 @@ import torch
 
 
 def mix_seed(*parts: int) -> int:
-    """A seed in 0..2**32 - 1 in which every bit depends on every part: neighbours share nothing.
+    """A seed in 0..2**32 - 1 in which every bit depends on every part: neighbors share nothing.
 
     32 bits are what torch's CPU generator reads of a seed.
     """

@@ -26,7 +26,7 @@ SETTLED = ANNEALED_AT
 
 @dataclass(frozen=True)
 class HeadSetting:
-    """How one head of a bank is optimised."""
+    """How one head of a bank is optimized."""
 
     learning_rate: float
     weight_decay: float

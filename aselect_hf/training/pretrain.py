@@ -89,7 +89,7 @@ def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
 
 
 def make_collate(config: ASelectDiTConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
-    """Images to normalised pixels, with integer labels where the model is conditional."""
+    """Images to normalized pixels, with integer labels where the model is conditional."""
     return partial(_collate, image_pixels(config), config.num_condition_classes > 0)
 
 

@@ -52,7 +52,7 @@ def build(shape: dict[str, Any], device: torch.device) -> ASelectDiTModel:
         config = ASelectDiTConfig.from_preset(shape["preset"], **common)
     else:
         config = ASelectDiTConfig(**shape | common)
-    with device:  # a large network is initialised much faster where it will be
+    with device:  # a large network is initialized much faster where it will be
         return random_model(config)
 
 

@@ -222,7 +222,7 @@ def tell_massive(found: Measured) -> tuple[str, str, str]:
         f"{MASSIVE_BLOCK} writes is multiplied by {MASSIVE_FACTOR:g}, weights and bias. Large pretrained DiTs grow "
         "such channels by themselves (DiTF). Every later LayerNorm divides by them, so that all others shrink and the "
         f"curves are those of another network. Picks move: {moved}. The same channel made massive in the feature "
-        f"itself (block {FEATURE_BLOCK}) changes nothing: HFR counts every channel alike, and the others standardise; "
+        f"itself (block {FEATURE_BLOCK}) changes nothing: HFR counts every channel alike, and the others standardize; "
         f"the two HFR curves differ by at most {worst:.1e}.",
         "With labels, by what the pick loses. The cause is not named: the audit does not look for massive channels. "
         f"Without labels: {quoted(found.audits['unlabelled'])}.",
@@ -353,7 +353,7 @@ def share(audit: Audit) -> float:
 
 
 def picture(figure_or_audit: Figure | Audit, path: Path) -> None:
-    """Write a picture, smaller and of fewer colours than the audit's own."""
+    """Write a picture, smaller and of fewer colors than the audit's own."""
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn.png"
         if isinstance(figure_or_audit, Audit):

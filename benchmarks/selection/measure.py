@@ -8,7 +8,7 @@ classifier (penalty by generalised cross-validation on training features), mean 
 80 % each. Every rule sees random samples, without replacement, of up to 1,000 training images (300 for views, 128 for
 HFR), of the size that it has by default (HFR 64, label-free criteria 256, few labels 500 images or the tokens of 64):
 1 sample for every feature; for the checkpoint's own one 20, and 20 of 64 images, and where features depend on the
-stored noise, 20 with another draw of it. The audit is that of every timestep by leave-one-out ridge, on 1,000 labelled
+stored noise, 20 with another draw of it. The audit is that of every timestep by leave-one-out ridge, on 1,000 labeled
 images and on 5 samples of 500 (of masks: 6 samples of 4,000 tokens).
 Writes `benchmarks/results/selection/<pair>.json`; `report.py` makes tables and picture.
 """

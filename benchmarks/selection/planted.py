@@ -2,7 +2,7 @@
 
     python -m benchmarks.selection.planted ROOT/planted ROOT/planted-dit
 
-Images (32 x 32, grey). The class is the orientation of a texture of random phase, frequency and strength: upright,
+Images (32 x 32, gray). The class is the orientation of a texture of random phase, frequency and strength: upright,
 lying, or either diagonal, so that mirrors and crops keep it. No mean of a linear map of the pixels tells classes apart;
 energies in frequency bands do. Everything else is nuisance: a second texture of another class, finer textures that no
 class has, a background gradient, pixel noise.
@@ -12,7 +12,7 @@ on their 16 Fourier filters, in channels where positions hardly vary, beside two
 LayerNorm nearly linear. Hidden units of block 1's MLP rectify filters: `gelu(x) + gelu(-x)`. Its output channels hold
 the energy of a band that tells classes apart plus that of a fine one that does not, and adaLN scales the former's
 filters by a bump over t, least squares on the random timestep embedding. (A gate alone would hide nothing: probes
-standardise.) So the class drowns in nuisance away from `TIMESTEP` in `mlp`, in `hidden`, and in all that later blocks
+standardize.) So the class drowns in nuisance away from `TIMESTEP` in `mlp`, in `hidden`, and in all that later blocks
 read; what precedes that MLP knows only linear maps. Towards large t the noise does the rest. The bump is symmetric in
 the square root of t, in which the candidates are evenly spaced.
 

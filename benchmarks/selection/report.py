@@ -68,7 +68,7 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
     Returns:
         regrets: at every sample's pick, on the checkpoint's own feature.
         few_regrets: of samples of 64 images.
-        stable, few_stable: share of samples that pick the commonest timestep or a neighbour of it on the grid.
+        stable, few_stable: share of samples that pick the commonest timestep or a neighbor of it on the grid.
         all: regret, mean over all features.
         rank: Spearman correlation of the rule's curve with the true one, mean over features.
         own: what the checkpoint's own feature loses at the pick, against the best of all features and timesteps.
@@ -193,11 +193,11 @@ def audits(contents: list[Content]) -> str:
     for count, name in itertools.product((NUM_AUDITED, NUM_LABELLED), (*AUDITED, "every timestep")):
         cases = [case for content in contents for case in audit_cases(content, name, count)]
         rows.append([str(count), name, *_verdicts(cases)])
-    return table(["labelled images", "pick of", *VERDICT_HEADS], rows)
+    return table(["labeled images", "pick of", *VERDICT_HEADS], rows)
 
 
 def flags_by_loss(contents: list[Content]) -> str:
-    """How often the audit of 1,000 labelled images does not trust a timestep, by what that truly loses."""
+    """How often the audit of 1,000 labeled images does not trust a timestep, by what that truly loses."""
     cases = [case for content in contents for case in audit_cases(content, "every timestep", NUM_AUDITED)]
     rows = []
     for least, most in itertools.pairwise((*LOSSES, np.inf)):
@@ -353,8 +353,8 @@ Band: standard deviation over the probe's seeds. Size of a dot: how often. The a
 
 Points lost. `develop`, `confirm`: mean over pairs, in brackets the 95 % interval of that mean over samples of images
 and draws of noise; then the worst pair's mean, and the worst single sample. `stable`: share of the samples that pick
-the commonest timestep or its neighbour on the grid. `of 64 images`: mean over all pairs of picks from 64 images
-(labelled for the rules with labels), and then how stable those are. `all features`: mean over all blocks and kinds.
+the commonest timestep or its neighbor on the grid. `of 64 images`: mean over all pairs of picks from 64 images
+(labeled for the rules with labels), and then how stable those are. `all features`: mean over all blocks and kinds.
 `rank`: Spearman correlation with the true curve. `own`: what is lost against the best of all features and timesteps by
 the checkpoint's own feature at the pick; `auto`: by block, kind and timestep chosen together. `all features`, `rank`,
 and `auto` are of one sample, and of `consensus` by the clusters of all features together. The figures of `consensus`,
@@ -371,7 +371,7 @@ Mean and 95 % interval over samples and draws, the checkpoint's own feature.
 
 ## The audit
 
-What `aselect audit` says of picks, by whether they truly lose more than 2 points: of 1,000 labelled images (one sample
+What `aselect audit` says of picks, by whether they truly lose more than 2 points: of 1,000 labeled images (one sample
 a pair) and of 500 (five samples); of masks, of 4,000 tokens. `every timestep`: as if each had been picked once.
 
 {audits}

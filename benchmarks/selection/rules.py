@@ -15,7 +15,7 @@ from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 
 IMAGES, AUGMENTED, NOISY, RATIOS, LABELLED = "images", "augmented views", "noise views", "hfr", "labelled"
 """What a rule sees: image means with the stored noise `(images, width)`; random crops, or fresh noise of the same
-image, `(images, views, width)`; HFR of image and control `(images, 2)`; labelled images or tokens `(rows, width)`."""
+image, `(images, views, width)`; HFR of image and control `(images, 2)`; labeled images or tokens `(rows, width)`."""
 NEIGHBOURS = 5
 
 

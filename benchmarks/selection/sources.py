@@ -77,7 +77,7 @@ class Sources:
         return self._known[source]
 
     def with_other_noise(self, source: str, seed: int) -> Features:
-        """Labelled rows or image means of the default feature, with another draw of the stored noise."""
+        """Labeled rows or image means of the default feature, with another draw of the stored noise."""
         key = f"{LABELLED if not self.segmentation else source} with noise {seed}"
         if key not in self._known:
             model = load_model(self.model_name, noise_seed=seed).to(self.model.device).eval()
@@ -89,7 +89,7 @@ class Sources:
 
     @property
     def default_rows(self) -> Features:
-        """Labelled rows of the default feature."""
+        """Labeled rows of the default feature."""
         return {self.default_feature: self[LABELLED][self.default_feature]}
 
     @cached_property
@@ -98,7 +98,7 @@ class Sources:
 
     @property
     def labelled_rows(self) -> Features:
-        """Labelled rows of all features."""
+        """Labeled rows of all features."""
         return self[LABELLED]
 
     def fresh_noise_rows(self, features: list[str]) -> tuple[Features, Features]:

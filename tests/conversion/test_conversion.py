@@ -254,7 +254,7 @@ def test_the_schedule_is_the_schedulers(
         torch.testing.assert_close(found.alpha(steps) ** 2, alphas_cumprod, rtol=1e-4, atol=1e-6)
 
 
-def test_base_model_and_licence_are_recorded(
+def test_base_model_and_license_are_recorded(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locate, "snapshot_download", lambda *_, **__: str(pipeline_folder))

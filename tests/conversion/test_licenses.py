@@ -1,4 +1,4 @@
-"""Licences as people write them: read, named as the Hub names them, and carried on with name, link and text."""
+"""Licenses as people write them: read, named as the Hub names them, and carried on with name, link and text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_case_and_spaces_do_not_matter(name: str, case: Any, between: str) -> No
     assert normalize_license(case(name).replace("-", between)) == name
 
 
-def test_several_licences_ask_for_what_any_of_them_asks() -> None:
+def test_several_licenses_ask_for_what_any_of_them_asks() -> None:
     both = ["mit", "cc-by-nc-4.0"]
     assert inherited_license(both, None) == both
     assert inherited_license(both, "CC BY-NC 4.0") == "cc-by-nc-4.0"
@@ -66,7 +66,7 @@ def test_several_licences_ask_for_what_any_of_them_asks() -> None:
 CARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "a list": ("license: [mit, Apache 2.0]", {"license": ["mit", "apache-2.0"]}),
     "another spelling": ("license: Apache 2.0", {"license": "apache-2.0"}),
-    "another licence": (
+    "another license": (
         "license: other\nlicense_name: my-license\nlicense_link: LICENSE.md",
         {"license": "other", "license_name": "my-license", "license_link": "LICENSE.md"},
     ),
@@ -81,7 +81,7 @@ CARDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_licence_travels_from_the_base_model_to_the_card(
+def test_a_license_travels_from_the_base_model_to_the_card(
     pipeline_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """Through conversion, what is pushed, and the card; a card that cannot be read is said."""

@@ -26,7 +26,7 @@ CODE = {
 
 
 def save_model(folder: Path, seed: int) -> None:
-    """A tiny model for colour images, its selection, and the code that it needs elsewhere."""
+    """A tiny model for color images, its selection, and the code that it needs elsewhere."""
     import torch
 
     from aselect_hf import ASelectDiTConfig, ASelectDiTModel, select_timestep
@@ -370,7 +370,7 @@ def test_no_half_repository(hub, pushed, path, status, message) -> None:
     assert hub.files(repo_id)["model.safetensors"] != before["model.safetensors"]
 
 
-def test_a_freer_licence_is_refused_before_anything_is_sent(hub, ada, pushed) -> None:
+def test_a_freer_license_is_refused_before_anything_is_sent(hub, ada, pushed) -> None:
     with pytest.raises(ValueError, match="license 'mit' is refused"):
         pushed("ada/freer", license="mit")
     assert not ada.repo_exists("ada/freer")

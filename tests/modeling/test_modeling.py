@@ -323,7 +323,7 @@ def test_two_fresh_instances_with_one_seed_are_equal(make_config: Any) -> None:
 
 
 def test_a_fresh_network_is_adaln_zero(make_config: Any, images: torch.Tensor) -> None:
-    """Every block is the identity, the prediction is zero, the timestep embedder is small: DiT's initialisation."""
+    """Every block is the identity, the prediction is zero, the timestep embedder is small: DiT's initialization."""
     model = ASelectDiTModel(make_config()).eval()
     assert all(not layer.modulation.weight.any() for layer in [*model.layers, model.final_layer])
     assert not model.final_layer.proj.weight.any()
@@ -714,7 +714,7 @@ def test_config_round_trip(make_config: Any, tmp_path: Path) -> None:
 
 
 def picture(mode: str, size: tuple[int, int] = (23, 17)) -> Image.Image:
-    """A colour gradient in any PIL mode."""
+    """A color gradient in any PIL mode."""
     width, height = size
     red = np.tile(np.linspace(0, 255, width), (height, 1))
     green = np.tile(np.linspace(255, 0, height)[:, None], (1, width))
@@ -754,7 +754,7 @@ def test_colour_becomes_luminance(make_config: Any) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_shortest_edge_is_resized_and_the_centre_cropped(make_config: Any, channels: int) -> None:
-    """A wide image whose outer thirds are white and whose centre is black: only the centre is seen, undistorted."""
+    """A wide image whose outer thirds are white and whose center is black: only the center is seen, undistorted."""
     image = Image.new("RGB", (48, 16), (255, 255, 255))
     image.paste((0, 0, 0), (16, 0, 32, 16))
     processor = make_image_processor(make_config(num_channels=channels))

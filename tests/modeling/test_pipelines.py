@@ -35,7 +35,7 @@ def build(make_config: Any, randomize: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def pictures() -> list[Image.Image]:
-    """Three colour images of different sizes."""
+    """Three color images of different sizes."""
     generator = np.random.default_rng(0)
     return [
         Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -117,7 +117,7 @@ class TestStreams:
     def test_rows_are_shuffled(self, source):
         data = load(source, streaming=True, num_streamed_images=40, max_eval_samples=16)
         order = [row["label"] for row in data.stream]
-        assert sorted(order) == [0] * 30 + [1] * 30 + [2] * 30 + [3] * 30  # without the unlabelled one
+        assert sorted(order) == [0] * 30 + [1] * 30 + [2] * 30 + [3] * 30  # without the unlabeled one
         for labels in (order[:30], data.train.labels, data.validation.labels):
             assert (np.bincount(labels, minlength=4) > 0).all()
         other = load(source, 1, streaming=True)

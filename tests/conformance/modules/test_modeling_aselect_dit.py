@@ -183,7 +183,7 @@ if "ASelectDiTBackbone" in CLASSES:
 
 
 class ASelectDiTImageProcessingTester(ImageProcessingTester):
-    """Colour images and logits for the processor of one-channel models."""
+    """Color images and logits for the processor of one-channel models."""
 
     def __init__(self, parent: unittest.TestCase, **kwargs: Any) -> None:
         kwargs.setdefault("size", {"shortest_edge": 20})
@@ -199,7 +199,7 @@ class ASelectDiTImageProcessingTester(ImageProcessingTester):
         return {"outputs": SemanticSegmenterOutput(logits=logits)}, {"num_labels": 4, "height": 6, "width": 5}
 
     def expected_output_image_shape(self, images: list[Any]) -> tuple[int, ...]:
-        """Colour becomes luminance: one channel out of three; other numbers of channels stay."""
+        """Color becomes luminance: one channel out of three; other numbers of channels stay."""
         channels, *size = super().expected_output_image_shape(images)
         return (1 if channels == 3 else channels, *size)
 
