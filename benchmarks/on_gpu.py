@@ -27,7 +27,6 @@ are in `SCRATCH/checkpoint`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -44,7 +43,7 @@ import diffusers
 import numpy as np
 import torch
 
-from aselect_hf.files import atomic_file
+from aselect_hf.files import read_json, write_json, write_text
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.gpu.curve import curve
 from benchmarks.gpu.report import markdown
@@ -143,12 +142,11 @@ def tiny_data(folder: Path) -> Path:
 
 def report(path: Path) -> None:
     """Copy results to where they are kept, by the name of the card, and print their tables."""
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path)
     card = re.sub(r"[^a-z0-9]+", "-", results["environment"]["hardware"].lower()).strip("-")
     text = markdown(results)
-    for suffix, content in ((".json", json.dumps(results, indent=1)), (".md", text)):
-        with atomic_file(RESULTS / f"on-gpu-{card}{suffix}") as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    write_json(RESULTS / f"on-gpu-{card}.json", results)
+    write_text(RESULTS / f"on-gpu-{card}.md", text)
     print(text)
     print(f"wrote {RESULTS}/on-gpu-{card}.json and .md")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from aselect_hf.markdown import markdown_table
+
 
 def markdown(results: dict[str, Any]) -> str:
     """What was measured, stage by stage; what was skipped, with its reason; errors."""
@@ -101,10 +103,7 @@ TABLES = {
 
 
 def table(columns: Sequence[str], rows: list[list[Any]]) -> list[str]:
-    if not rows:
-        return []
-    cells = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in cells]
+    return str(markdown_table([dict(zip(columns, row, strict=True)) for row in rows])).splitlines() if rows else []
 
 
 def speed(row: dict[str, Any]) -> list[str]:
