@@ -86,9 +86,8 @@ class ImageData:
     ) -> None:
         if len(items) == 0:
             raise ValueError(f"{name} holds no images")
-        for kind, values in (("labels", labels), ("masks", masks)):
-            if values is not None and len(values) != len(items):
-                raise ValueError(f"{name}: {len(values)} {kind} for {len(items)} images")
+        if masks is not None and len(masks) != len(items):
+            raise ValueError(f"{name}: {len(masks)} masks for {len(items)} images")
         self.items, self.name, self.masks, self.reduce_labels = items, name, masks, reduce_labels
         self.mask_classes = MaskClasses.named(mask_names, reduce_labels) if mask_names else None
         self.labels: np.ndarray | None = None
@@ -233,7 +232,9 @@ class ImageData:
         return "images by class: " + listed(names, counts.tolist())
 
     def _label(self, labels: np.ndarray, names: list[str] | None) -> None:
-        """Take over what `read_labels` gave."""
+        """Take over what `read_labels` gave, a label for every image."""
+        if len(labels) != len(self):
+            raise ValueError(f"{self.name}: {len(labels)} labels for {len(self)} images")
         self.labels, self.label_names = labels, names
         if not (labels != UNLABELLED).any():
             self.labels, self.no_labels = None, f"all {len(labels):,} are missing (-1, None or NaN)"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
@@ -74,6 +75,18 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def train_dir(tmp_path: Path) -> Path:
+    """A folder of dark images `a` and light images `b`."""
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.clip(generator.normal(60 + 120 * (index % 2), 20, (8, 8)), 0, 255)
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    return tmp_path / "images"
 
 
 @torch.no_grad()

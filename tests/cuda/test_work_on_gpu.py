@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
 
 from aselect_hf import select_timestep
 from aselect_hf.benchmark import benchmark_model
@@ -88,18 +87,6 @@ def test_a_batch_that_does_not_fit_is_halved(make_model: Any, normal: Any, devic
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Images of two classes, by folder."""
-    generator = np.random.default_rng(0)
-    for index in range(24):
-        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.clip(generator.normal(60 + 120 * (index % 2), 20, (8, 8)), 0, 255)
-        Image.fromarray(values.astype(np.uint8)).save(path)
-    return tmp_path / "images"
-
-
-@pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`on_cpu(function)`: its result with accelerate kept off the GPU."""
 
@@ -117,7 +104,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("flags", [{"freeze_backbone": True}, {}, {"lora_rank": 2}, {"timestep_selection": "gate"}])
 def test_classify_learns_as_on_the_cpu(
-    make_model: Any, folder: Path, tmp_path: Path, device: torch.device, on_cpu: Any, flags: dict[str, Any]
+    make_model: Any, train_dir: Path, tmp_path: Path, device: torch.device, on_cpu: Any, flags: dict[str, Any]
 ) -> None:
     if flags.get("lora_rank"):
         pytest.importorskip("peft")
@@ -126,7 +113,7 @@ def test_classify_learns_as_on_the_cpu(
     def losses(name: str) -> list[float]:
         chosen = {} if "timestep_selection" in flags else {"timestep_selection": "fixed", "timestep": 50}
         model = TaskModelArguments(str(tmp_path / "model"), **chosen, **flags)
-        data = TaskDataArguments(train_dir=str(folder), train_val_split=0.25, cache_dir=str(tmp_path / "cache"))
+        data = TaskDataArguments(train_dir=str(train_dir), train_val_split=0.25, cache_dir=str(tmp_path / "cache"))
         args = TrainingArguments(
             output_dir=str(tmp_path / name), max_train_steps=4, logging_steps=1, per_device_train_batch_size=8,
             learning_rate=1e-3,
@@ -144,7 +131,7 @@ def test_classify_learns_as_on_the_cpu(
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_pretraining_learns_as_on_the_cpu(
-    folder: Path, tmp_path: Path, device: torch.device, on_cpu: Any, precision: str
+    train_dir: Path, tmp_path: Path, device: torch.device, on_cpu: Any, precision: str
 ) -> None:
     if device.type == "cpu" and precision == "fp16":
         pytest.skip("accelerate has no fp16 on the CPU")
@@ -153,7 +140,7 @@ def test_pretraining_learns_as_on_the_cpu(
     def losses(name: str, mixed_precision: str) -> list[float]:
         pretrain(
             PretrainModelArguments(config_overrides=f"{shape},learned_sigma=false,num_condition_classes=2"),
-            DataArguments(train_dir=str(folder)),
+            DataArguments(train_dir=str(train_dir)),
             TrainingArguments(
                 output_dir=str(tmp_path / name), max_train_steps=5, logging_steps=1, per_device_train_batch_size=8,
                 learning_rate=1e-2, ema_decay=0.5, mixed_precision=mixed_precision,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from aselect_hf import cli, select_timestep
 from aselect_hf.audit import audit_timestep
@@ -169,6 +169,9 @@ def test_a_loader_of_dicts_has_its_labels_under_either_name(bright, key):
     text = [row | {key: NAMES[row[key]]} for row in rows]
     data = ImageData.of(DataLoader(text, batch_size=4))
     assert (data.labels.tolist(), data.label_names) == ([0, 1, 0, 1, 0, 1], ["ant", "bee"])
+    late = [rows[:4], [{"pixel_values": row["pixel_values"]} for row in rows[4:]]]
+    some = ImageData.of(DataLoader(late, batch_size=None, collate_fn=default_collate))
+    assert (some.labels, some.no_labels) == (None, "data loader: 4 labels for 6 images")
     unknown = ImageData.of(DataLoader([{"pixel_values": row["pixel_values"]} for row in rows], batch_size=4))
     assert "neither (images, labels) pairs nor dicts with 'labels' or 'label'" in unknown.no_labels
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from aselect_hf import ASelectDiTModel
 from aselect_hf.training.arguments import DataArguments, PretrainModelArguments, TrainingArguments
@@ -19,17 +17,6 @@ OVERRIDES = (
     "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,mlp_ratio=2,patch_size=4,sample_size=8,num_channels=1,"
     "learned_sigma=false,num_condition_classes="
 )
-
-
-@pytest.fixture
-def train_dir(tmp_path) -> Path:
-    generator = np.random.default_rng(0)
-    for index in range(24):
-        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = np.clip(generator.normal(60 + 120 * (index % 2), 20, (8, 8)), 0, 255)
-        Image.fromarray(values.astype(np.uint8)).save(path)
-    return tmp_path / "images"
 
 
 @pytest.fixture
