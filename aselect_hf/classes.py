@@ -215,7 +215,7 @@ def share_mask_classes(
             raise ValueError(f"{masks} hold {_classes(unknown)}, but the {first} masks have {listed(classes.names)}")
         absent = [name for value, name in names.items() if value not in values[split]]
         if absent and (whole or split != first):
-            logger.warning_once(f"no pixel of {masks} is of {_classes(absent)}")
+            logger.warning_once(f"no pixel of {masks} has {_classes(absent)}")
         shared[split] = data.with_mask_classes(own.ordered_as(classes.names))
     return shared
 
@@ -227,10 +227,13 @@ def _report_absent(splits: Mapping[str, ImageData], names: Sequence[str]) -> Non
     for split in splits:
         expected = names if split == first else [name for name in names if name in present[first]]
         if absent := [name for name in expected if name not in present[split]]:
-            logger.warning_once(f"no {split} image ({splits[split].name}) is of {_classes(absent)}")
+            logger.warning_once(f"no {split} image ({splits[split].name}) has {_classes(absent)}")
     for split in others:
         if unlearned := [name for name in names if name in present[split] and name not in present[first]]:
-            logger.warning_once(f"{split} images are of {_classes(unlearned)}, which no {first} image is: always wrong")
+            logger.warning_once(
+                f"{split} images have {_classes(unlearned)}, which no {first} image has: predictions for them are "
+                "always wrong"
+            )
 
 
 def _column(values: Any) -> pd.Series:

@@ -473,7 +473,9 @@ def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[Im
         without = [name for name in present_names(train.labels, data.label_names)
                    if name not in present_names(validation.labels, data.label_names)]  # fmt: skip
         if without:
-            logger.warning_once(f"{data.name}: too few images to hold any out of {listed(without)}; all of them train")
+            logger.warning_once(
+                f"{data.name}: too few images of {listed(without)} to hold any out; all of them are used to train"
+            )
     return train, validation
 
 

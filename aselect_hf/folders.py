@@ -168,7 +168,9 @@ def _load_images(folder: Path, files: list[Path], split: str | None, streaming: 
             f"({', '.join(sorted(tops - set(splits))[:5])}): keep nothing but splits in it, or give one of the folders"
         )
     if split and _kind(split) != "train":
-        raise ValueError(f"{str(folder)!r} has no split {split!r}: it is read whole, its folders are no splits")
+        raise ValueError(
+            f"{str(folder)!r} has no split {split!r}: it is read whole, because its folders are not splits"
+        )
     if splits:
         logger.warning(f"{folder}: {', '.join(splits)}: read as classes, like the folders beside them.")
     return _load_set(root, root, streaming)

@@ -58,8 +58,8 @@ def audit_timestep(
     masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
     The probe also runs on an untrained network of the same shape (memory for both is needed): a checkpoint that is not
     surely better gets a warning, since verdicts are on timesteps.
-    A pick that hangs on rounding (`TimestepSelection.perturbed_timesteps`) is judged by the worst of the timesteps that
-    rounding may give.
+    A pick that depends on rounding (`TimestepSelection.perturbed_timesteps`) is judged by the worst of the timesteps
+    that rounding may give.
     Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one
     picked), `"trust"` where picks are equal or neighbors on the grid, curves alike over at least five timesteps, and
     the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
@@ -138,7 +138,7 @@ def audit_timestep(
             other = grid.index(t)
             worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
             if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
-                verdict, sentence = worse[0], f"the pick hangs on rounding, which may give t = {t}; {worse[1]}"
+                verdict, sentence = worse[0], f"the pick depends on rounding, which may give t = {t}; {worse[1]}"
         if checked is not selection:
             run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
             twin = select_timestep(untrained_twin(model), data, method=rule, pool_size=pool_size, **run)

@@ -66,7 +66,7 @@ def doubt_of_agreement(picked: TimestepSelection, checked: TimestepSelection) ->
     if len(checked.timesteps) < FEW_TIMESTEPS:
         return f"{len(checked.timesteps)} timesteps are too few to tell"
     if picked.hangs_on_rounding:
-        return f"the pick of {written(picked.method)} hangs on rounding"
+        return f"the pick of {written(picked.method)} depends on rounding"
     return ""
 
 

@@ -87,6 +87,9 @@ def may_share(dataset: str, api: HfApi) -> bool:
         else:
             return True
     logger.warning(
-        "example pictures are not pushed, since their data set %s %s: ask for them if you may", dataset, reason
+        "example pictures are not pushed, because their data set %s %s: pass --examples (in training, --push_examples) "
+        "if you may share them",
+        dataset,
+        reason,
     )
     return False

@@ -109,7 +109,7 @@ class TimestepSelection(Record):
         if self.hangs_on_rounding:
             others = ", ".join(f"t = {t}" for t in sorted(set(self.perturbed_timesteps or []) - {self.timestep}))
             doubts.append(
-                f"the pick of {self.method} hangs on rounding: relative changes of {ROUNDING:g} in the features give "
+                f"the pick of {self.method} depends on rounding: relative changes of {ROUNDING:g} in the features give "
                 f"{others} instead of t = {self.timestep}"
             )
         return doubts
@@ -118,7 +118,7 @@ class TimestepSelection(Record):
         """The choice in one line, in all four units of the noise axis, and whether it is one (see `doubts`)."""
         schedule, t = self.noise_schedule, self.timestep
         tied = "; nothing to choose: all candidates score the same" if self.tied else ""
-        shaky = "; this pick hangs on rounding" if self.hangs_on_rounding else ""
+        shaky = "; this pick depends on rounding" if self.hangs_on_rounding else ""
         return (
             f"t = {t} of {schedule.num_train_timesteps} (alpha {schedule.alpha(t):.3f}, sigma {schedule.sigma(t):.3f}, "
             f"log-SNR {schedule.log_snr(t):.2f}), feature {self.feature}, by {self.method}{tied}{shaky}"

@@ -117,7 +117,7 @@ def report_unused_labels(data: ImageData, method: str) -> None:
     """Say why the automatic method is one without labels, where the images may have been meant to have some."""
     if data.masks is None and not has_classes(data.labels) and (data.labels is not None or data.no_labels != NOT_GIVEN):
         why = data.no_labels if data.labels is None else f"no 2 classes have 2 images each ({data.describe_classes()})"
-        logger.warning_once(f"no labels are used, {method} chooses without: {why}")
+        logger.warning_once(f"no labels are used, so the rule is {method}: {why}")
 
 
 def task_of(method: str, data: ImageData, options: Mapping[str, Any]) -> str | None:

@@ -34,7 +34,9 @@ def hold_output_dir(output_dir: Path, weight_bytes: int) -> Iterator[Callable[[]
                 stack.enter_context(FileLock(check_writable(output_dir / ".lock"), timeout=0))
                 room.enter_context(reserved_space(output_dir, weight_bytes + REPORT_BYTES, "the final model"))
             except Timeout:
-                failure = [f"output_dir {output_dir} is in use by another run: wait for its end, or give another one"]
+                failure = [
+                    f"output_dir {output_dir} is in use by another run: wait until it ends, or give another folder"
+                ]
             except (ValueError, OSError) as error:
                 failure = [str(error)]
         [message] = broadcast_object_list(failure)

@@ -152,8 +152,8 @@ def test_a_pick_that_hangs_on_rounding_is_judged_by_the_worst_it_may_be(model, l
     made.perturbed_timesteps = [0, 999, 400]
     audit = audit_timestep(model, labelled_images, selection=made, progress=False)
     assert audit.verdict == DO_NOT_TRUST
-    assert audit.sentence == "the pick hangs on rounding, which may give t = 999; at 2"
-    assert "the pick of logme hangs on rounding" in audit.warnings[0]
+    assert audit.sentence == "the pick depends on rounding, which may give t = 999; at 2"
+    assert "the pick of logme depends on rounding" in audit.warnings[0]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

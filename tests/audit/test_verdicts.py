@@ -185,7 +185,7 @@ def test_equal_scores_are_no_pick_and_no_check():
     )
     assert doubt_of_agreement(falling, selection("hfr", [0.3] * 8)) == "HFR scores all timesteps the same"
     shaky = selection("rankme", -np.arange(8), perturbed_timesteps=[0, 300, 0])
-    assert doubt_of_agreement(shaky, falling) == "the pick of rankme hangs on rounding"
+    assert doubt_of_agreement(shaky, falling) == "the pick of rankme depends on rounding"
 
 
 def test_a_probe_that_picked_says_so():

@@ -158,9 +158,9 @@ def test_given_names_decide():
 def test_classes_without_images_are_reported(caplog):
     names = [*"abcd"]
     share_classes({"training": images_of([0, 1, 2], names), "validation": images_of([0, 1, 3], names)})
-    assert "no training image (images) is of the class 'd'" in caplog.text
-    assert "no validation image (images) is of the class 'c'" in caplog.text
-    assert "validation images are of the class 'd', which no training image is: always wrong" in caplog.text
+    assert "no training image (images) has the class 'd'" in caplog.text
+    assert "no validation image (images) has the class 'c'" in caplog.text
+    assert "validation images have the class 'd', which no training image has: predictions for" in caplog.text
 
 
 @pytest.mark.parametrize("missing", [-1, None, float("nan")])
@@ -241,4 +241,4 @@ class TestHeldOut:
         train, validation = split_train_validation(data, 0.2, 0)
         assert 2 in train.labels
         assert {*validation.labels} == {0, 1}
-        assert "too few images to hold any out of 'rare'; all of them train" in caplog.text
+        assert "too few images of 'rare' to hold any out; all of them are used to train" in caplog.text

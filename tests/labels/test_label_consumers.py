@@ -118,7 +118,7 @@ def test_useless_labels_are_not_used_and_the_reason_is_said(choose, bright, labe
     data.items = bright(np.arange(20) % 3)  # for the model of 2 channels
     assert choose(data, "auto").method == "consensus"
     assert choose(data, "hfr").method == "hfr"
-    assert re.search(f"no labels are used, consensus chooses without: .*{why}", caplog.text)
+    assert re.search(f"no labels are used, so the rule is consensus: .*{why}", caplog.text)
     for rule in RULES:
         with pytest.raises(ValueError, match=f"has none: .*{why}"):
             choose(data, rule)

@@ -150,5 +150,5 @@ def test_a_pick_that_hangs_on_rounding_is_said(pick, monkeypatch, caplog):
     monkeypatch.setattr("aselect_hf.selection.judges.fit_in_parallel", lambda calls: next(flat))
     selection = pick("rankme")
     assert (selection.timestep, selection.perturbed_timesteps) == (10, [20, 10, 40])
-    assert selection.describe().endswith("; this pick hangs on rounding")
+    assert selection.describe().endswith("; this pick depends on rounding")
     assert "relative changes of 1e-05 in the features give t = 20, t = 40 instead of t = 10" in caplog.text

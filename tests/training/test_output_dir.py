@@ -41,7 +41,7 @@ def test_a_second_run_is_refused_while_the_first_works(tmp_path):
         other = fork.Process(target=_try_to_hold, args=(folder, outcomes))
         other.start()
         assert outcomes.get(timeout=60) == (
-            f"output_dir {folder} is in use by another run: wait for its end, or give another one"
+            f"output_dir {folder} is in use by another run: wait until it ends, or give another folder"
         )
         other.join(60)
     _try_to_hold(folder, outcomes)

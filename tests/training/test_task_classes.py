@@ -249,8 +249,8 @@ class TestMasks:
     def test_a_named_class_without_pixels_is_reported(self, folder, caplog):
         load(folder({0: "sky", 1: "tree", 2: "car"}, train=[(0, 1)] * 3, validation=[(0, 0)]), segmentation=True)
         assert "no pixel of the training masks" in caplog.text
-        assert "is of the class 'car'" in caplog.text
-        assert "is of the classes 'tree', 'car'" in caplog.text
+        assert "has the class 'car'" in caplog.text
+        assert "has the classes 'tree', 'car'" in caplog.text
 
     def test_reduced_labels_ignore_0_of_sparse_values_too(self, folder):
         source = folder(train=[(0, 10), (20, 255)], validation=[(10, 0)])
