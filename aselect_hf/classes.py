@@ -112,11 +112,12 @@ def present_names(labels: np.ndarray | None, names: Sequence[str] | None) -> lis
     return [str(number) if names is None else names[number] for number in np.unique(labels[labels != UNLABELLED])]
 
 
-def has_classes(labels: np.ndarray | None, num_classes: int = 2, num_images: int = 2) -> bool:
+def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2, num_images: int = 2) -> bool:
     """Whether so many classes have so many images each: 2 with 2 is what a leave-one-out probe needs."""
     if labels is None:
         return False
-    counts = np.unique(labels[labels != UNLABELLED], return_counts=True)[1]
+    present = np.asarray(labels)
+    counts = np.unique(present[present != UNLABELLED], return_counts=True)[1]
     return int((counts >= num_images).sum()) >= num_classes
 
 

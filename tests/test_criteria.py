@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier
@@ -434,6 +434,7 @@ class TestConsensus:
         loner = 3 * draw(5, 12, seed=99)[np.random.default_rng(98).integers(0, 5, 80)] + 0.05 * draw(80, 12, seed=97)
         assert criteria.consensus([*cells, loner]).scores.argmin() == 6
 
+    @settings(max_examples=8)
     @given(seed=seeds, scale=st.sampled_from([1e-3, 1e4]))
     def test_scale_and_offset_of_every_channel(self, seed, scale):
         cells, _ = self.candidates(seed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import CommitInfo, ModelCard
 
@@ -398,8 +399,8 @@ def test_endpoint_handler(client, stranger, saved, pushed, tmp_path) -> None:
     pushed("ada/served")
     expected = client.run(features, str(saved()), None, forget_package=False)[2]
     answers, batch, errors = stranger.run(call_handler, "ada/served", tmp_path / "endpoint")
-    assert answers == [expected[0]] * 4
-    assert batch == [expected[0]] * 2
+    np.testing.assert_allclose(answers, [expected[0]] * 4, atol=1e-5)  # batches differ in the last bits
+    np.testing.assert_allclose(batch, [expected[0]] * 2, atol=1e-5)
     assert len(errors) == 4
 
 

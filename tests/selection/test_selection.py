@@ -403,7 +403,10 @@ def test_default_timesteps_are_dense_at_low_noise(num):
         ({"method": "hfr", "early_stopping": 0.1, "standardize": True}, "give one of the two"),
         ({"method": "hfr", "on_error": "ignore"}, "on_error must be one of stop, skip"),
         ({"method": "hfr", "images": torch.full((2, 2, 8, 8), float("nan"))}, "NaN"),
-        ({"method": "hfr", "images": torch.arange(384.0).view(2, 3, 8, 8)}, "must be \\(batch, 2, height, width\\)"),
+        (
+            {"method": "hfr", "images": torch.linspace(-1, 1, 384).view(2, 3, 8, 8)},
+            "must be \\(batch, 2, height, width\\)",
+        ),
         ({"method": "fixed", "timestep": 1000}, "0..999"),
         ({"method": "gate", "num_visited": 1}, "num_visited must be at least 2, got 1"),
         ({"method": "gate", "num_visited": 5}, "num_visited must lie in 1..4 \\(the candidates\\), got 5"),
