@@ -159,37 +159,37 @@ def _load_images(folder: Path, files: list[Path], split: str | None, streaming: 
             f"{str(folder)!r} holds folders that may be splits or classes ({', '.join(sorted(tops))}): name splits "
             "train, validation and test, or give one of the folders"
         )
+    sets = [inner]
     if splits and len(splits) == len(tops):
         _say_unused(folder, sum(len(image.parts) == 1 for image in images), "images lie beside the folders of splits")
-        return _load_set(root / find_split(splits, split, folder), root, streaming)
-    if splits and not any(len(image.parts) == 2 for image in images):
+        sets, root = [inner / name for name in splits], root / find_split(splits, split, folder)
+    elif splits and not any(image.parts[0] in splits for image in images if len(image.parts) == 2):
         raise ValueError(
             f"{str(folder)!r} holds folders named like splits ({', '.join(splits)}) beside others "
             f"({', '.join(sorted(tops - set(splits))[:5])}): keep nothing but splits in it, or give one of the folders"
         )
-    if split and _kind(split) != "train":
+    elif split and _kind(split) != "train":
         raise ValueError(
             f"{str(folder)!r} has no split {split!r}: it is read whole, because its folders are not splits"
         )
-    if splits:
+    elif splits:
         logger.warning(f"{folder}: {', '.join(splits)}: read as classes, like the folders beside them.")
-    return _load_set(root, root, streaming)
+    _say_strangers(folder, [file for file in files if not any(map(file.is_relative_to, sets))])
+    return _load_set(root, folder, streaming)
 
 
 def _load_set(root: Path, outer: Path, streaming: bool) -> Any:
     """All images below a folder: with the columns of its metadata, or else labeled by class folders, or else bare.
 
     Args:
-        outer: a folder above, whose metadata may name these images.
+        outer: a folder above, or the same; metadata from there on may name these images.
     """
     files = _files(root)
     images = [file for file in files if _is_image(file)]
     metadata = [root / file for file in files if file.name in METADATA]
-    metadata += [outer / name for name in METADATA if outer != root and (outer / name).is_file()]
-    strangers = Counter(
-        file.suffix.lower() or file.name for file in files if not _is_image(file) | (file.name in METADATA)
-    )
-    _say_unused(root, strangers.total(), f"files are not images ({', '.join(sorted(strangers)[:5])})")
+    above = [parent for parent in root.parents if parent.is_relative_to(outer)]
+    metadata += [parent / name for parent in above for name in sorted(METADATA) if (parent / name).is_file()]
+    _say_strangers(root, files)
     if metadata:
         return _load_metadata(root, metadata, len(images), streaming)
     below, inner = _inner(images)
@@ -219,11 +219,25 @@ def _listed(paths: list[Path], labels: list[int] | None, classes: list[str], str
 
 def _load_metadata(root: Path, metadata: list[Path], num_images: int, streaming: bool) -> Any:
     files = [f"{_pattern(root)}/**", *map(_pattern, metadata)]
-    dataset = read(root, "imagefolder", data_files={"train": files}, split="train", streaming=streaming)
-    if not streaming:
-        columns = sum(isinstance(feature, datasets.Image) for feature in dataset.features.values())
-        _say_unused(root, num_images - columns * len(dataset), "images are not named by the metadata")
-    return dataset
+    shared = not all(file.is_relative_to(root) for file in metadata)
+    streamed = streaming and not shared
+    dataset = read(root, "imagefolder", data_files={"train": files}, split="train", streaming=streamed)
+    if streamed:
+        return dataset
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if shared:
+        dataset = _below(root, dataset, images[0])
+    _say_unused(root, num_images - len(images) * len(dataset), "images are not named by the metadata")
+    return dataset.to_iterable_dataset(min(STREAM_SHARDS, len(dataset))) if streaming else dataset
+
+
+def _below(root: Path, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The rows whose image lies in a folder: metadata above the folders of splits names the images of all of them."""
+    paths = dataset.cast_column(column, datasets.Image(decode=False))[column]
+    rows = [row for row, image in enumerate(paths) if Path(os.path.normpath(image["path"])).is_relative_to(root)]
+    if not rows:
+        raise ValueError(f"{str(root)!r}: the metadata above names none of its images")
+    return dataset.select(rows)
 
 
 def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: bool) -> Any:
@@ -263,6 +277,11 @@ def _pattern(path: Path) -> str:
 
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _say_strangers(folder: Path, files: list[Path]) -> None:
+    found = Counter(file.suffix.lower() or file.name for file in files if not _is_image(file) | (file.name in METADATA))
+    _say_unused(folder, found.total(), f"files are not images ({', '.join(sorted(found)[:5])})")
 
 
 def _say_unused(folder: Path, count: int, what: str) -> None:

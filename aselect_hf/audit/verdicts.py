@@ -108,7 +108,12 @@ def judge_by_agreement(
             TRUST,
             f"no labels, but independent rules agree ({evidence}); labels would say how many points it may lose",
         )
-    how = f"agree, but {doubt}" if agreement == TRUST else "agree only in part"
+    if agreement == TRUST:
+        how = f"agree, but {doubt}"
+    elif places == 0:
+        how = "pick the same timestep, but " + ("one has no curve" if correlation is None else "their curves differ")
+    else:
+        how = "agree only in part"
     return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}); label {FEW_LABELLED} images to be sure"
 
 

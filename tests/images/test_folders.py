@@ -73,9 +73,10 @@ def test_class_folders_have_no_other_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [None, "train", "val"])
-def test_splits_beside_other_folders_of_classes_are_refused(tmp_path: Path, split: str | None) -> None:
-    write(tmp_path, "train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png", "unlabeled/x/0.png")
-    with pytest.raises(ValueError, match=r"named like splits \(train, val\) beside others \(unlabeled\)"):
+@pytest.mark.parametrize("other", ["runs/x/0.png", "runs/0.png"])
+def test_splits_beside_other_folders_are_refused(tmp_path: Path, split: str | None, other: str) -> None:
+    write(tmp_path, "train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png", other)
+    with pytest.raises(ValueError, match=r"named like splits \(train, val\) beside others \(runs\)"):
         load_images(tmp_path, split)
 
 
@@ -178,6 +179,36 @@ def test_metadata_names_its_images(tmp_path: Path, kind: str, caplog: Any) -> No
     assert found["label"][:] == [5, 7]
     assert [np.asarray(image)[0, 0] for image in found["image"]] == [0, 2]
     assert "1 images are not named by the metadata" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("above", ["", "data/"])
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_metadata_above_splits_is_shared_among_them(tmp_path: Path, streaming: bool, above: str, below: str) -> None:
+    names = [f"{split}/{index}.png" for split in ("train", "val") for index in range(3)]
+    write(tmp_path / above / below, *names)
+    rows = [{"file_name": below + name, "label": "ab"[index % 2]} for index, name in enumerate(names)]
+    (tmp_path / above / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for split, first in (("train", 0), ("validation", 3)):
+        found = [
+            (row["image"].getpixel((0, 0)), row["label"]) for row in load_images(tmp_path, split, streaming=streaming)
+        ]
+        assert found == [(index, "ab"[index % 2]) for index in range(first, first + 3)]
+
+
+def test_metadata_may_lie_above_the_folder_of_images(tmp_path: Path) -> None:
+    write(tmp_path, "images/0.png", "images/1.png")
+    rows = [{"file_name": f"images/{index}.png", "label": "ab"[index]} for index in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert ImageData.of(tmp_path).class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("images", [("images/0.png", "images/1.png"), ("train/0.png", "test/1.png")])
+def test_a_table_beside_the_folders_of_images_is_counted(tmp_path: Path, images: tuple[str, str], said: Any) -> None:
+    write(tmp_path, *images)
+    (tmp_path / "labels.csv").write_text("image,label\n0.png,1\n")
+    load_images(tmp_path)
+    assert said.text.count("1 files are not images (.csv): not used") == 1
 
 
 def test_tables_are_split_by_their_names_or_read_whole(tmp_path: Path) -> None:
