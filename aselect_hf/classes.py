@@ -213,7 +213,8 @@ def share_mask_classes(
         unknown = [str(value) for value in own.unknown(values[split])]
         unknown += [name for value, name in names.items() if value in values[split] and name not in classes.names]
         if unknown:
-            raise ValueError(f"{masks} hold {_classes(unknown)}, but the {first} masks have {listed(classes.names)}")
+            whose = f"the {first} masks have" if split != first else "the classes with names are"
+            raise ValueError(f"{masks} hold {_classes(unknown)}, but {whose} {listed(classes.names)}")
         absent = [name for value, name in names.items() if value not in values[split]]
         if absent and (whole or split != first):
             logger.warning_once(f"no pixel of {masks} has {_classes(absent)}")

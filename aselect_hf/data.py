@@ -96,6 +96,7 @@ class ImageData:
             self._label(*read_labels(labels, label_names, f"the labels of {name}"))
         self._fingerprint = fingerprint
         self.rows: Sequence[int] = range(len(items))  # what errors call the images, also those of a subset
+        self._mask_values: dict[int, list[int]] = {}  # of rows, shared with subsets: no mask is read twice
 
     @classmethod
     def of(
@@ -309,7 +310,7 @@ class ImageData:
         return len(self.with_known_mask_classes().mask_names or [])
 
     def mask_pixel_values(self, progress: bool = False, cache_dir: str | Path | None = None) -> list[int]:
-        """All values that pixels of any mask have, ascending; every mask is read.
+        """All values that pixels of any mask have, ascending; every mask is read, once.
 
         Args:
             cache_dir: folder that remembers the values of a data set's masks, by their fingerprint; default: none does.
@@ -325,10 +326,10 @@ class ImageData:
 
     def _read_mask_values(self, progress: bool) -> list[int]:
         rows = tqdm(range(len(self)), desc=f"classes in the masks of {self.name}", unit="mask", disable=not progress)
-        found: set[int] = set()
         for row in rows:
-            found.update(np.unique(self._mask_pixels(row)[0]).tolist())
-        return sorted(found)
+            if self.rows[row] not in self._mask_values:
+                self._mask_values[self.rows[row]] = np.unique(self._mask_pixels(row)[0]).tolist()
+        return sorted({value for row in self.rows for value in self._mask_values[row]})
 
     def _mask_pixels(self, index: int) -> tuple[np.ndarray, str]:
         """Pixel values of a mask `(height, width)`, and its name."""

@@ -62,7 +62,7 @@ def load_task_data(args: TaskDataArguments, segmentation: bool, seed: int) -> Ta
     if stream is None:
         train = _load(source, args.train_split, args, segmentation)
     else:
-        train = _beginning(source, stream, args.num_streamed_images, args, segmentation)
+        train = _beginning(source, args.train_split, stream, args.num_streamed_images, args, segmentation)
         _check_stream(train, stream, args, segmentation)
     splits = {"training": train} | _held_out(source, args, segmentation, seed)
     mask_cache = (args.cache_dir or DEFAULT_CACHE) if args.cache_latents else None
@@ -255,7 +255,7 @@ def _split(
     """A held-out split; of a streamed data set, `count` rows at random from its shuffled stream."""
     if not args.streaming:
         return _load(source, split, args, segmentation)
-    return _beginning(source, _open_stream(source, split, args, segmentation, seed), count, args, segmentation)
+    return _beginning(source, split, _open_stream(source, split, args, segmentation, seed), count, args, segmentation)
 
 
 def _open_stream(
@@ -271,18 +271,27 @@ def _open_stream(
 
 
 def _beginning(
-    source: str, stream: datasets.IterableDataset, count: int | None, args: TaskDataArguments, segmentation: bool
+    source: str,
+    split: str,
+    stream: datasets.IterableDataset,
+    count: int | None,
+    args: TaskDataArguments,
+    segmentation: bool,
 ) -> ImageData:
     """The first `count` rows of a shuffled stream, in memory; all of them without a count."""
-    data = _of_rows(list(stream.take(count) if count else stream), stream.features, args, segmentation)
+    rows = list(stream.take(count) if count else stream)
+    data = _of_rows(rows, stream.features, args, segmentation, f"the stream of {source} ({split})")
     names = (given_mask_classes(args.classes) or load_mask_names(source)) if segmentation else None
     return data.with_mask_classes(MaskClasses.named(names, args.reduce_labels)) if names else data
 
 
 def _of_rows(
-    rows: list[dict[str, Any]], features: datasets.Features | None, args: TaskDataArguments, segmentation: bool
+    rows: list[dict[str, Any]],
+    features: datasets.Features | None,
+    args: TaskDataArguments,
+    segmentation: bool,
+    name: str = "the stream",
 ) -> ImageData:
-    name = "the stream"
     target = (args.mask_column_name or "mask") if segmentation else _label_column(args)
     if not rows:
         raise ValueError(f"{name} holds no images")

@@ -157,6 +157,12 @@ class TestStreams:
         found = [data.label_names[label] for label in collate(rows)["labels"]]
         assert found == [str(row["label"]) for row in rows]
 
+    def test_the_split_without_labels_is_named(self, write):
+        feature = datasets.ClassLabel(names=["a", "b"])
+        source = write(feature, train=[0, 1] * 4, validation=[-1] * 4)
+        with pytest.raises(ValueError, match=r"the stream of .* \(validation\) has no labels: all 4 are missing"):
+            load(source, streaming=True)
+
     def test_a_sample_of_a_stream_is_not_taken_and_that_is_said(self, source, caplog):
         data = load(source, streaming=True, num_streamed_images=40, max_train_samples=10)
         assert len(data.train) in (39, 40)  # one of all has no label
@@ -231,6 +237,18 @@ class TestMasks:
         names = load(source, segmentation=True).label_names
         monkeypatch.setattr(ImageData, "_read_mask_values", lambda *_: pytest.fail("read again"))
         assert load(source, segmentation=True).label_names == names
+
+    def test_no_mask_of_a_set_that_is_split_is_read_twice_for_its_classes(self, folder, monkeypatch):
+        read = ImageData._mask_pixels
+        rows = []
+        monkeypatch.setattr(ImageData, "_mask_pixels", lambda data, at: (rows.append(data.rows[at]), read(data, at))[1])
+        load(folder(train=[(0, 1)] * 8), segmentation=True, validation_split=None, max_train_samples=6)
+        assert sorted(rows) == [*range(8)]
+
+    def test_a_value_without_a_name_is_told_from_those_with_one(self, folder):
+        source = folder({0: "wall", 1: "door"}, train=[(0, 1), (2, 0)], validation=[(0, 1)])
+        with pytest.raises(ValueError, match=r"hold the class '2', but the classes with names are 'wall', 'door'"):
+            load(source, segmentation=True)
 
     def test_a_class_of_held_out_masks_only_is_refused(self, folder):
         source = folder(train=[(0, 1)] * 3, validation=[(0, 2)])
