@@ -56,7 +56,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="Checkpoint: a folder, a Hub id, or 'sample' (ships with the package).")]
 Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or 'sample' (ships with the package).")]
-Feature = Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: the model's own.")]
+Feature = Annotated[str | None, typer.Option(help="`blocks.<i>.<kind>`; default: the model's own.")]
 FeatureOrAuto = Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")]
 Method = Annotated[
     str,
@@ -376,7 +376,7 @@ def convert(
 @app.command(epilog="Example: `aselect benchmark sample --batch_sizes 1,8 --output runs/benchmark.json`")
 def benchmark(
     model: Model,
-    feature: Annotated[str | None, typer.Option(help="blocks.<i>.<kind>; default: half of the depth.")] = None,
+    feature: Annotated[str | None, typer.Option(help="`blocks.<i>.<kind>`; default: half of the depth.")] = None,
     batch_sizes: Annotated[str, typer.Option("--batch-sizes", "--batch_sizes", help="Separated by commas.")] = "1,8,64",
     pixels: Annotated[bool, typer.Option(help="Also from pixels, where the model has a VAE.")] = True,
     rounds: Annotated[int, typer.Option(help="Runs of every contender at a batch size, at most.")] = MAX_ROUNDS,

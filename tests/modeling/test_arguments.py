@@ -77,6 +77,17 @@ def test_extract_features_names_the_right_spelling(model: Any, normal: Any, name
         model.extract_features(normal(1, 2, 8, 8), **{name: 500})
 
 
+@pytest.mark.parametrize("steps", [np.array([7, 40]), torch.tensor([7, 40]), (7, 40)], ids=type)
+def test_timesteps_come_in_any_array(model: Any, normal: Any, steps: Any) -> None:
+    latents = normal(1, 2, 8, 8)
+    with pytest.raises(ValueError, match="timestep must be an integer"):
+        model(latents, timestep=steps)
+    found = model.extract_features(latents, timestep=steps)
+    expected = model.extract_features(latents, timesteps=[7, 40])
+    for name, feature in expected.items():
+        assert torch.equal(found[name], feature)
+
+
 def test_extract_features_takes_the_spelling_of_forward(model: Any, normal: Any) -> None:
     latents = normal(2, 2, 8, 8)
     found = model.extract_features(latents, feature="blocks.0.key", timestep=7)

@@ -586,6 +586,8 @@ def test_pixels_of_a_latent_model_are_checked(make_latent_model: Any, normal: An
         ({"pixel_values": torch.zeros(1, 2, 8, 9)}, "multiples of 2"),
         ({"pixel_values": torch.zeros(1, 2, 8, 8).fill_(torch.nan)}, "NaN"),
         ({"latents": torch.zeros(1, 2, 8, 8).fill_(torch.inf)}, "NaN or infinite"),
+        ({"pixel_values": torch.zeros(1, 2, 8, 8, dtype=torch.uint8)}, "pixel_values must be floats, got torch.uint8"),
+        ({"latents": torch.zeros(1, 2, 8, 8, dtype=torch.int64)}, "latents must be floats, got torch.int64"),
         ({"class_labels": torch.tensor([6, 0])}, r"class_labels.*0\.\.5"),
         ({"class_labels": torch.tensor([-1, 0])}, "class_labels"),
         ({"class_labels": torch.tensor([1])}, r"class_labels must be 2 integers"),
