@@ -17,7 +17,9 @@ from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost
 
 LARGEST_BATCH = {"cpu": 64}
-"""Runs at once by default: larger batches do not help a CPU (measured); elsewhere 1,024, halved until they fit."""
+LARGEST_ELSEWHERE = 256
+"""Runs at once by default, halved until they fit: larger batches help neither a CPU nor an H100, where 1,024 runs at
+once made 2,309 to 5,966 passes a second and 256 made 3,150 to 17,570 (`benchmarks/results/on-gpu-*.md`)."""
 
 
 class HFRSweep:
@@ -44,7 +46,7 @@ class HFRSweep:
         shape = latent_shape(inputs.model, inputs.images)
         self.noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(inputs.seed))
         self.latents = torch.empty(0, *shape)
-        self.batch_size = inputs.batch_size or LARGEST_BATCH.get(inputs.model.device.type, 1024)
+        self.batch_size = inputs.batch_size or LARGEST_BATCH.get(inputs.model.device.type, LARGEST_ELSEWHERE)
         self.bar = tqdm(total=2 * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
 
     def run(self, candidates: list[int], num_images: int) -> None:
