@@ -41,6 +41,7 @@ from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
+from aselect_hf.sources import refuse_shared_splits
 from aselect_hf.versions import slow_precision
 
 TRAIN_SPLIT = "train"
@@ -238,9 +239,10 @@ def compare(
     rules = [name.strip() for name in strategies.split(",")]
     options = {"fixed": {"timestep": fixed_timestep}} if fixed_timestep is not None else {}
     check_strategies(rules, options, feature)
+    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    refuse_shared_splits({f"{name}_split": split for name, split in names.items()})
     check_writable(output_dir / "compare.json")
     backbone = _load(model, device, dtype)
-    names = {"train": train_split, "validation": validation_split, "test": test_split}
     splits = share_classes({name: _images(data, split, image_column, label_column) for name, split in names.items()})
     splits = {name: each.sample(max_samples, seed, per_class=1).readable(on_error) for name, each in splits.items()}
     comparison = compare_strategies(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -70,6 +71,24 @@ def load_images(
         loaded = read(source, str(source), config_name, streaming=streaming)
         loaded = loaded[find_split(loaded, split, source)]
     return sample_masks(loaded) if masks and source == "sample" else loaded
+
+
+def refuse_shared_splits(splits: Mapping[str, str | None]) -> None:
+    """Make sure that no images both train and judge.
+
+    Args:
+        splits: names of splits by their arguments; `None` where there is none.
+
+    Raises:
+        ValueError: two arguments name the same split.
+    """
+    owners: dict[str, str] = {}
+    for argument, split in splits.items():
+        if split is not None and owners.setdefault(split, argument) != argument:
+            raise ValueError(
+                f"{argument} and {owners[split]} are both {split!r}: images that train a model cannot judge it; "
+                "give another split"
+            )
 
 
 def sample_masks(dataset: Any) -> Any:

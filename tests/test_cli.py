@@ -251,3 +251,8 @@ def test_a_bomb_is_named_or_skipped(aselect, checkpoint, pictures, tmp_path, on_
     assert code == (0 if on_error == "skip" else 2)
     assert "0.png cannot be read as an image" in (stdout if on_error == "skip" else stderr)
     assert out.is_file() == (on_error == "skip")
+
+
+def test_a_split_does_not_judge_itself(aselect, pictures):
+    code, _, stderr = aselect("compare", "sample", pictures, "--validation-split", "train")
+    assert (code, "validation_split and train_split are both 'train'" in stderr) == (2, True)

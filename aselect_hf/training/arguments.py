@@ -25,6 +25,7 @@ from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import METHODS
 from aselect_hf.selection.criterion import AUTO
 from aselect_hf.selection.select import methods_with
+from aselect_hf.sources import refuse_shared_splits
 
 RULE_OPTIONS = {"timestep": "timestep", "num_visited_timesteps": "num_visited", "gate_learning_rate": "learning_rate"}
 """Arguments that belong to some methods of `timestep_selection` only, and what `select_timestep` calls them."""
@@ -185,6 +186,13 @@ class TaskDataArguments(DataArguments):
     cache_latents: bool = _field(True, "Encode every image once, to disk; with no streaming.")
     cache_features: bool = _field(True, "With a frozen backbone and no gate, run it once an image; not with streaming.")
     cache_dir: str | None = _field(None, "Where encoded images are kept; default beside the Hub's cache.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation_split = None if self.validation_dir else self.validation_split
+        refuse_shared_splits(
+            {"train_split": self.train_split, "validation_split": validation_split, "test_split": self.test_split}
+        )
 
 
 @dataclass

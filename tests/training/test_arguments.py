@@ -192,3 +192,10 @@ def test_home_is_expanded_where_a_shell_does_not(tmp_path, monkeypatch):
 def test_what_to_do_on_errors_is_checked():
     with pytest.raises(ValueError, match="on_error must be one of stop, skip; got 'ignore'"):
         DataArguments(on_error="ignore")
+
+
+@pytest.mark.parametrize("splits", [{"validation_split": "train"}, {"validation_split": "dev", "test_split": "dev"}])
+def test_images_that_train_do_not_judge(splits):
+    with pytest.raises(ValueError, match=r"are both .(train|dev).: images that train a model cannot judge it"):
+        TaskDataArguments(dataset_name="sample", **splits)
+    assert TaskDataArguments(train_dir="photos", validation_dir="held-out", validation_split="train").validation_dir
