@@ -204,11 +204,11 @@ def test_metadata_may_lie_above_the_folder_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [("images/0.png", "images/1.png"), ("train/0.png", "test/1.png")])
-def test_a_table_beside_the_folders_of_images_is_counted(tmp_path: Path, images: tuple[str, str], said: Any) -> None:
+def test_a_table_beside_the_folders_of_images_is_counted(tmp_path: Path, images: tuple[str, str], caplog: Any) -> None:
     write(tmp_path, *images)
     (tmp_path / "labels.csv").write_text("image,label\n0.png,1\n")
     load_images(tmp_path)
-    assert said.text.count("1 files are not images (.csv): not used") == 1
+    assert caplog.text.count("1 files are not images (.csv): not used") == 1
 
 
 def test_tables_are_split_by_their_names_or_read_whole(tmp_path: Path) -> None:
