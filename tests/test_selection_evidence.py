@@ -15,11 +15,11 @@ STEPS = [0, 150, 900]
 @pytest.fixture(scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"TRAIN": 60, "VALIDATION": 60, "VIEWED": 60, "RATIOED": 60}.items():
+        for name, value in {"VIEWED": 60, "RATIOED": 60}.items():
             patch.setattr(sources, name, value)
         patch.setattr(sources, "KINDS", ("mlp",))
         patch.setattr(sources, "default_timesteps", lambda schedule: STEPS)
-        yield Sources("sample", "sample", segmentation=False)
+        yield Sources("sample", "sample", segmentation=False, num_train=60, num_validation=60)
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "hfr, uncorrected"])
