@@ -190,6 +190,10 @@ def test_a_config_has_the_names_of_a_vit(make_config: Any) -> None:
     assert ASelectDiTConfig.from_dict(config.to_dict()).intermediate_size == 60
     with pytest.raises(ValueError, match="intermediate_size can only be read: set mlp_ratio"):
         make_config(intermediate_size=7)
+    config.layer_norm_eps, config.hidden_dropout_prob = 1e-3, 0.0
+    assert config.mlp_norm_eps == 1e-3
+    with pytest.raises(ValueError, match=r"hidden_dropout_prob must be 0, got 0\.1"):
+        config.hidden_dropout_prob = 0.1
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (50, 67)])
