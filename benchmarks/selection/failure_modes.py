@@ -202,8 +202,8 @@ def tell_flat(found: Measured) -> tuple[str, str, str]:
         f"{100 * (max(scores) - min(scores)):.1f} points on {audit.checked.num_images} images. HFR falls steeply all "
         "the same: a confident curve is no sign that there is anything to choose.",
         "With labels, yes. Without: "
-        f"{quoted(found.audits['unlabelled'])}. That is too careful: rules without labels do not know the question, "
-        "nor that the choice makes no difference to it.",
+        f"{quoted(found.audits['unlabelled'])}. Rules without labels know neither the question nor that the "
+        "choice makes no difference to it.",
         "Take the cheapest timestep, or the one of your other experiments, and spend the time elsewhere. To learn "
         "whether a small difference is real, label more images: the bounds shrink with the root of their number.",
     )

@@ -199,9 +199,9 @@ class ASelectDiTImageProcessingTester(ImageProcessingTester):
         return {"outputs": SemanticSegmenterOutput(logits=logits)}, {"num_labels": 4, "height": 6, "width": 5}
 
     def expected_output_image_shape(self, images: list[Any]) -> tuple[int, ...]:
-        """Color becomes luminance: one channel out of three; other numbers of channels stay."""
-        channels, *size = super().expected_output_image_shape(images)
-        return (1 if channels == 3 else channels, *size)
+        """Color becomes luminance: one channel."""
+        _, *size = super().expected_output_image_shape(images)
+        return (1, *size)
 
 
 @require_torch
@@ -211,6 +211,9 @@ class ASelectDiTImageProcessingTest(
 ):
     image_processor_tester_class = ASelectDiTImageProcessingTester
     test_cast_dtype = True
+
+    @unittest.skip("a fourth channel is transparency here, composited on white")
+    def test_call_numpy_4_channels(self) -> None: ...
 
     @unittest.skip("a rule for models added to transformers' own repository; this processor needs Pillow only")
     def test_new_models_require_torchvision_backend(self) -> None: ...
