@@ -14,7 +14,6 @@ from aselect_hf.conversion import convert_checkpoint
 from aselect_hf.hub import push_to_hub
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
@@ -22,6 +21,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForSemanticSegmentation,
 )
 from aselect_hf.selection import TimestepSelection, select_timestep
+from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 
 __version__ = "0.1.0"
 

@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from aselect_hf.audit import DO_NOT_TRUST, TOLERANCE, TRUST, UNCERTAIN, Audit, audit_timestep
-from aselect_hf.benchmark import MAX_ROUNDS, MAX_SECONDS, benchmark_model
-from aselect_hf.classes import share_classes
-from aselect_hf.compare import check_strategies, compare_strategies
+from aselect_hf.compare.run import check_strategies, compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.cost import weight_bytes
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data.classes import share_classes
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.sources import load_images, refuse_shared_splits
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import (
     as_path,
@@ -41,7 +41,7 @@ from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
-from aselect_hf.sources import refuse_shared_splits
+from aselect_hf.speed import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.versions import slow_precision
 
 TRAIN_SPLIT = "train"

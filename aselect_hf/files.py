@@ -23,9 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-
-from aselect_hf.json_types import check_types
 
 try:
     import fcntl
@@ -34,6 +33,8 @@ except ImportError:  # Windows
 
 LEFTOVER_SECONDS = 24 * 3600
 """Age at which the next writer of an output removes what a killed one has left of it."""
+MAX_SHOWN = 60
+"""Characters of a wrong JSON value that an error shows."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _digests: dict[tuple[str, int, int, int], str] = {}
@@ -334,3 +335,26 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_types(content: Any, kind: Any) -> None:
+    """Compare JSON with a type.
+
+    Args:
+        content: as `json.loads` returns it.
+        kind: a dataclass, a `TypedDict`, or any other type; further fields are allowed.
+
+    Raises:
+        ValueError: a field is missing or has another type: which, and what it holds.
+    """
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        field = ".".join(map(str, wrong["loc"])) or "the file"
+        if wrong["type"] == "missing":
+            raise ValueError(f"field {field} is missing") from error
+        found = repr(wrong["input"])
+        shown = found if len(found) <= MAX_SHOWN else found[:MAX_SHOWN] + "..."
+        reason = wrong["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise ValueError(f"{field}: {reason}, got {shown}") from error

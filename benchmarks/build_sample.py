@@ -19,7 +19,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from aselect_hf.data import SAMPLE_DATA, SAMPLE_MODEL
+from aselect_hf.data.sources import SAMPLE_DATA, SAMPLE_MODEL
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 SIZES = {"train": 4000, "validation": 1000, "test": 2000}

@@ -25,9 +25,10 @@ from PIL import Image, ImageFilter
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
 from aselect_hf.conversion import load_model
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
+from aselect_hf.data.sources import load_images
 from aselect_hf.files import write_json
-from aselect_hf.latent_cache import cached_latents
 from aselect_hf.versions import hardware, installed_versions
 
 RESULTS = Path(__file__).parent / "results"

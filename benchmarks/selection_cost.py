@@ -27,7 +27,8 @@ import torch
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.conversion import load_model
 from aselect_hf.cost import encode_flops, feature_flops
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.sources import load_images
 from aselect_hf.files import write_json
 from aselect_hf.selection.search import choose
 from aselect_hf.versions import hardware, installed_versions

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
-from aselect_hf.benchmark import BATCH_SIZES, MAX_ROUNDS, MAX_SECONDS, Benchmark, benchmark_model, describe_protocol
+from aselect_hf.speed import BATCH_SIZES, MAX_ROUNDS, MAX_SECONDS, Benchmark, benchmark_model, describe_protocol
 
 RESULTS = Path(__file__).parent / "results"
 SD_VAE: dict[str, Any] = {

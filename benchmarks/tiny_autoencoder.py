@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
 from aselect_hf.conversion import set_vae
 from aselect_hf.files import write_json
-from aselect_hf.probe import fit_probe
+from aselect_hf.selection.probe import fit_probe
 from aselect_hf.versions import hardware, installed_versions
 
 RESULT = Path(__file__).parent / "results" / "tiny-autoencoder.json"

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoModel
 
 from aselect_hf import select_timestep
-from aselect_hf.compare import compare_strategies, raw_pixels
+from aselect_hf.compare.run import compare_strategies, raw_pixels
 from aselect_hf.conversion import load_model
-from aselect_hf.data import SAMPLE_MODEL, ImageData
-from aselect_hf.feature_cache import pooled_features
-from aselect_hf.probe import fit_probe
+from aselect_hf.data.feature_cache import pooled_features
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.sources import SAMPLE_MODEL
+from aselect_hf.selection.probe import fit_probe
 
 MAX_MEGABYTES = 12
 

@@ -20,8 +20,8 @@ from aselect_hf.audit.suspicions import (
     warn_of_pick,
 )
 from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
-from aselect_hf.classes import has_classes
-from aselect_hf.data import ImageData
+from aselect_hf.data.classes import has_classes
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, LEAST_PER_CLASS

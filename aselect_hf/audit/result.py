@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from aselect_hf.audit.picture import plot_audit
 from aselect_hf.audit.regret import Regret
 from aselect_hf.files import Record, as_path, atomic_file, write_json
-from aselect_hf.plots import plot_audit
 from aselect_hf.selection import TimestepSelection
 
 

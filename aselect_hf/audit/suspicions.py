@@ -14,7 +14,7 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS
 from aselect_hf.selection.select import NO_LABELS
-from aselect_hf.ties import best_of
+from aselect_hf.selection.ties import best_of
 
 # What the warnings rest on (ours).
 PICK_RESAMPLES = 100

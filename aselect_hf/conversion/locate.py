@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.repocard import metadata_load
 
 from aselect_hf.conversion.weights import file_names, first_line, shards_of
-from aselect_hf.data import SAMPLE_MODEL
+from aselect_hf.data.sources import SAMPLE_MODEL
 from aselect_hf.files import as_path, read_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 

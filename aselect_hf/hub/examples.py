@@ -15,9 +15,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from typing_extensions import TypedDict
 
-from aselect_hf.files import read_json
+from aselect_hf.files import check_types, read_json
 from aselect_hf.hub.licenses import NO_DERIVATIVES, restrictions
-from aselect_hf.json_types import check_types
 
 logger = logging.getLogger(__name__)
 

@@ -18,18 +18,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
-from aselect_hf.compare import Comparison
+from aselect_hf.compare.table import Comparison
 from aselect_hf.conversion.licenses import License, normalize_license
+from aselect_hf.files import check_types
 from aselect_hf.hub.card_merge import SAMPLE_PICTURES
 from aselect_hf.hub.examples import Example
 from aselect_hf.hub.licenses import inherited_license
+from aselect_hf.hub.redaction import publishable
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
-from aselect_hf.json_types import check_types
-from aselect_hf.markdown import Markdown, code
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.redaction import publishable
+from aselect_hf.reporting.markdown import Markdown, code
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.criterion import LABELLED
 from aselect_hf.versions import installed_versions

@@ -12,12 +12,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 from typing_extensions import TypedDict
 
-from aselect_hf.compare import Comparison
-from aselect_hf.files import as_path, read_json
-from aselect_hf.json_types import check_types
-from aselect_hf.markdown import Markdown
+from aselect_hf.compare.table import Comparison
+from aselect_hf.files import as_path, check_types, read_json
+from aselect_hf.hub.redaction import publishable
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.redaction import publishable
+from aselect_hf.reporting.markdown import Markdown
 
 
 @dataclass(frozen=True)

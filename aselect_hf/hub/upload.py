@@ -16,15 +16,14 @@ from safetensors import SafetensorError, safe_open
 from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
-from aselect_hf.compare import Comparison
+from aselect_hf.compare.table import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
-from aselect_hf.files import as_path, read_json
+from aselect_hf.files import as_path, check_types, read_json
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
 from aselect_hf.hub.model_card import TEMPLATES, CardContent, TrainingRecord
+from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
-from aselect_hf.json_types import check_types
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import TimestepSelection
 
 Results = Comparison | Sequence[EvaluationResult]

@@ -2,7 +2,7 @@
 
 What they share: pooled features of the sample at every candidate, from one sweep; with `feature="auto"`, of many blocks
 and kinds from the same sweep, and block and kind are chosen together with the timestep. The criteria and their
-sources are in `aselect_hf.criteria`.
+sources are in `aselect_hf.selection.criteria`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from aselect_hf import criteria
-from aselect_hf.classes import has_classes
-from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
+from aselect_hf.data.classes import has_classes
+from aselect_hf.data.feature_cache import KeptRows, pooled_rows, token_rows
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
-from aselect_hf.probe import fit_in_parallel
+from aselect_hf.selection import criteria
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
 from aselect_hf.selection.grid import check_truth, choose_tokens, resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, jackknifed, of_outcomes, one_by_one, predictor
+from aselect_hf.selection.probe import fit_in_parallel
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
-from aselect_hf.ties import ROUNDING, best_of, ranking
+from aselect_hf.selection.ties import ROUNDING, best_of, ranking
 
 logger = logging.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
-from aselect_hf.data import ImageData
-from aselect_hf.feature_cache import KeptRows
+from aselect_hf.data.feature_cache import KeptRows
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection.inputs import SelectionInputs
 

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.modeling.timestep_gate import TimestepGate, gate_temperature
 from aselect_hf.selection.grid import check_truth
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.selection.timestep_gate import TimestepGate, gate_temperature
 
 IMAGES_PER_STEP = 32
 LEAST_IMAGES = 4000

@@ -11,13 +11,14 @@ import numpy as np
 from sklearn.metrics import accuracy_score
 from tqdm.auto import tqdm
 
-from aselect_hf.data import ImageData, split_train_validation
-from aselect_hf.feature_cache import CachedFeatures, pooled_features, token_features
-from aselect_hf.masks import IGNORED, resize_mask, token_labels
-from aselect_hf.probe import fit_in_parallel, fit_probe
+from aselect_hf.data.feature_cache import CachedFeatures, pooled_features, token_features
+from aselect_hf.data.image_data import ImageData, split_train_validation
+from aselect_hf.data.masks import resize_mask, token_labels
+from aselect_hf.modeling.image_processing_aselect_dit import IGNORED
 from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
-from aselect_hf.ties import best_of
+from aselect_hf.selection.ties import best_of
 
 HELD_OUT = 0.2
 SCORE_NAMES = {"classification": "validation accuracy", "segmentation": "validation mean IoU (tokens)"}

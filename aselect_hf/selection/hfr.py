@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
+from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.selection.search import SEARCHES, choose

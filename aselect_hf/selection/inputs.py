@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aselect_hf.data import ImageData
-from aselect_hf.latent_cache import cached_latents
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
 DEFAULT_BATCH_SIZE = 64

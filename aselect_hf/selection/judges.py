@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aselect_hf.probe import fit_in_parallel
 from aselect_hf.selection.grid import iou_counts, iou_error, iou_influence, mean_iou
+from aselect_hf.selection.probe import fit_in_parallel
 
 JACKKNIFE_GROUPS = 10
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from aselect_hf.files import Record, as_path, atomic_file, write_json
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.ties import ROUNDING, near_best
+from aselect_hf.selection.ties import ROUNDING, near_best
 
 FORMAT = 1
 APPLIED = (
@@ -158,7 +158,7 @@ class TimestepSelection(Record):
 
     def plot(self, path: str | Path) -> Path:
         """Draw the curve with its error band, raw score and control where there are, and the chosen timestep."""
-        from aselect_hf.plots import plot_selection
+        from aselect_hf.selection.picture import plot_selection
 
         with atomic_file(path) as temporary:
             plot_selection(self, temporary)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import t as student_t
 
-from aselect_hf.ties import best_of, ranking
+from aselect_hf.selection.ties import best_of, ranking
 
 Scores = Callable[[list[int], int], np.ndarray]
 """`scores(candidates, num_images)`: those of the first images, `(num_images, len(candidates))`."""

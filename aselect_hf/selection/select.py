@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from aselect_hf.classes import has_classes, share_classes, share_mask_classes
-from aselect_hf.data import NOT_GIVEN, ImageData
+from aselect_hf.data.classes import has_classes, share_classes, share_mask_classes
+from aselect_hf.data.image_data import NOT_GIVEN, ImageData
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
@@ -195,7 +195,7 @@ def select_timestep(
         method: `"auto"`, see `automatic_method`; or a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned
             weights over timesteps), `"grid"` (a probe at every timestep), `"fixed"`; criteria without labels
             `"consensus"`, `"rankme"`, `"alpha_req"`, `"lidar"`, `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`,
-            `"logme"`, see `aselect_hf.criteria`; `"shortlist"`: one of the former, then one of the latter.
+            `"logme"`, see `aselect_hf.selection.criteria`; `"shortlist"`: one of the former, then one of the latter.
         feature: `blocks.<i>.<kind>`; default `model.config.feature`; `"auto"`: chosen together with the timestep, by
             the criteria and `"shortlist"` only.
         timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).

@@ -11,8 +11,8 @@ from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
-from aselect_hf.latent_cache import latent_shape
-from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio, standardize_channels
+from aselect_hf.data.latent_cache import latent_shape
+from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio, standardize_channels
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost
 

@@ -18,14 +18,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
-from aselect_hf.data import check_on_error
+from aselect_hf.data.image_data import check_on_error
+from aselect_hf.data.sources import refuse_shared_splits
 from aselect_hf.files import as_path
+from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import is_hub_id, local_name
-from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import METHODS
 from aselect_hf.selection.criterion import AUTO
 from aselect_hf.selection.select import methods_with
-from aselect_hf.sources import refuse_shared_splits
 
 RULE_OPTIONS = {"timestep": "timestep", "num_visited_timesteps": "num_visited", "gate_learning_rate": "learning_rate"}
 """Arguments that belong to some methods of `timestep_selection` only, and what `select_timestep` calls them."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from aselect_hf.metrics import Accuracy, MeanIoU, PixelAccuracy, TopKAccuracy, confusion_matrices
+from aselect_hf.training.metrics import Accuracy, MeanIoU, PixelAccuracy, TopKAccuracy, confusion_matrices
 from aselect_hf.training.objective import TaskObjective
 from aselect_hf.training.task_data import TaskDataset
 

@@ -15,7 +15,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
-from aselect_hf.modeling.timestep_gate import ANNEALED_AT, TimestepGate, Visits, gate_temperature
+from aselect_hf.selection.timestep_gate import ANNEALED_AT, TimestepGate, Visits, gate_temperature
 from aselect_hf.training.draws import SampleDraws
 
 HeadModel = ASelectDiTForImageClassification | ASelectDiTForSemanticSegmentation

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from aselect_hf.data import ImageData
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_json
 from aselect_hf.hub.examples import EXAMPLES_FILE, Example, Examples
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor

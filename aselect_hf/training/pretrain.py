@@ -24,7 +24,9 @@ from torch import nn
 
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.cost import weight_bytes
-from aselect_hf.data import ImageData, image_pixels, load_images
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.images import image_pixels
+from aselect_hf.data.sources import load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_files, write_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from aselect_hf.conversion import save_model
 from aselect_hf.cost import feature_flops
-from aselect_hf.data import ImageData
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import atomic_files, write_json
+from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.hub.upload import prepare_folder
-from aselect_hf.modeling.timestep_gate import gate_temperature
-from aselect_hf.plots import plot_selection
-from aselect_hf.redaction import without_secrets
 from aselect_hf.selection import SelectionCost, TimestepSelection
+from aselect_hf.selection.picture import plot_selection
+from aselect_hf.selection.timestep_gate import gate_temperature
 from aselect_hf.training import pictures
 from aselect_hf.training.arguments import TrainingArguments, public_arguments
 from aselect_hf.training.evaluation import NUM_SCORED_CLASSES

@@ -23,8 +23,8 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
-from aselect_hf.modeling.timestep_gate import TimestepGate
 from aselect_hf.selection import NUM_GATE_TIMESTEPS, TimestepSelection, gate_timesteps, select_timestep
+from aselect_hf.selection.timestep_gate import TimestepGate
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
 from aselect_hf.training.evaluation import HeadEvaluation
 from aselect_hf.training.frozen_features import keep_features

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aselect_hf.markdown import markdown_table
+from aselect_hf.reporting.markdown import markdown_table
 
 
 def markdown(results: dict[str, Any]) -> str:

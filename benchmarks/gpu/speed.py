@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import is_flash_attn_2_available
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
-from aselect_hf.benchmark import FIXED, OURS, benchmark_model
-from aselect_hf.benchmark.measure import peak_memory
-from aselect_hf.data import ImageData
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import default_timesteps
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.sweep import HFRSweep
+from aselect_hf.speed import FIXED, OURS, benchmark_model
+from aselect_hf.speed.measure import peak_memory
 from benchmarks.gpu.stage import Stage, timed
 from benchmarks.throughput import random_model
 

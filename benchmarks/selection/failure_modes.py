@@ -27,7 +27,7 @@ from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.audit.verdicts import FEW_LABELLED
 from aselect_hf.conversion import load_model
-from aselect_hf.data import ImageData
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_text
 from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS, NUM_UNLABELLED
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES

@@ -28,11 +28,11 @@ from tqdm.auto import tqdm
 
 from aselect_hf.audit import NUM_AUDITED
 from aselect_hf.audit.regret import best_exceeds, paired_regret
-from aselect_hf.criteria import ridge_predictions
 from aselect_hf.files import write_text
-from aselect_hf.probe import fit_in_parallel
+from aselect_hf.selection.criteria import ridge_predictions
 from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
 from aselect_hf.selection.grid import iou_counts, iou_influence
+from aselect_hf.selection.probe import fit_in_parallel
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection.pairs import PAIRS, Pair, coarse_labels

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aselect_hf import criteria
+from aselect_hf.selection import criteria
 from aselect_hf.selection.criterion import NUM_LABELLED, NUM_UNLABELLED
 from aselect_hf.selection.grid import mean_iou_of
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES

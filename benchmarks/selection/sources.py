@@ -11,15 +11,16 @@ import torch
 from tqdm.auto import tqdm
 
 from aselect_hf.conversion import load_model
-from aselect_hf.data import ImageData, load_images
-from aselect_hf.feature_cache import KeptRows, pooled_rows, token_rows
+from aselect_hf.data.feature_cache import KeptRows, pooled_rows, token_rows
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.sources import load_images
 from aselect_hf.modeling.features import list_features, parse_feature
-from aselect_hf.modeling.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import default_timesteps
 from aselect_hf.selection.criterion import KINDS
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
 from aselect_hf.selection.grid import choose_tokens
+from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.selection.inputs import SelectionInputs
 from benchmarks.selection.rules import AUGMENTED, IMAGES, LABELLED, NOISY, RATIOS
 

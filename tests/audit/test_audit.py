@@ -17,7 +17,7 @@ from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, au
 from aselect_hf.audit.audit import regret_by
 from aselect_hf.audit.suspicions import untrained_twin
 from aselect_hf.conversion import load_model, save_model
-from aselect_hf.data import ImageData
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import TimestepSelection
 
 
@@ -30,7 +30,7 @@ def sample_model():
 def test_the_sample_from_end_to_end(sample_model, labelled, tmp_path):
     import datasets
 
-    from aselect_hf.data import load_images
+    from aselect_hf.data.sources import load_images
 
     images: datasets.Dataset = load_images("sample", "train").select(range(120))
     if not labelled:
@@ -102,7 +102,7 @@ class TestUntrainedNetwork:
         assert any("untrained network" in warning for warning in audit.warnings)
 
     def test_a_trained_one_is_not_blamed(self, sample_model):
-        from aselect_hf.data import load_images
+        from aselect_hf.data.sources import load_images
 
         images = load_images("sample", "train").select(range(600))
         audit = audit_timestep(sample_model, images, method="fixed", timestep=300, timesteps=[0, 213], progress=False)

@@ -12,8 +12,8 @@ from aselect_hf.audit.audit import audited_timesteps, rank_correlation, regret_b
 from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.audit.suspicions import doubt_of_agreement, doubt_of_pick, shares_of_picks, warn_of_model, warn_of_pick
 from aselect_hf.audit.verdicts import judge_by_agreement, judge_by_probe
+from aselect_hf.data.classes import has_classes
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.criterion import has_classes
 from aselect_hf.selection.result import SelectionCost
 
 seeds = st.integers(0, 1000)

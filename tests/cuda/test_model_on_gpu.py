@@ -11,8 +11,8 @@ import torch
 from torch.testing import assert_close as close
 
 from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
-from aselect_hf.data import ImageData
-from aselect_hf.latent_cache import cached_latents
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
 
 NAMES = ["blocks.0.query", "blocks.1.attention", "blocks.-1.hidden"]
 STEPS = [0, 100, 900]

@@ -14,12 +14,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from aselect_hf import select_timestep
-from aselect_hf.benchmark import benchmark_model
 from aselect_hf.conversion import save_model
-from aselect_hf.data import ImageData
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import STRATEGIES
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.sweep import HFRSweep
+from aselect_hf.speed import benchmark_model
 from aselect_hf.training.arguments import (
     DataArguments,
     PretrainModelArguments,

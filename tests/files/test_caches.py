@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aselect_hf import feature_cache, files
-from aselect_hf.data import ImageData
-from aselect_hf.feature_cache import pooled_features
-from aselect_hf.latent_cache import cached_latents
+from aselect_hf import files
+from aselect_hf.data import feature_cache
+from aselect_hf.data.feature_cache import pooled_features
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
 
 FEATURE, TIMESTEPS, COUNT = "blocks.1.query", [0, 300], 10
 

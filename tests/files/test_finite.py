@@ -9,10 +9,10 @@ from PIL import Image
 
 from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, cli, select_timestep
 from aselect_hf.conversion import save_model
-from aselect_hf.data import ImageData
+from aselect_hf.data.feature_cache import pooled_features
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
 from aselect_hf.errors import one_line_errors
-from aselect_hf.feature_cache import pooled_features
-from aselect_hf.latent_cache import cached_latents
 
 FEATURE = "blocks.2.query"
 WAY_OUT = r"beyond its largest number, 65504: use bfloat16 \(--dtype bfloat16\) or float32"

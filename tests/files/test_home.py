@@ -11,10 +11,11 @@ from PIL import Image
 
 from aselect_hf import TimestepSelection, convert_checkpoint, select_timestep
 from aselect_hf.conversion import load_model, save_model
-from aselect_hf.data import ImageData, load_images
-from aselect_hf.feature_cache import pooled_features
+from aselect_hf.data.feature_cache import pooled_features
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
+from aselect_hf.data.sources import load_images
 from aselect_hf.hub.upload import prepare_folder
-from aselect_hf.latent_cache import cached_latents
 
 
 @pytest.fixture

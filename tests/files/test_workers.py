@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from aselect_hf.data import ImageData
-from aselect_hf.latent_cache import cached_latents
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.pretrain import make_collate
 from aselect_hf.training.task_data import TaskData, TaskDataset, stream_collate

@@ -30,7 +30,7 @@ def load_and_classify(repo_id: str, *pictures: str) -> list[Any]:
     from transformers import pipeline
 
     import aselect_hf  # noqa: F401
-    from aselect_hf.data import load_images
+    from aselect_hf.data.sources import load_images
 
     return pipeline("image-classification", model=repo_id)(list(pictures) or load_images("sample", "test")[0]["image"])
 

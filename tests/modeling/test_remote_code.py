@@ -21,7 +21,7 @@ from aselect_hf import (
     make_image_processor,
 )
 from aselect_hf.conversion import save_model
-from aselect_hf.data import SAMPLE_MODEL
+from aselect_hf.data.sources import SAMPLE_MODEL
 from aselect_hf.modeling.configuration_aselect_dit import AUTO_MAP
 
 MODELING = Path(aselect_hf.__file__).parent / "modeling"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from aselect_hf import ASelectDiTModel, TimestepSelection, criteria, select_timestep
-from aselect_hf.data import ImageData
+from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.selection import criteria
 from aselect_hf.selection.criterion import CRITERIA, KINDS, LABELLED
 from aselect_hf.selection.feature_sweep import SMALLEST_CROP, augmented_views, random_resized_crop
 from aselect_hf.selection.inputs import SelectionInputs

@@ -10,7 +10,8 @@ import torch
 from sklearn.linear_model import RidgeClassifier
 
 from aselect_hf.conversion import load_model, save_model
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.sources import load_images
 from benchmarks.selection import planted
 
 SIZES = {"train": 450, "validation": 450}

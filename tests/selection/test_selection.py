@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from aselect_hf import TimestepSelection, high_frequency_ratio, select_timestep
 from aselect_hf.conversion import load_model
-from aselect_hf.data import ImageData, load_images
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.sources import load_images
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.modeling.timestep_gate import TimestepGate
 from aselect_hf.selection import STRATEGIES, default_timesteps, gate_timesteps
+from aselect_hf.selection.timestep_gate import TimestepGate
 
 TIMESTEPS = [0, 100, 500, 900]
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aselect_hf import criteria, select_timestep
-from aselect_hf.data import ImageData
-from aselect_hf.selection import STRATEGIES, TimestepSelection
-from aselect_hf.ties import ROUNDING, best_of, near_best, ranking
+from aselect_hf import select_timestep
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.selection import STRATEGIES, TimestepSelection, criteria
+from aselect_hf.selection.ties import ROUNDING, best_of, near_best, ranking
 from tests.selection.test_criterion import TIMESTEPS, VeiledModel
 
 SEEDS = range(10)

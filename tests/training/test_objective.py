@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation
-from aselect_hf.modeling.timestep_gate import TimestepGate
+from aselect_hf.selection.timestep_gate import TimestepGate
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
 

@@ -114,7 +114,7 @@ def test_only_the_first_process_of_a_machine_warns(monkeypatch, caplog, first):
     monkeypatch.setattr("aselect_hf.training.processes.PartialState", lambda cpu: state)
     try:
         assert this_process() is state
-        logging.getLogger("aselect_hf.data").warning("3 of 9 images have no label")
+        logging.getLogger("aselect_hf.data.image_data").warning("3 of 9 images have no label")
         logging.getLogger("other").warning("something else")
     finally:
         logging.getLogger("aselect_hf").setLevel(logging.NOTSET)

@@ -17,13 +17,13 @@ from transformers import pipeline
 
 from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
 from aselect_hf.conversion import load_model
+from aselect_hf.data.sources import SAMPLE_MODEL, load_images
 from aselect_hf.hub.upload import prepare_folder
-from aselect_hf.metrics import MeanIoU
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.sources import SAMPLE_MODEL, load_images
 from aselect_hf.training import classify, segment
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
 from aselect_hf.training.evaluation import HeadEvaluation
+from aselect_hf.training.metrics import MeanIoU
 from aselect_hf.training.report import RunReport
 from aselect_hf.training.task import TaskRun
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTForSemanticSegmentation
-from aselect_hf.modeling.timestep_gate import TimestepGate
+from aselect_hf.selection.timestep_gate import TimestepGate
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.objective import HeadSetting, TaskObjective
 

@@ -1,0 +1,170 @@
+"""Strategies side by side: what timestep each chooses, what a probe there scores, what the choice cost.
+
+Protocol. Every strategy sees training (and, where it needs labels, validation) images only. At its timestep, a probe is
+fitted on the pooled features of the training split; its regularization is chosen on the validation split; the test
+split is scored once per seed. Each seed draws another stratified 80 % of the training split. One pick, HFR's or else
+the first that a rule read from features, is audited on a sample of the training split (`aselect_hf.audit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aselect_hf.audit import audit_timestep
+from aselect_hf.compare.table import Comparison, ComparisonRow
+from aselect_hf.data.classes import share_classes, stratified_sample
+from aselect_hf.data.feature_cache import pooled_features
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import select_timestep
+from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
+from aselect_hf.selection.probe import fit_in_parallel, fit_probe
+from aselect_hf.selection.select import check_request
+from aselect_hf.versions import hardware, installed_versions
+
+SPLITS = ("train", "validation", "test")
+TRAIN_SHARE = 0.8
+RAW_PIXEL_SIDE = 32
+NOT_AUDITED = ("fixed", "grid")
+"""Strategies that read nothing from features, or more than an audit could."""
+
+
+def compare_strategies(
+    model: ASelectDiTModel,
+    splits: dict[str, ImageData],
+    *,
+    strategies: list[str] | tuple[str, ...] = ("hfr", "grid", "fixed"),
+    feature: str | None = None,
+    timesteps: list[int] | int | None = None,
+    num_images: int | None = None,
+    seed: int = 0,
+    num_seeds: int = 3,
+    probe: str = "linear",
+    pool_size: int = 1,
+    batch_size: int | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    strategy_options: dict[str, dict[str, Any]] | None = None,
+) -> Comparison:
+    """Run every strategy on the same data and score a probe at each choice; the protocol is the module's.
+
+    Args:
+        splits: labeled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
+            (`share_classes`). Images without a label are left out.
+        strategies: names in `STRATEGIES`.
+        num_images: images that strategies may see that do not need all; default each one's own number.
+        num_seeds: probes per strategy, each on its own 80 % of the training split.
+        pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
+        strategy_options: extra options by strategy name.
+
+    Raises:
+        ValueError: an argument is wrong, see `check_strategies`; and as `select_timestep`.
+    """
+    check_strategies(strategies, strategy_options or {}, feature)
+    if missing := [name for name in SPLITS if name not in splits]:
+        raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
+    for name in SPLITS:
+        if splits[name].labels is None:
+            raise ValueError(f"compare needs labels; {name} has none: {splits[name].no_labels}")
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    splits = share_classes({name: splits[name] for name in SPLITS})
+    run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
+    rows: list[ComparisonRow] = []
+    scored: dict[int, tuple[float, list[float]]] = {}
+    for strategy in strategies:
+        selection = select_timestep(
+            model, splits["train"], method=strategy, feature=feature, timesteps=timesteps, num_images=num_images,
+            seed=seed, validation=splits["validation"], batch_size=batch_size, **run, **chosen.get(strategy, {}),
+        )  # fmt: skip
+        if selection.timestep not in scored:
+            features = {}
+            for name, data in splits.items():
+                arguments = (model, data, [selection.timestep], selection.feature)
+                features[name] = pooled_features(
+                    *arguments, pool_size=pool_size, batch_size=batch_size or DEFAULT_BATCH_SIZE, **run
+                ).values[0]
+            scored[selection.timestep] = score_probes(features, splits, probe, num_seeds)
+        rows.append(ComparisonRow(strategy, selection, *scored[selection.timestep]))
+    pixels = {name: raw_pixels(data, model.config) for name, data in splits.items()}
+    _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
+    protocol = {
+        "images": " + ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
+        "classes": len(splits["train"].class_names),
+        "probe": f"{probe} on {rows[0].selection.feature} averaged over {pool_size} x {pool_size} cells",
+        "seeds": num_seeds,
+        "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
+        "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",
+        "hardware": hardware(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+    }
+    audit = None
+    if (row := audited_row(rows)) is not None:
+        audit = audit_timestep(
+            model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, batch_size=batch_size,
+            **run,
+        )  # fmt: skip
+    return Comparison(rows, raw_pixel_accuracies, protocol, audit)
+
+
+def check_strategies(
+    strategies: Sequence[str], options: Mapping[str, Mapping[str, Any]], feature: str | None = None
+) -> None:
+    """Refuse, before any work, strategies or options that `select_timestep` would refuse, and options of no strategy.
+
+    Raises:
+        ValueError: none is named; one is unknown; an option is of another method, or of one that is not compared.
+    """
+    if not strategies:
+        raise ValueError("strategies must name at least one method")
+    for strategy in strategies:
+        check_request(strategy, options.get(strategy, {}), feature)
+    for strategy, given in options.items():
+        if given and strategy not in strategies:
+            raise ValueError(
+                f"{', '.join(given)} of {strategy!r} is given, but strategies are {', '.join(strategies)}: "
+                f"add {strategy!r}, or leave it out"
+            )
+
+
+def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
+    """The row of HFR, or else the first whose pick is worth an audit; `None` where there is none."""
+    worth = [row for row in rows if row.strategy not in NOT_AUDITED]
+    return next((row for row in worth if row.strategy == "hfr"), worth[0] if worth else None)
+
+
+def score_probes(
+    features: dict[str, np.ndarray], splits: dict[str, ImageData], probe: str, num_seeds: int
+) -> tuple[float, list[float]]:
+    """Validation accuracy of a probe on the whole training split, and test accuracies of one probe a seed."""
+    labels = {name: np.asarray(data.labels) for name, data in splits.items()}
+    validation = (features["validation"], labels["validation"])
+    rows = np.arange(len(labels["train"]))
+    parts = [rows] + [
+        stratified_sample(labels["train"], int(TRAIN_SHARE * len(rows)), seed) for seed in range(num_seeds)
+    ]
+    whole, *fitted = fit_in_parallel(
+        partial(fit_probe, features["train"][part], labels["train"][part], *validation, kind=probe) for part in parts
+    )
+    return whole.validation_score, [each.accuracy(features["test"], labels["test"]) for each in fitted]
+
+
+def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:
+    """Flattened pixel values, averaged down to at most 32 x 32: `(images, dimensions)`."""
+    side = min(config.image_size or RAW_PIXEL_SIDE, RAW_PIXEL_SIDE)
+    batches = [torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in data.batches(config, 256)]
+    return torch.cat(batches).flatten(1).numpy()
+
+
+def _binomial_error(row: ComparisonRow, count: int) -> float:
+    p = row.test_accuracy_mean
+    return (p * (1 - p) / count) ** 0.5

@@ -1,0 +1,156 @@
+"""The table of a comparison, and the files it is saved to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from rich.table import Table
+
+from aselect_hf.audit import Audit
+from aselect_hf.compare.picture import plot_comparison
+from aselect_hf.files import Record, as_path, atomic_files, write_json, write_text
+from aselect_hf.reporting.markdown import Markdown, markdown_table
+from aselect_hf.selection import TimestepSelection
+
+
+@dataclass
+class ComparisonRow:
+    """One strategy: its selection, and accuracies in [0, 1] of probes at its timestep."""
+
+    strategy: str
+    selection: TimestepSelection
+    validation_accuracy: float
+    test_accuracies: list[float]
+
+    @property
+    def test_accuracy_mean(self) -> float:
+        return float(np.mean(self.test_accuracies))
+
+    @property
+    def test_accuracy_deviation(self) -> float:
+        """Sample standard deviation over seeds; 0 for a single seed."""
+        return float(np.std(self.test_accuracies, ddof=1)) if len(self.test_accuracies) > 1 else 0.0
+
+
+@dataclass
+class Comparison(Record):
+    """The table, its protocol, the same probe on raw pixels as a floor, and the audit of one pick, if any."""
+
+    rows: list[ComparisonRow]
+    raw_pixel_accuracies: list[float]
+    protocol: dict[str, Any]
+    audit: Audit | None = None
+
+    kind = "comparison"
+
+    def row(self, strategy: str) -> ComparisonRow | None:
+        return next((row for row in self.rows if row.strategy == strategy), None)
+
+    def regret(self, row: ComparisonRow) -> float | None:
+        """Validation accuracy lost against the grid's best, in points; `None` where no grid was run."""
+        grid = self.row("grid")
+        return None if grid is None else 100 * (max(grid.selection.scores) - row.validation_accuracy)
+
+    def table(self) -> list[dict[str, str]]:
+        """The rows as text, column by column."""
+        grid = self.row("grid")
+        table = []
+        for row in self.rows:
+            cost, regret = row.selection.cost, self.regret(row)
+            table.append(
+                {
+                    "strategy": row.strategy,
+                    "t": str(row.selection.timestep),
+                    "sigma": f"{row.selection.sigma:.3f}",
+                    "test accuracy": f"{100 * row.test_accuracy_mean:.2f} ± {100 * row.test_accuracy_deviation:.2f} %",
+                    "regret (validation)": "-" if regret is None else f"{regret:.2f} points",
+                    "forward passes": f"{cost.forward_passes:,}",
+                    "seconds": f"{cost.seconds:.1f}",
+                    "FLOPs vs grid": _relative(cost.flops, grid.selection.cost.flops if grid else 0.0),
+                }
+            )
+        return table
+
+    def rich_table(self) -> Table:
+        """The table for a terminal."""
+        rows = self.table()
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*row.values())
+        return table
+
+    def summary(self) -> list[str]:
+        """What the table does not say: the margin over raw pixels, what uncorrected HFR would pick, the audit."""
+        best = max(self.rows, key=lambda row: row.test_accuracy_mean)
+        floor = float(np.mean(self.raw_pixel_accuracies))
+        lines = [
+            f"The same probe on raw pixels: {100 * floor:.2f} %; the best strategy is "
+            f"{100 * (best.test_accuracy_mean - floor):+.2f} points from it."
+        ]
+        hfr, grid = self.row("hfr"), self.row("grid")
+        if hfr is not None and hfr.selection.raw_scores is not None and _scored_all(hfr.selection):
+            raw = hfr.selection.timesteps[int(np.argmax(hfr.selection.raw_scores))]
+            line = f"HFR without noise correction would pick t = {raw}"
+            if grid is not None and raw in grid.selection.timesteps:
+                accuracy = grid.selection.scores[grid.selection.timesteps.index(raw)]
+                line += (
+                    f", {100 * (max(grid.selection.scores) - accuracy):.2f} points below the grid's best (validation)"
+                )
+            lines.append(line + ".")
+        for row in self.rows:
+            lines += [f"{row.strategy}: {doubt}." for doubt in row.selection.doubts()]
+        if self.audit is not None:
+            lines.append(f"Audit of {self.audit.method}: {self.audit.verdict}: {self.audit.sentence}.")
+        return lines
+
+    def markdown(self) -> str:
+        """Table, summary and protocol, for a README or a card."""
+        protocol = "Protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items()) + "."
+        lines = [markdown_table(self.table()), "", *self.summary(), "", protocol, ""]
+        return str(Markdown("\n").join(lines))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `compare.json` (which `load` reads), `.md` and `.png`, all selections, the audit's files: together."""
+        content = {
+            "protocol": self.protocol,
+            "raw_pixel_accuracies": self.raw_pixel_accuracies,
+            "rows": [dataclasses.asdict(row) | {"regret": self.regret(row)} for row in self.rows],
+            "audit": dataclasses.asdict(self.audit) if self.audit else None,
+        }
+        with atomic_files(folder) as temporary:
+            write_json(temporary / "compare.json", content)
+            write_text(temporary / "compare.md", self.markdown())
+            plot_comparison(self, temporary / "compare.png")
+            for row in self.rows:
+                row.selection.save(temporary / f"selection-{row.strategy}.json")
+            if self.audit is not None:
+                self.audit.save(temporary / "audit.json")
+                self.audit.plot(temporary / "audit.png")
+        return as_path(folder)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        names = [entry.name for entry in dataclasses.fields(ComparisonRow)]
+        rows = []
+        for row in content["rows"]:
+            selection = TimestepSelection.from_dict(row["selection"])
+            rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
+        audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
+        return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit)
+
+
+def _scored_all(selection: TimestepSelection) -> bool:
+    """Whether every candidate was scored on every image, so that another score of them has a choice too."""
+    return selection.options.get("search", "full") == "full" and selection.options.get("early_stopping") is None
+
+
+def _relative(flops: float, grid_flops: float) -> str:
+    if not grid_flops:
+        return "-"
+    if flops == 0:
+        return "0"
+    return "1" if flops == grid_flops else f"1/{grid_flops / flops:.0f}"

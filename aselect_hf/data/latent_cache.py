@@ -1,0 +1,336 @@
+"""What the DiT sees of a data set - VAE latents, or pixels - encoded once, kept on disk, read in any order.
+
+One folder for everything the values depend on, in it one safetensors file per content and shard: it holds values, shape
+and checksum at once, so that a shard is whole or absent, and is read through a memory map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from aselect_hf.data.fingerprint import fingerprint, tensor_bytes
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.files import as_path, atomic_file, check_space, check_writable, digest_once
+from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "latents"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+SHARD_IMAGES, SHARD_BYTES = 1024, 2**27  # a shard is filled in memory: whichever is less
+DECODER = ("decoder.", "post_quant_conv.")
+
+
+@dataclass(eq=False)
+class LatentCache(Dataset):
+    """Latents of a data set on disk, in the order of its images; made by `cached_latents`.
+
+    A `Dataset` of `(num_channels, height, width)` float32 tensors. Files are opened when first read and never loaded
+    whole; pickling (to workers of a `DataLoader`) carries no values.
+
+    Args:
+        folder: where the shards are.
+        num_images, shape: how many latents there are, and the `(num_channels, height, width)` of each.
+        dtype: that of the stored values; reading gives float32.
+        shard_size: images per shard.
+        contents: what is stored: `mean`, `log_variance`, and either with `_flipped`.
+        pixel_space: the model has no VAE: values are pixels, and flipping them needs nothing stored.
+        seconds: what encoding them took, whether now or in an earlier run, over all processes.
+    """
+
+    folder: Path
+    num_images: int
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    shard_size: int
+    contents: tuple[str, ...]
+    pixel_space: bool
+    seconds: float = 0.0
+    _open: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """`(num_channels, height, width)`, float32: the posterior mean as `model.encode` gives it."""
+        return self.gather([index])[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}
+
+    def gather(self, indices: Sequence[int], flipped: Sequence[bool] | None = None) -> torch.Tensor:
+        """Posterior means of any images in any order, `(batch, num_channels, height, width)`, float32.
+
+        Args:
+            flipped: for each index whether to take the latents of the mirrored image.
+
+        Raises:
+            IndexError: an index is not in `0..num_images - 1`.
+            ValueError: `flipped` is of another length, or mirrored images were not encoded.
+            OSError: a shard is gone or broken since the cache was made.
+        """
+        return self._gather("mean", indices, flipped)
+
+    def log_variance(self, indices: Sequence[int], flipped: Sequence[bool] | None = None) -> torch.Tensor:
+        """Log-variances of the posteriors that `gather` gives the means of: same shape, same scaling, same errors.
+
+        `mean + (log_variance / 2).exp() * noise` is a sample of the VAE's posterior: an augmentation.
+        """
+        return self._gather("log_variance", indices, flipped)
+
+    def _gather(self, content: str, indices: Sequence[int], flipped: Sequence[bool] | None) -> torch.Tensor:
+        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_images:
+            raise IndexError(f"indices must be in 0..{self.num_images - 1}, got {rows.min()}..{rows.max()}")
+        if flipped is None:
+            return self._read(content, rows)
+        mirrored = np.asarray(flipped, dtype=bool).reshape(-1)
+        if len(mirrored) != len(rows):
+            raise ValueError(f"flipped must hold one value per index, got {len(mirrored)} for {len(rows)} indices")
+        values = torch.empty(len(rows), *self.shape)
+        values[~mirrored] = self._read(content, rows[~mirrored])
+        if self.pixel_space:
+            values[mirrored] = self._read(content, rows[mirrored]).flip(-1)
+        elif mirrored.any():
+            values[mirrored] = self._read(f"{content}_flipped", rows[mirrored])
+        return values
+
+    def _read(self, content: str, rows: np.ndarray) -> torch.Tensor:
+        if content not in self.contents:
+            options = [name for name in ("log_variance", "flipped") if name in content]
+            raise ValueError(f"{content} is not stored: ask cached_latents for {' and '.join(options)}")
+        values = torch.empty(len(rows), *self.shape)
+        shards, within = np.divmod(rows, self.shard_size)
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            values[here] = self._values(content, int(shard))[within[here]].float()
+        return values
+
+    def _values(self, content: str, shard: int) -> torch.Tensor:
+        """A shard's memory map."""
+        if (content, shard) not in self._open:
+            try:
+                self._open[content, shard] = self.open_shard(content, shard)[0]
+            except (SafetensorError, ValueError, OSError) as error:
+                file = self.shard_file(content, shard)
+                raise OSError(f"{file} is gone or broken ({error}): call cached_latents again") from error
+        return self._open[content, shard]
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    def shard_file(self, content: str, shard: int) -> Path:
+        return self.folder / f"{content}-{shard:05d}.safetensors"
+
+    def shard_rows(self, shard: int) -> range:
+        """Indices of its images."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
+
+    def open_shard(self, content: str, shard: int) -> tuple[torch.Tensor, dict[str, str]]:
+        """Memory map and metadata of a shard, after the cheap checks: header, size of the file, shape and dtype."""
+        with safe_open(self.shard_file(content, shard), framework="pt") as file:
+            values, metadata = file.get_tensor("values"), file.metadata() or {}
+        expected = (len(self.shard_rows(shard)), *self.shape)
+        if (tuple(values.shape), values.dtype) != (expected, self.dtype):
+            raise ValueError(f"it holds {values.dtype} {tuple(values.shape)}, not {self.dtype} {expected}")
+        return values, metadata
+
+    def verify_shard(self, content: str, shard: int) -> dict[str, str]:
+        """Metadata of a shard, after all checks: the checksum too, once per process and file."""
+        file = self.shard_file(content, shard)
+        values, metadata = self.open_shard(content, shard)
+        if digest_once(file, lambda: hashlib.sha256(tensor_bytes(values)).hexdigest()) != metadata.get("sha256"):
+            raise ValueError("its values do not match their checksum")
+        float(metadata.get("seconds", ""))  # it is no longer a number where the header is damaged
+        return metadata
+
+    def missing(self, shard: int, warn: bool = False) -> list[str]:
+        """Contents of a shard that are absent or corrupt."""
+        missing = []
+        for content in self.contents:
+            try:
+                self.verify_shard(content, shard)
+            except FileNotFoundError:
+                missing.append(content)
+            except (SafetensorError, ValueError, OSError) as error:
+                missing.append(content)
+                if warn:
+                    logger.warning("%s is corrupt (%s): encoding it again", self.shard_file(content, shard), error)
+        return missing
+
+
+def cached_latents(
+    model: ASelectDiTModel,
+    data: ImageData,
+    *,
+    flipped: bool = False,
+    log_variance: bool = False,
+    segmentation: bool = False,
+    batch_size: int = 64,
+    dtype: str = "float32",
+    cache_dir: str | Path | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> LatentCache:
+    """What the DiT sees of every image: read from disk, or encoded now where it is not there yet.
+
+    Kept under `cache_dir` in a folder named by a hash of images, preprocessing, `dtype` and the VAE's encoder - nothing
+    of the DiT, so that every DiT on that VAE shares it. Any number of processes may call this at once: each takes the
+    next shard that nobody works on, and all return when all shards are there. A killed run leaves whole shards; the
+    next goes on. Every shard's checksum is verified once per process, here; later reads check header, size and shape.
+
+    Args:
+        flipped: also encode the mirrored images; in pixel space nothing more is stored, mirroring is exact there.
+        log_variance: also store the log-variance of the VAE's posterior.
+        segmentation: preprocess for segmentation, see `make_image_processor`.
+        dtype: of the stored values, `"float32"` or, at half the size, `"float16"`.
+        cache_dir: default `HF_HOME/aselect/latents`.
+        num_workers: processes that decode images while others are encoded.
+
+    Raises:
+        ValueError: an unknown `dtype`, `log_variance` of a model that has none, images of several sizes, latents that
+            are not finite, a folder that cannot be written or has too little space left.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if log_variance and (model.vae is None or type(model.vae).__name__ == "AutoencoderTiny"):
+        found = "no VAE" if model.vae is None else "an AutoencoderTiny"
+        raise ValueError(f"log_variance needs a model with an AutoencoderKL, this one has {found}")
+    contents = ["mean"] + ["log_variance"] * log_variance
+    if flipped and model.vae is not None:
+        contents += [f"{content}_flipped" for content in contents]
+    shape = latent_shape(model, data)
+    shard_size = max(1, min(SHARD_IMAGES, SHARD_BYTES // (int(np.prod(shape)) * DTYPES[dtype].itemsize)))
+    cache = LatentCache(
+        folder=as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, dtype, shard_size, segmentation),
+        num_images=len(data),
+        shape=shape,
+        dtype=DTYPES[dtype],
+        shard_size=shard_size,
+        contents=tuple(contents),
+        pixel_space=model.vae is None,
+    )
+    _fill(cache, model, data, segmentation, batch_size, num_workers, progress)
+    metadata = [cache.verify_shard(content, shard) for content in contents for shard in range(cache.num_shards)]
+    cache.seconds = sum(float(record["seconds"]) for record in metadata)
+    return cache
+
+
+def latent_shape(model: ASelectDiTModel, data: ImageData) -> tuple[int, int, int]:
+    """`(num_channels, height, width)` of what the DiT sees; tensors keep their size, images get the model's."""
+    first, config = data.decode(0), model.config
+    sides = first.shape[-2:] if isinstance(first, torch.Tensor) else (config.image_size or 0,) * 2
+    return config.num_channels, sides[0] // config.vae_downsampling, sides[1] // config.vae_downsampling
+
+
+def cache_key(model: ASelectDiTModel, data: ImageData, dtype: str, shard_size: int, segmentation: bool) -> str:
+    """Hash of everything the stored values depend on."""
+    images = not isinstance(data.decode(0), torch.Tensor)
+    choices: dict[str, Any] = {
+        "data": data.fingerprint,
+        "preprocessing": make_image_processor(model.config, segmentation).to_dict() if images else None,
+        "dtype": dtype,
+        "shard_size": shard_size,
+    }
+    if model.vae is None:
+        return fingerprint({}, choices)
+    choices["vae"] = {name: value for name, value in model.vae.config.items() if not name.startswith("_")}
+    choices["vae_class"] = type(model.vae).__name__
+    weights = {name: x for name, x in model.vae.state_dict().items() if not name.startswith(DECODER)}
+    return fingerprint(weights, choices)
+
+
+def _fill(
+    cache: LatentCache,
+    model: ASelectDiTModel,
+    data: ImageData,
+    segmentation: bool,
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+) -> None:
+    """Encode what is missing, together with whoever else does."""
+    missing = {shard: contents for shard in range(cache.num_shards) if (contents := cache.missing(shard))}
+    if not missing:
+        return
+    check_writable(cache.folder / "locks" / "lock")
+    per_image = int(np.prod(cache.shape)) * cache.dtype.itemsize
+    needed = per_image * sum(len(cache.shard_rows(shard)) * len(contents) for shard, contents in missing.items())
+    check_space(cache.folder.parent, needed, "these latents", name="cache_dir")
+    done = len(cache) - sum(len(cache.shard_rows(shard)) for shard in missing)
+    name = f"latents of {data.name}"
+    reading: dict[str, Any] = {"segmentation": segmentation, "num_workers": num_workers}
+    with tqdm(total=len(cache), initial=done, desc=name, unit="image", disable=not progress) as bar:
+        for timeout in (0, -1):  # first what nobody works on; then wait for the others, and take over from the dead
+            for shard in list(missing):
+                rows = cache.shard_rows(shard)
+                try:
+                    with FileLock(cache.folder / "locks" / f"{shard:05d}.lock", timeout=timeout):
+                        if contents := cache.missing(shard, warn=True):
+                            batches = data.subset(rows).batches(model.config, batch_size, **reading)
+                            _encode_shard(cache, model, batches, shard, contents, bar)
+                        else:
+                            bar.update(len(rows))
+                except Timeout:
+                    continue
+                del missing[shard]
+
+
+@torch.no_grad()
+def _encode_shard(
+    cache: LatentCache,
+    model: ASelectDiTModel,
+    batches: Iterator[torch.Tensor],
+    shard: int,
+    contents: list[str],
+    bar: tqdm,
+) -> None:
+    """Compute and write some contents of one shard."""
+    started = time.perf_counter()
+    count, start = len(cache.shard_rows(shard)), 0
+    shard_values = {content: torch.empty(count, *cache.shape, dtype=cache.dtype) for content in contents}
+    for pixel_values in batches:
+        rows = slice(start, start + len(pixel_values))
+        start = rows.stop
+        for suffix in ("", "_flipped"):
+            if not any(f"{kind}{suffix}" in contents for kind in ("mean", "log_variance")):
+                continue
+            pixels = (pixel_values.flip(-1) if suffix else pixel_values).to(model.device)
+            for kind, values in zip(("mean", "log_variance"), model.encode_posterior(pixels), strict=True):
+                if values is not None and f"{kind}{suffix}" in contents:
+                    shard_values[f"{kind}{suffix}"][rows] = _stored(values, cache)
+        bar.update(len(pixel_values))
+    seconds = (time.perf_counter() - started) / len(contents)
+    for content, values in shard_values.items():
+        metadata = {"sha256": hashlib.sha256(tensor_bytes(values)).hexdigest(), "seconds": f"{seconds:.6f}"}
+        with atomic_file(cache.shard_file(content, shard)) as temporary:
+            save_file({"values": values}, temporary, metadata)
+
+
+def _stored(values: torch.Tensor, cache: LatentCache) -> torch.Tensor:
+    """Values as they are stored, after making sure that they can be."""
+    if tuple(values.shape[1:]) != cache.shape:
+        raise ValueError(f"images must all have the size of the first: {tuple(values.shape[1:])} is not {cache.shape}")
+    stored = values.to("cpu", cache.dtype)
+    if not stored.isfinite().all():
+        raise ValueError(f"dtype 'float16' cannot hold latents as large as {values.abs().max():.3g}: use 'float32'")
+    return stored

@@ -1,0 +1,155 @@
+"""Where data sets come from: the shipped sample, folders, what `save_to_disk` wrote, the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import datasets
+import numpy as np
+from huggingface_hub import hf_hub_download
+from PIL import Image
+
+from aselect_hf.data.folders import find_split, load_folder, read
+from aselect_hf.files import as_path, read_json
+
+SAMPLE_DIR = Path(__file__).parents[1] / "sample"
+SAMPLE_DATA, SAMPLE_MODEL = SAMPLE_DIR / "data", SAMPLE_DIR / "model"
+MASK_COLUMNS = ("mask", "annotation", "segmentation", "label")
+MASK_NAMES_FILE = "id2label.json"
+
+
+@overload
+def load_images(
+    source: str | Path,
+    split: str | None = None,
+    config_name: str | None = None,
+    *,
+    masks: bool = False,
+    streaming: Literal[False] = False,
+) -> datasets.Dataset: ...
+
+
+@overload
+def load_images(
+    source: str | Path,
+    split: str | None = None,
+    config_name: str | None = None,
+    *,
+    masks: bool = False,
+    streaming: Literal[True],
+) -> datasets.IterableDataset: ...
+
+
+def load_images(
+    source: str | Path,
+    split: str | None = None,
+    config_name: str | None = None,
+    *,
+    masks: bool = False,
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load one split of a data set.
+
+    Args:
+        source: `"sample"` (shipped with the package), a folder of images, of parquet files or written by
+            `save_to_disk`, or a data set id on the Hub. Two or more folders that hold images are classes, whatever
+            their names, unless all of them are named like splits (`train`, `val`, `validation`, `test`, ...).
+        split: its name, or another of the same meaning; default `"train"`, or the only one there is.
+        masks: give the sample a column `mask`, see `sample_masks`; other sources have a column of their own or none.
+        streaming: read as the rows are asked for, without downloading or indexing first; no random access.
+
+    Raises:
+        ValueError: nothing is there, or it has no such split; the message lists what there is.
+    """
+    loaded: Any
+    path = SAMPLE_DATA if source == "sample" else as_path(source)
+    if path.exists():
+        loaded = load_folder(path, split, config_name, streaming=streaming)
+    else:
+        loaded = read(source, str(source), config_name, streaming=streaming)
+        loaded = loaded[find_split(loaded, split, source)]
+    return sample_masks(loaded) if masks and source == "sample" else loaded
+
+
+def refuse_shared_splits(splits: Mapping[str, str | None]) -> None:
+    """Make sure that no images both train and judge.
+
+    Args:
+        splits: names of splits by their arguments; `None` where there is none.
+
+    Raises:
+        ValueError: two arguments name the same split.
+    """
+    owners: dict[str, str] = {}
+    for argument, split in splits.items():
+        if split is not None and owners.setdefault(split, argument) != argument:
+            raise ValueError(
+                f"{argument} and {owners[split]} are both {split!r}: images that train a model cannot judge it; "
+                "give another split"
+            )
+
+
+def sample_masks(dataset: Any) -> Any:
+    """A segmentation task from the sample's labels: every pixel of the garment is `label + 1`, every black one 0.
+
+    Args:
+        dataset: a split of the sample, map-style or streamed.
+
+    Returns:
+        The same with a column `mask`; the names of its classes are `load_mask_names("sample")`.
+    """
+
+    def add_mask(row: dict[str, Any]) -> dict[str, Any]:
+        classes = np.where(np.asarray(row["image"]) > 0, row["label"] + 1, 0)
+        return {"mask": Image.fromarray(classes.astype(np.uint8))}
+
+    features = datasets.Features({**dataset.features, "mask": datasets.Image()})
+    progress = {"desc": "masks of the sample"} if isinstance(dataset, datasets.Dataset) else {}
+    return dataset.map(add_mask, features=features, **progress)
+
+
+def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
+    """Names of the classes in a data set's masks, in order; by pixel value, where those are not 0, 1, 2, ...
+
+    They are read from `id2label.json` (`{"0": "wall", ...}`, the convention of segmentation data sets on the Hub) in
+    the folder or Hub repository `source`. `None` where there is no such file, or the Hub cannot be reached.
+
+    Raises:
+        ValueError: the file does not name classes by number, or only one that is not 0.
+    """
+    if source == "sample":
+        return ["background", *load_images("sample").features["label"].names]
+    file = as_path(source) / MASK_NAMES_FILE
+    if not file.parent.exists():
+        try:
+            file = Path(hf_hub_download(str(source), MASK_NAMES_FILE, repo_type="dataset"))
+        except (OSError, ValueError):
+            return None
+    if not file.is_file():
+        return None
+    try:
+        names = {int(value): str(name) for value, name in read_json(file).items()}
+        if sorted(names) == [*range(len(names))]:
+            return [names[value] for value in range(len(names))]
+        if min(names) < 0 or len(names) < 2:
+            raise ValueError(f"it names {', '.join(map(str, names))}")
+        return names
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} must name the classes 0, 1, 2, ... as {{'0': name, ...}} ({error!r})") from error
+
+
+def find_mask_column(features: datasets.Features, image_column: str, mask_column: str | None) -> str | None:
+    """The column with the masks: the one named, or the first of `MASK_COLUMNS` that holds images.
+
+    Raises:
+        ValueError: the column named does not exist, or does not hold images.
+    """
+    if mask_column is None:
+        candidates = [name for name in MASK_COLUMNS if name != image_column]
+        return next((name for name in candidates if isinstance(features.get(name), datasets.Image)), None)
+    if not isinstance(features.get(mask_column), datasets.Image):
+        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        raise ValueError(f"mask_column {mask_column!r} is not a column of images; those are {', '.join(images)}")
+    return mask_column

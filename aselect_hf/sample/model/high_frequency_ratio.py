@@ -1,1 +1,0 @@
-../../modeling/high_frequency_ratio.py

@@ -1,1 +1,0 @@
-../../modeling/timestep_gate.py

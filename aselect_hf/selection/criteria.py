@@ -1,0 +1,442 @@
+"""Criteria that judge one set of features, without labels or with a few; pure functions of arrays, higher is better.
+
+Arrays are numpy's or torch's; everything is computed in float64 on the CPU. "Standardized" means that every channel has
+mean 0 and deviation 1 over the samples (a constant one is 0): a few massive channels would otherwise be all that a
+spectrum or a distance sees.
+
+Shapes: `features` are `(samples, width)`; `views` are `(images, views, width)`, several versions of every image;
+`labels` are `(samples,)` integers; `groups`, `(samples,)` integers, say which image a sample is of where one image
+gives several (tokens): samples of an image are then left out together.
+
+Raises, all of them: `ValueError` for wrong shapes, fewer than 2 images, NaN or infinite values; with labels also for
+none, another number of them, or a single class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans, kmeans_plusplus
+
+from aselect_hf.selection.ties import ROUNDING, best_of, near_best, ranking
+
+Array = np.ndarray | torch.Tensor
+
+RESOLUTION = 10 * ROUNDING
+"""A channel whose deviation is a smaller part of its mean is constant: what varies in it may be rounding."""
+NOISE_FLOOR = 10 * ROUNDING**2
+"""Eigenvalues that are a smaller part of the largest one may be those of rounding."""
+STEEPEST = 10.0
+"""Largest decay exponent that `alpha_req` tells apart."""
+FIRST_RANK, LAST_RANK = 3, 100
+PENALTIES = np.logspace(-6, 1, 15)
+"""Of `ridge_predictions`, in units of the summed variance of all samples and channels."""
+CLUSTERS, CONSENSUS_COMPONENTS, CONSENSUS_ROUNDS, LEAST_KEPT = (5, 10, 20), 64, 4, 5
+CLUSTERINGS = 8
+"""K-means of each number of clusters, from starts of their own: the mean of few hangs on the last bits of features."""
+EVIDENCE_REACH, EVIDENCE_POINTS = 25.0, 401
+"""Half of the logarithmic range that is searched for the best evidence, and the points of the search."""
+CHUNK = 512
+
+
+def rankme(features: Array, *, standardize: bool = True) -> float:
+    """Effective rank: RankMe (Garrido et al. 2023, arXiv 2210.02885).
+
+    `exp(-sum p log p)` with `p` the singular values, divided by their sum. The paper neither centers nor scales; its
+    criterion is then about the few largest channels and their mean, so by default features are standardized (ours).
+
+    Returns:
+        1 (one direction, or nothing that differs) to `min(samples, width)`.
+    """
+    rows = _matrix(features)
+    return _effective_rank(_principal(_standardized(rows) if standardize else rows)[1])
+
+
+def alpha_req(features: Array, *, standardize: bool = True) -> float:
+    """`-|alpha - 1|` of the power law `i ** -alpha` of the covariance's eigenvalues: α-ReQ (Agrawal et al. 2022).
+
+    `alpha` is the slope in the log-log plane over ranks 3 to 100, or to half of the rank where that is less (the tail
+    of a sample's spectrum is steeper than the truth), by least squares with weights `1 / i` as in the paper's code.
+    Standardized by default (ours): the spectrum is then that of the correlations.
+
+    Returns:
+        0 at `alpha = 1`, which the paper finds best, down to -9: steeper than 10, or of a rank below 3, counts as 10.
+        Eigenvalues below a billionth of the largest do not count.
+    """
+    rows = _matrix(features)
+    rows = _standardized(rows) if standardize else rows - rows.mean(axis=0)
+    variances = _principal(rows)[1] ** 2
+    variances = variances[variances > NOISE_FLOOR * variances.max(initial=0.0)]
+    if len(variances) < FIRST_RANK:
+        return 1 - STEEPEST
+    last = min(LAST_RANK, max(len(variances) // 2, FIRST_RANK))
+    first = FIRST_RANK if last >= 10 else 1
+    ranks = np.arange(first, last + 1)
+    slope = np.polyfit(np.log(ranks), np.log(variances[first - 1 : last]), 1, w=ranks**-0.5)[0]
+    return -abs(min(-slope, STEEPEST) - 1)
+
+
+def lidar(views: Array, *, shrinkage: float = 0.1, standardize: bool = True) -> float:
+    """Effective rank of the linear discriminant matrix, every image a class: LiDAR (Thilak et al. 2023, 2312.04000).
+
+    `exp(-sum p log p)` with `p` the eigenvalues of `W^-1/2 B W^-1/2`, divided by their sum; `B` is the covariance of
+    the images' means, `W` the mean covariance of views of one image. `W` is shrunk towards its mean variance (ours: the
+    paper adds 1e-4 to the diagonal, with 10 views of 1,000 images; with fewer samples than channels that constant
+    would be the whole criterion). The matrix does not see the channels' scales, the shrinkage does: standardized.
+    Beware of inputs that are nothing but noise: without a signal the matrix is flat, and its rank is highest.
+
+    Returns:
+        1 to `min(images - 1, width)`.
+    """
+    rows, (images, count, width) = _views(views, standardize)
+    left, scales = _principal(rows)
+    coordinates = (left * scales).reshape(images, count, -1)
+    means = coordinates.mean(axis=1)
+    within = (coordinates - means[:, None]).reshape(images * count, -1)
+    covariance = within.T @ within / (images * (count - 1))
+    mean_variance = np.trace(covariance) / width
+    if mean_variance > 0:
+        shrunk = (1 - shrinkage) * covariance + shrinkage * mean_variance * np.eye(len(covariance))
+        means = np.linalg.solve(np.linalg.cholesky(shrunk), means.T).T
+    return _effective_rank(_principal(means)[1] ** 2)
+
+
+def view_retrieval(views: Array, *, shrinkage: float = 0.1) -> float:
+    """Share of images that are found again among other views: the mean of `retrieved`, from 0 to 1."""
+    return float(retrieved(views, shrinkage=shrinkage).mean())
+
+
+def retrieved(views: Array, *, shrinkage: float = 0.1) -> np.ndarray:
+    """How often every image's nearest neighbor among the images of another view is itself (ours).
+
+    Nearest by cosine after whitening: standardized channels, principal components of all views, each divided by the
+    root of its variance, shrunk towards the mean variance. Averaged over ordered pairs of views. Chance is
+    `1 / images`; an image of which there is a second copy is not found.
+
+    Returns:
+        `(images,)`, from 0 to 1.
+    """
+    rows, (images, count, width) = _views(views)
+    left, scales = _principal(rows)
+    variances = scales**2 / len(rows)
+    whitened = left * scales / np.sqrt((1 - shrinkage) * variances + shrinkage * variances.sum() / width)
+    whitened = _unit(whitened).reshape(images, count, -1)
+    found = np.zeros(images)
+    for one in range(count):
+        for other in range(count):
+            if one != other:
+                cosines = whitened[:, one] @ whitened[:, other].T
+                own = np.diag(cosines).copy()
+                np.fill_diagonal(cosines, -np.inf)
+                found += own > cosines.max(axis=1) + ROUNDING
+    return found / (count * (count - 1))
+
+
+def signal_to_noise(views: Array) -> float:
+    """Share of the features' variance that is between images, rather than between views of one (ours).
+
+    With `S` the variance between images and `N` that within one, both summed over standardized channels, `S / (S + N)`:
+    the ratio `S / N` on a scale that stays finite where nothing varies within images. `S` is the variance of the
+    images' means less the part `N / views` that their noise contributes, but not below 0.
+
+    Returns:
+        0 to 1 (views of an image are all the same).
+    """
+    rows, shape = _views(views)
+    rows = rows.reshape(shape)
+    within = rows.var(axis=1, ddof=1).mean(axis=0).sum()
+    between = max(0.0, rows.mean(axis=1).var(axis=0, ddof=1).sum() - within / shape[1])
+    return float(between / (between + within)) if between > 0 else 0.0
+
+
+def ridge_loo(features: Array, labels: Any, *, groups: Any = None) -> float:
+    """Share of samples that ridge regression on the others classifies correctly, from 0 to 1; see `ridge_predictions`.
+
+    Without any information this is below chance: the class of the sample left out is rarer among the others.
+    """
+    return float((ridge_predictions(features, labels, groups=groups).classes == np.asarray(labels)).mean())
+
+
+class RidgePredictions(NamedTuple):
+    """Leave-one-out predictions.
+
+    Args:
+        classes: `(samples,)`, of the labels.
+        penalty: the chosen one, added to the diagonal of `X^T X` of the standardized features.
+    """
+
+    classes: np.ndarray
+    penalty: float
+
+
+def ridge_predictions(
+    features: Array, labels: Any, *, groups: Any = None, penalties: np.ndarray = PENALTIES
+) -> RidgePredictions:
+    """Predictions of every sample by ridge regression on all others (of other groups), without a single refit.
+
+    Standardized features (by all samples), one-hot targets, an intercept without penalty. With the hat matrix `H`, the
+    residual of samples `g` when `g` is left out is `(I - H_gg)^-1` times their residual in the whole fit, exactly. The
+    penalty with the smallest squared error of these predictions is taken.
+
+    Args:
+        penalties: candidates, as shares of the standardized features' sum of squares.
+    """
+    rows = _standardized(_matrix(features))
+    classes, targets = _labels(labels, len(rows))
+    members = _groups(groups, len(rows))
+    one_hot = np.eye(len(classes))[targets]
+    left, scales = _principal(rows)
+    mean = one_hot.mean(axis=0)
+    coefficients = left.T @ one_hot
+    tried, errors = penalties * max(np.square(scales).sum(), 1.0), []
+    predictions = []
+    for penalty in tried:
+        shrink = scales**2 / (scales**2 + penalty)
+        residuals = one_hot - mean - (left * shrink) @ coefficients
+        if groups is None:
+            residuals /= 1 - 1 / len(rows) - (left**2 @ shrink)[:, None]
+        else:
+            for group in members:
+                hat = 1 / len(rows) + (left[group] * shrink) @ left[group].T
+                residuals[group] = np.linalg.solve(np.eye(len(group)) - hat, residuals[group])
+        errors.append(float(np.square(residuals).sum()))
+        predictions.append(near_best(one_hot - residuals).argmax(axis=1))
+    best = best_of(-np.array(errors))
+    return RidgePredictions(classes[predictions[best]], float(tried[best]))
+
+
+def knn_loo(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> float:
+    """Share of samples whose neighbors have mostly their class, from 0 to 1; see `knn_predictions`."""
+    return float((knn_predictions(features, labels, k, groups=groups) == np.asarray(labels)).mean())
+
+
+def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:
+    """The commonest class of every sample's `k` nearest others (of other groups); of equally common ones the smallest.
+
+    Nearest by cosine of standardized features. All that are as near as the last of them vote too: among copies, and in
+    a single dimension, the order is only that of the last bits.
+
+    Returns:
+        `(samples,)`, of the labels.
+
+    Raises:
+        ValueError: `k` below 1, or more than the samples that remain when the largest group is left out.
+    """
+    rows = _unit(_standardized(_matrix(features)))
+    classes, targets = _labels(labels, len(rows))
+    members = _groups(groups, len(rows))
+    most = len(rows) - max(len(group) for group in members)
+    if not 1 <= k <= most:
+        raise ValueError(f"k must lie in 1..{most} (the other samples), got {k}")
+    group_of = np.empty(len(rows), dtype=np.int64)
+    for number, group in enumerate(members):
+        group_of[group] = number
+    one_hot, predictions = np.eye(len(classes))[targets], []
+    for chunk in np.array_split(np.arange(len(rows)), -(-len(rows) // CHUNK)):
+        cosines = rows[chunk] @ rows.T
+        cosines[group_of[chunk][:, None] == group_of] = -np.inf
+        last = np.partition(cosines, len(rows) - k, axis=1)[:, [len(rows) - k]]
+        votes = (cosines >= last - ROUNDING) @ one_hot
+        predictions.append(votes.argmax(axis=1))
+    return classes[np.concatenate(predictions)]
+
+
+def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
+    """Logarithm of the maximum evidence, per sample: LogME (You et al. 2021, arXiv 2102.11005).
+
+    For each class, Bayesian linear regression of its indicator on the features, weights `N(0, 1 / alpha)` and noise
+    `N(0, 1 / beta)`: the log evidence, maximized over `alpha` and `beta`, divided by the samples and averaged over
+    classes. Given `alpha / beta` the best `beta` is closed form; that ratio is searched on a grid, and a parabola
+    through the three highest points gives the maximum (the paper iterates to a fixed point of the same evidence). By
+    default features are standardized and indicators centered, which stands for an intercept (ours); the paper does
+    neither.
+
+    Returns:
+        Any number; nats per sample.
+    """
+    rows = _matrix(features)
+    classes, targets = _labels(labels, len(rows))
+    one_hot = np.eye(len(classes))[targets]
+    if standardize:
+        rows, one_hot = _standardized(rows), one_hot - one_hot.mean(axis=0)
+    return float(_evidences(*_principal(rows), one_hot).mean())
+
+
+class Consensus(NamedTuple):
+    """What candidates agree on.
+
+    Args:
+        scores: `(candidates,)`, mean LogME of the clusters.
+        clusters: `(clusterings, samples)`.
+    """
+
+    scores: np.ndarray
+    clusters: np.ndarray
+
+
+def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
+    """LogME of classes that the candidates agree on: no labels are needed (ours).
+
+    Where a candidate's features fall into groups that those of others have too, the groups are of the images and not
+    of the noise; deep clustering (Caron et al. 2018, arXiv 1807.05520) learns from such groups, here they only judge.
+
+    1. The features of all candidates that are kept, standardized, side by side: k-means of their first 64 principal
+       components into 5, 10 and 20 clusters (fewer where there are not twice as many samples), 8 times each, from
+       another start every time.
+    2. LogME of each clustering by every candidate; the score is the mean. One k-means ends in one of many local
+       optima, and which one may hang on the last bit of a feature; the mean over many starts does not.
+    3. The better half, at least 5, are kept. 4 rounds, or until the same are kept; all candidates are scored in the
+       last one.
+
+    Args:
+        candidates: `(samples, width)` each, of the same samples; widths may differ.
+        seed: of k-means.
+    """
+    principal = [_principal(_standardized(_matrix(features))) for features in candidates]
+    count = len(principal[0][0])
+    if any(len(left) != count for left, _ in principal):
+        raise ValueError("candidates must be of the same samples")
+    numbers = sorted({*np.minimum(CLUSTERS, max(2, count // 2)).tolist()})
+    kept = np.arange(len(principal))
+    for _ in range(CONSENSUS_ROUNDS):
+        gram = np.zeros((count, count))
+        for left, scales in (principal[index] for index in kept):
+            gram += (left * np.square(scales)) @ left.T
+        left, scales = _roots(gram, count)
+        coordinates = (left * scales)[:, :CONSENSUS_COMPONENTS]
+        clusters = np.stack([_clusters(coordinates, n, seed + start) for n in numbers for start in range(CLUSTERINGS)])
+        scores = np.array([_clusters_evidence(*each, clusters) for each in principal])
+        better = np.sort(ranking(scores)[: max(LEAST_KEPT, len(kept) // 2)])
+        if np.array_equal(better, kept):  # the next round would be this one
+            break
+        kept = better
+    return Consensus(scores, clusters)
+
+
+def _clusters(coordinates: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """K-means from one start; samples that are all alike are one cluster.
+
+    A single trial for every center of the start: the best of several is a tie between two samples that are nearest to
+    each other and to no other, which the last bit would break.
+    """
+    if not coordinates.shape[1]:
+        return np.zeros(len(coordinates), dtype=np.int64)
+    count = min(count, len(np.unique(coordinates, axis=0)))
+    centers, _ = kmeans_plusplus(coordinates, count, random_state=seed, n_local_trials=1)
+    return KMeans(count, init=centers, n_init=1).fit_predict(coordinates).astype(np.int64)
+
+
+def clusters_logme(features: Array, clusters: np.ndarray) -> float:
+    """The score of `consensus`: mean LogME of clusterings `(clusterings, samples)`; 0 for one of a single cluster."""
+    return _clusters_evidence(*_principal(_standardized(_matrix(features))), clusters)
+
+
+def _clusters_evidence(left: np.ndarray, scales: np.ndarray, clusters: np.ndarray) -> float:
+    indicators = [(each[:, None] == np.unique(each)).astype(float) for each in clusters if np.ptp(each)]
+    if not indicators:
+        return 0.0
+    evidences = _evidences(left, scales, np.concatenate([each - each.mean(axis=0) for each in indicators], axis=1))
+    ends = np.cumsum([each.shape[1] for each in indicators])[:-1]
+    return float(sum(part.mean() for part in np.split(evidences, ends)) / len(clusters))
+
+
+def _evidences(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log evidence per sample of every column of `targets`, by features of these principal components."""
+    projections = np.square(left.T @ targets).T  # (columns, rank)
+    rest = np.maximum(np.square(targets).sum(axis=0) - projections.sum(axis=1), 0)
+    variances, count = np.square(scales), len(targets)
+    middle = np.log(variances.sum()) if len(variances) else 0.0  # of log(alpha / beta)
+    grid = middle + np.linspace(-EVIDENCE_REACH, EVIDENCE_REACH, EVIDENCE_POINTS)
+    shrunk = 1 / (1 + variances / np.exp(grid)[:, None])  # (points, rank)
+    noise = (projections @ shrunk.T + rest[:, None]) / count  # (columns, points)
+    values = -0.5 * (np.log(2 * np.pi * noise) + 1 - np.log(shrunk).sum(axis=-1) / count)
+    peaks = values.argmax(axis=1).clip(1, EVIDENCE_POINTS - 2)
+    before, at, after = (values[np.arange(len(values)), peaks + step] for step in (-1, 0, 1))
+    bend = before + after - 2 * at
+    rise = np.where(bend < 0, np.square(after - before) / (8 * np.where(bend < 0, -bend, 1.0)), 0.0)
+    return np.maximum(at + rise, values.max(axis=1))
+
+
+def _matrix(features: Array) -> np.ndarray:
+    return _checked(features, "features", "(samples, width)", 2)
+
+
+def _views(views: Array, standardize: bool = True) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """All views as rows, standardized or centered, and the shape of `views`."""
+    values = _checked(views, "views", "(images, views, width)", 3)
+    images, count, width = values.shape
+    if count < 2:
+        raise ValueError(f"views must hold at least 2 views of every image, got {count}")
+    rows = values.reshape(images * count, width)
+    return (_standardized(rows) if standardize else rows - rows.mean(axis=0)), (images, count, width)
+
+
+def _checked(values: Array, name: str, shape: str, ndim: int) -> np.ndarray:
+    array = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
+    if array.ndim != ndim or not array.shape[-1]:
+        raise ValueError(f"{name} must be {shape}, got {array.shape}")
+    if len(array) < 2:
+        raise ValueError(f"{name} must be of at least 2 images, got {len(array)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold NaN or infinite values")
+    return array
+
+
+def _labels(labels: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, ascending, and the index of every sample's."""
+    if labels is None:
+        raise ValueError("labels are missing: this criterion needs the class of every sample")
+    values = np.asarray(labels)
+    if values.shape != (count,):
+        raise ValueError(f"labels must be {count} integers, one a sample; got an array of shape {values.shape}")
+    classes, targets = np.unique(values, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"labels must be of at least 2 classes; all are {classes[0]}")
+    return classes, targets
+
+
+def _groups(groups: Any, count: int) -> list[np.ndarray]:
+    """Rows of every group; each sample is its own where there are none."""
+    values = np.arange(count) if groups is None else np.asarray(groups)
+    if values.shape != (count,):
+        raise ValueError(f"groups must be {count} integers, one a sample; got an array of shape {values.shape}")
+    found, numbers = np.unique(values, return_inverse=True)
+    if len(found) < 2:
+        raise ValueError("groups must be of at least 2 images")
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(numbers))[:-1])
+
+
+def _standardized(rows: np.ndarray) -> np.ndarray:
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    varies = deviation > RESOLUTION * np.abs(mean)
+    return np.where(varies, (rows - mean) / np.where(varies, deviation, 1.0), 0.0)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1.0)
+
+
+def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left singular vectors `(samples, rank)` and singular values, largest first, by the smaller Gram matrix."""
+    wide = rows.shape[0] <= rows.shape[1]
+    vectors, scales = _roots(rows @ rows.T if wide else rows.T @ rows, max(rows.shape))
+    return (vectors if wide else rows @ vectors / scales), scales
+
+
+def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvectors of a Gram matrix of positive eigenvalue and the roots of those, largest first."""
+    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    kept = squares > size * np.finfo(float).eps * squares.max(initial=0.0)
+    return vectors[:, kept], np.sqrt(squares[kept])
+
+
+def _effective_rank(values: np.ndarray) -> float:
+    """Exponential of the entropy of non-negative values; 1 where there are none."""
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
