@@ -233,4 +233,4 @@ def save_model(model: ASelectDiTPreTrainedModel, folder: str | Path) -> None:
     model.save_pretrained(folder)
     if model.config.vae_config is not None or model.config.num_channels in (1, 3):
         segmentation = isinstance(model, ASelectDiTForSemanticSegmentation)
-        make_image_processor(model.config, segmentation=segmentation).save_pretrained(folder)
+        make_image_processor(model.config, segmentation).save_pretrained(folder)

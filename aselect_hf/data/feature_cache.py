@@ -74,14 +74,14 @@ class KeptRows:
         first_rows: `(images + 1,)`, the first row of every image, and the number of rows.
         columns: of every row.
         rows_of: the rows of a batch from its tokens `(batch, tokens, width)`, their grid, and its first image.
-        segmentation: whether the images are read as for segmentation, see `image_pixels`.
+        whole_image: read the whole image instead of its center, see `image_pixels`.
     """
 
     description: str
     first_rows: np.ndarray
     columns: int
     rows_of: Callable[[torch.Tensor, tuple[int, int], int], torch.Tensor]
-    segmentation: bool = False
+    whole_image: bool = False
 
 
 def pooled_features(
@@ -159,7 +159,7 @@ def token_rows(model: ASelectDiTModel, data: ImageData, tokens: np.ndarray) -> K
         return batch.flatten(0, 1)[torch.from_numpy(rows).to(batch.device)]
 
     description = f"tokens {hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest()}"
-    return KeptRows(description, first_rows, model.config.hidden_size, pick, segmentation=True)
+    return KeptRows(description, first_rows, model.config.hidden_size, pick, whole_image=True)
 
 
 def _cached(
@@ -217,7 +217,7 @@ def _compute(
     """Fill the missing files together, batch by batch of images."""
     with _opened_together(missing, kept) as growing:
         done = growing[0].images
-        batches, encode_seconds = _latents(model, data, done, kept.segmentation, latents_dir, batch_size, progress)
+        batches, encode_seconds = _latents(model, data, done, kept.whole_image, latents_dir, batch_size, progress)
         started = last_mark = time.perf_counter()
         bar = tqdm(total=len(data), initial=done, desc=f"features of {data.name}", unit="image", disable=not progress)
         for latents in batches:
@@ -241,7 +241,7 @@ def _latents(
     model: ASelectDiTModel,
     data: ImageData,
     first: int,
-    segmentation: bool,
+    whole_image: bool,
     latents_dir: Path | None,
     batch_size: int,
     progress: bool,
@@ -251,10 +251,10 @@ def _latents(
         return iter(()), 0.0
     if model.vae is None:
         rest = data.subset(range(first, len(data))) if first else data
-        pixels = rest.batches(model.config, batch_size, segmentation=segmentation)
+        pixels = rest.batches(model.config, batch_size, whole_image=whole_image)
         return (model.prepare_latents(x.to(model.device)) for x in pixels), 0.0
     cache = cached_latents(
-        model, data, segmentation=segmentation, batch_size=batch_size, cache_dir=latents_dir, progress=progress
+        model, data, whole_image=whole_image, batch_size=batch_size, cache_dir=latents_dir, progress=progress
     )
     starts = range(first, len(data), batch_size)
     parts = (range(start, min(start + batch_size, len(data))) for start in starts)

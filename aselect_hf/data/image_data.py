@@ -333,7 +333,7 @@ class ImageData:
         return mask_pixels(mask, name), name
 
     def batches(
-        self, config: ASelectDiTConfig, batch_size: int, *, segmentation: bool = False, num_workers: int = 0
+        self, config: ASelectDiTConfig, batch_size: int, *, whole_image: bool = False, num_workers: int = 0
     ) -> Iterator[torch.Tensor]:
         """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`.
 
@@ -343,7 +343,7 @@ class ImageData:
         loader: DataLoader = DataLoader(
             self,  # type: ignore[arg-type]
             batch_size=batch_size,
-            collate_fn=image_pixels(config, segmentation=segmentation).of_pairs,
+            collate_fn=image_pixels(config, whole_image=whole_image).of_pairs,
             num_workers=num_workers,
             generator=torch.Generator(),  # its own: the caller's random state is left alone
         )

@@ -378,5 +378,5 @@ def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size:
             raise ValueError(f"{method} needs tokens of 2 classes and {LEAST_IMAGES} images; {data.name} has fewer")
         rows = token_rows(model, data, chosen.tokens)
         options["tokens"] = len(labels)
-    views = stored_noise_view(inputs, data, segmentation=rows.segmentation)
+    views = stored_noise_view(inputs, data, whole_image=rows.whole_image)
     return Labelled(views, rows, labels, images, options)

@@ -46,9 +46,9 @@ class FeatureSweep:
     flops: float
 
 
-def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, segmentation: bool = False) -> Views:
+def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, whole_image: bool = False) -> Views:
     """Every image of `data` once, as the model itself sees it: whole or center, with the stored evaluation noise."""
-    latents, saved = inputs.latents(data, segmentation=segmentation)
+    latents, saved = inputs.latents(data, whole_image=whole_image)
     latents = latents.to(inputs.model.device)
     return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), saved)
 

@@ -150,7 +150,7 @@ class TaskDataset(Dataset):
             if self.flipped:
                 batch["flipped_latents"] = self.latents.gather(indices, [True] * len(indices))
         else:
-            pixels = image_pixels(self.config, segmentation=self.segmentation)
+            pixels = image_pixels(self.config, whole_image=self.segmentation)
             batch["pixel_values"] = pixels([self.data.decode(index) for index in indices])
         if self.segmentation:
             masks = [self.data.mask(index) for index in indices]
@@ -193,7 +193,7 @@ def encode_once(
     if not args.cache_latents:
         return None
     return cached_latents(
-        model, data, flipped=flipped, segmentation=segmentation, batch_size=batch_size, cache_dir=args.cache_dir,
+        model, data, flipped=flipped, whole_image=segmentation, batch_size=batch_size, cache_dir=args.cache_dir,
         num_workers=args.dataloader_num_workers,
     )  # fmt: skip
 

@@ -154,7 +154,7 @@ class Sources:
         else:
             kept = pooled_rows(model, len(data), 1)
         if noise_seed is None:
-            views = stored_noise_view(self._inputs(data, model), data, segmentation=kept.segmentation)
+            views = stored_noise_view(self._inputs(data, model), data, whole_image=kept.whole_image)
         else:
             views = noise_views(self._inputs(data, model, noise_seed), 1)
         return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "rows").items()}
