@@ -19,8 +19,9 @@ from aselect_hf.audit import Audit
 from aselect_hf.compare.table import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
 from aselect_hf.files import as_path, check_types, read_json
+from aselect_hf.hub.card import CardContent, TrainingRecord
+from aselect_hf.hub.card_sections import TEMPLATES, render_card
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
-from aselect_hf.hub.model_card import TEMPLATES, CardContent, TrainingRecord
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
@@ -113,7 +114,7 @@ def prepare_upload(
         files["audit.json"] = written(replace(content.audit, selections=renamed).save, "audit.json")
         files["audit.png"] = written(content.audit.plot, "audit.png")
     files |= {path: text.encode() for path, text in eval_result_files(content.results).items()}
-    return Upload(files, content.card())
+    return Upload(files, render_card(content))
 
 
 def prepare_folder(

@@ -185,7 +185,14 @@ class TaskDataArguments(DataArguments):
     )
     cache_latents: bool = _field(True, "Encode every image once, to disk; with no streaming.")
     cache_features: bool = _field(True, "With a frozen backbone and no gate, run it once an image; not with streaming.")
-    cache_dir: str | None = _field(None, "Where encoded images are kept; default beside the Hub's cache.")
+    cache_dir: str | None = _field(
+        None, "Where encoded images and features are kept (default: beside the Hub's cache)."
+    )
+
+    @property
+    def latents_dir(self) -> Path | None:
+        """Where encoded images are kept: in `cache_dir`, as by `select_timestep`; `None` for the default."""
+        return Path(self.cache_dir) / "latents" if self.cache_dir else None
 
     def __post_init__(self) -> None:
         super().__post_init__()

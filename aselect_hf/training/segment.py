@@ -18,13 +18,15 @@ The arguments may be in a YAML or JSON file, named first; a finished run leaves 
 from __future__ import annotations
 
 from aselect_hf.errors import one_line_errors
+from aselect_hf.tasks import SEGMENTATION
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
 from aselect_hf.training.task import TaskRun
 
 
 def main() -> None:
     with one_line_errors("segment"):
-        TaskRun(True, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), __doc__)).run()
+        arguments = parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), __doc__)
+        TaskRun(SEGMENTATION, *arguments).run()
 
 
 if __name__ == "__main__":

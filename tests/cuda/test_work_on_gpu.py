@@ -20,6 +20,7 @@ from aselect_hf.selection import STRATEGIES
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.sweep import HFRSweep
 from aselect_hf.speed import benchmark_model
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.training.arguments import (
     DataArguments,
     PretrainModelArguments,
@@ -118,7 +119,7 @@ def test_classify_learns_as_on_the_cpu(
             output_dir=str(tmp_path / name), max_train_steps=4, logging_steps=1, per_device_train_batch_size=8,
             learning_rate=1e-3,
         )  # fmt: skip
-        run = TaskRun(False, model, data, args)
+        run = TaskRun(CLASSIFICATION, model, data, args)
         assert (run.state.device.type == "cpu") == (name == "cpu" or device.type == "cpu")
         report = run.run()
         assert report is not None

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from aselect_hf.tasks import SEGMENTATION
 from aselect_hf.training.arguments import (
     DataArguments,
     PretrainingArguments,
@@ -204,9 +205,8 @@ def test_two_processes_train_a_task_like_one(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 process(es) on cpu" in done.stdout
-    TaskRun(
-        True, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, task_flags("one", 8))
-    ).run()
+    arguments = parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, task_flags("one", 8))
+    TaskRun(SEGMENTATION, *arguments).run()
     one, two = (json.loads((tmp_path / name / "training.json").read_text())["history"] for name in ("one", "two"))
     for first, second in zip(one, two, strict=True):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-6)

@@ -20,6 +20,7 @@ from aselect_hf.conversion import load_model
 from aselect_hf.data.sources import SAMPLE_MODEL, load_images
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.selection import TimestepSelection
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION
 from aselect_hf.training import classify, segment
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
 from aselect_hf.training.evaluation import HeadEvaluation
@@ -27,6 +28,7 @@ from aselect_hf.training.metrics import MeanIoU
 from aselect_hf.training.report import RunReport
 from aselect_hf.training.task import TaskRun
 
+TASKS = {"classify": CLASSIFICATION, "segment": SEGMENTATION}
 CLASSES = {"classify": ASelectDiTForImageClassification, "segment": ASelectDiTForSemanticSegmentation}
 ARGUMENTS = (TaskModelArguments, TaskDataArguments, TrainingArguments)
 SMALL = [
@@ -43,7 +45,7 @@ def run(tmp_path):
     def run(task: str, *flags: str, name: str = "run"):
         AcceleratorState._reset_state(reset_partial_state=True)
         folders = ["--output_dir", str(tmp_path / name), "--cache_dir", str(tmp_path / "cache")]
-        return TaskRun(task == "segment", *parse_arguments(ARGUMENTS, None, [*SMALL, *folders, *flags])).run()
+        return TaskRun(TASKS[task], *parse_arguments(ARGUMENTS, None, [*SMALL, *folders, *flags])).run()
 
     return run
 
@@ -169,7 +171,7 @@ def test_arguments_of_a_run_start_it_again(run, tmp_path):
     arguments = parse_arguments(
         ARGUMENTS, None, [str(tmp_path / "run" / "training_args.json"), "--output_dir", str(tmp_path / "again")]
     )
-    again = TaskRun(True, *arguments).run()
+    again = TaskRun(SEGMENTATION, *arguments).run()
     assert again.validation == first.validation
 
 
@@ -196,8 +198,8 @@ def test_folders_of_images_with_masks(tmp_path):
         "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--output_dir", str(tmp_path / "run"),
         "--cache_dir", str(tmp_path / "cache"),
     ]  # fmt: skip
-    report = TaskRun(True, *parse_arguments(ARGUMENTS, None, flags)).run()
-    assert len(report.run.data.label_names) == 2
+    report = TaskRun(SEGMENTATION, *parse_arguments(ARGUMENTS, None, flags)).run()
+    assert len(report.facts.data.label_names) == 2
     assert report.validation["mean_iou"] > 0.6
     assert set(report.validation) >= {"mean_iou", "pixel_accuracy", "iou_0", "iou_1"}
 
@@ -205,7 +207,7 @@ def test_folders_of_images_with_masks(tmp_path):
 def test_streaming(run):
     report = run("classify", "--streaming", "--freeze_backbone", "--num_streamed_images", "16")
     assert report.record["steps"] == 6
-    assert len(report.run.data.validation) == 20
+    assert len(report.facts.data.validation) == 20
 
 
 def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
@@ -267,7 +269,7 @@ def test_a_mean_over_classes_says_how_many_it_is_over():
     values = HeadEvaluation._compute(metrics)
     assert (values["mean_iou"], values["num_scored_classes"]) == (0.25, 2)
     assert not {"iou_c", "iou_d"} & values.keys()
-    run = SimpleNamespace(data=SimpleNamespace(label_names=["a", "b", "c", "d"]))
-    told = RunReport._scored_classes(SimpleNamespace(run=run, test=None, validation=values))
+    facts = SimpleNamespace(data=SimpleNamespace(label_names=["a", "b", "c", "d"]))
+    told = RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation=values))
     assert told == {"classes": "mean over 2 of 4; the others are neither in these images nor predicted"}
-    assert RunReport._scored_classes(SimpleNamespace(run=run, test=None, validation={"accuracy": 1.0})) == {}
+    assert RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation={"accuracy": 1.0})) == {}
