@@ -52,7 +52,7 @@ def build_objective(
     elif model_args.lora_rank:
         add_lora(model, model_args.lora_rank)
     settings = head_settings(model_args, args)
-    gate = build_gate(model, model_args, len(settings)) if model_args.timestep_selection == "gate" else None
+    gate = build_gate(model, model_args, len(settings)) if model_args.method == "gate" else None
     weight = args.denoising_loss_weight
     return TaskObjective(
         model,

@@ -82,7 +82,7 @@ class TaskRun:
     def _run(self, give_back_room: Callable[[], None]) -> RunReport | None:
         self.state.print(f"{self.model_args.model_name_or_path}: {self.data.describe()}")
         selection = None
-        if self.model_args.timestep_selection != "gate":
+        if self.model_args.method != "gate":
             selection = self._choose_timestep()
             selection.apply(self.model)
             self.state.print(f"timestep: {selection.describe()}")
@@ -140,13 +140,13 @@ class TaskRun:
     def _choose_timestep(self) -> TimestepSelection:
         """By any method but the gate, before training; a resumed run keeps what it had chosen."""
         args, data = self.model_args, self.data
-        method = args.timestep_selection
+        method = args.method
         options: dict[str, Any] = {}
         if method == "fixed":
             options = {"timestep": args.timestep}
         elif method == "grid":
             if data.stream is not None:
-                raise ValueError("timestep_selection=grid needs every image: it cannot run with --streaming")
+                raise ValueError("method=grid needs every image: it cannot run with --streaming")
             options = {"validation": data.validation, "task": self.task.name}
         if self.state.is_main_process and not (self.args.resume_from_checkpoint and self._selection_file.is_file()):
             self._select(method, args.candidates, **options).save(self._selection_file)
@@ -156,7 +156,7 @@ class TaskRun:
     def _select(self, method: str, timesteps: int | list[int] | None, **options: Any) -> TimestepSelection:
         return select_timestep(
             self.model.dit, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
-            num_images=self.model_args.num_selection_images, batch_size=self.args.per_device_eval_batch_size,
+            num_images=self.model_args.num_images, batch_size=self.args.per_device_eval_batch_size,
             cache_dir=self.data_args.cache_dir, **options,
         )  # fmt: skip
 

@@ -103,7 +103,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-@pytest.mark.parametrize("flags", [{"freeze_backbone": True}, {}, {"lora_rank": 2}, {"timestep_selection": "gate"}])
+@pytest.mark.parametrize("flags", [{"freeze_backbone": True}, {}, {"lora_rank": 2}, {"method": "gate"}])
 def test_classify_learns_as_on_the_cpu(
     make_model: Any, train_dir: Path, tmp_path: Path, device: torch.device, on_cpu: Any, flags: dict[str, Any]
 ) -> None:
@@ -112,7 +112,7 @@ def test_classify_learns_as_on_the_cpu(
     save_model(make_model(num_channels=1, feature="blocks.1.hidden"), tmp_path / "model")
 
     def losses(name: str) -> list[float]:
-        chosen = {} if "timestep_selection" in flags else {"timestep_selection": "fixed", "timestep": 50}
+        chosen = {} if "method" in flags else {"method": "fixed", "timestep": 50}
         model = TaskModelArguments(str(tmp_path / "model"), **chosen, **flags)
         data = TaskDataArguments(train_dir=str(train_dir), train_val_split=0.25, cache_dir=str(tmp_path / "cache"))
         args = TrainingArguments(

@@ -1,0 +1,122 @@
+"""Dataclasses of arguments: their fields, and their values from the command line or from a file."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from aselect_hf.files import as_path
+
+Accepted = tuple[Callable[[Any], bool], str]
+"""Whether a value is accepted, and in words which ones are."""
+AT_LEAST_0: Accepted = (lambda value: 0 <= value < math.inf, "at least 0")
+AT_LEAST_1: Accepted = (lambda value: value >= 1, "at least 1")
+POSITIVE: Accepted = (lambda value: 0 < value < math.inf, "greater than 0")
+
+
+def one_of(*values: str) -> Accepted:
+    return values.__contains__, f"one of {', '.join(values)}"
+
+
+def argument(
+    default: Any,
+    help: str,
+    accepted: Accepted | None = None,
+    *,
+    path: bool = False,
+    other_names: Sequence[str] = (),
+    repr: bool = True,
+) -> Any:
+    """An argument.
+
+    Args:
+        path: whether it may name a file or folder; `~` is then the home folder.
+        other_names: mean the same, on the command line and in files.
+    """
+    spellings = [f"--{text}" for name in other_names for text in dict.fromkeys((name, name.replace("_", "-")))]
+    metadata = {"help": help, "accepted": accepted, "path": path, "aliases": spellings}
+    return field(default=default, repr=repr, metadata=metadata)
+
+
+class Arguments:
+    """Base of the argument dataclasses. A value out of range is a `ValueError` that names its argument."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            value, accepted = getattr(self, each.name), each.metadata.get("accepted")
+            if value and each.metadata.get("path"):
+                setattr(self, each.name, os.path.expanduser(value))
+            if value is not None and accepted is not None and not accepted[0](value):
+                raise ValueError(f"{each.name} must be {accepted[1]}; got {value!r}")
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the arguments, the example above them as it was written."""
+
+
+def parse_arguments(
+    dataclasses: Sequence[Any], description: str | None, argv: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Instances of argument dataclasses from the command line.
+
+    A first argument that ends in .yaml, .yml or .json is a file of `name: value` lines; flags after it override it.
+
+    Args:
+        dataclasses: such as `(ModelArguments, DataArguments, TrainingArguments)`.
+        description: what `--help` says first: the script's docstring with its example.
+        argv: default the command line's.
+
+    Raises:
+        ValueError: the file cannot be read or names an unknown argument, or a value is out of range.
+    """
+    parser = HfArgumentParser(
+        list(dataclasses), description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = _flags_of_file(as_path(argv[0]), dataclasses) + argv[1:]
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
+    """The file as flags, so that argparse reads its values just as it reads the command line's."""
+    try:
+        values = yaml.safe_load(path.read_bytes())  # in any Unicode encoding
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"config file {path} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config file {path} must hold 'name: value' lines")
+    types = _types_by_name(dataclasses)
+    flags = []
+    for given, value in values.items():
+        name = str(given).replace("-", "_")
+        if name not in types:
+            hint = "".join(f"; did you mean {close}?" for close in get_close_matches(name, types, 1))
+            raise ValueError(f"config file {path}: unknown argument {given!r}{hint}")
+        if isinstance(value, bool) and types[name] is not bool:
+            value = "yes" if value else "no"  # YAML reads `mixed_precision: no` as false
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def _types_by_name(dataclasses: Sequence[Any]) -> dict[str, Any]:
+    """The type of every argument, under each of its names."""
+    types = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
+    for kind in dataclasses:
+        for each in fields(kind):
+            aliases = [alias.removeprefix("--") for alias in each.metadata.get("aliases", ())]
+            types |= dict.fromkeys(aliases, types[each.name])
+    return types
