@@ -27,6 +27,7 @@ from aselect_hf.selection import select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.select import check_request
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
@@ -77,7 +78,7 @@ def compare_strategies(
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = share_classes({name: splits[name] for name in SPLITS})
     run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
-    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
+    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": CLASSIFICATION.name}} | (strategy_options or {})
     rows: list[ComparisonRow] = []
     scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:

@@ -359,10 +359,10 @@ def _checked(method: str, inputs: SelectionInputs) -> float:
 
 def _labelled(method: str, inputs: SelectionInputs, task: str | None, pool_size: int, max_tokens: int) -> Labelled:
     """The labeled samples of a task; for segmentation images are read whole."""
-    task, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
-    check_truth(data, task, f"{method} learns from a few")
-    options: dict[str, Any] = {"task": task}
-    if task == "classification":
+    learned, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
+    check_truth(data, learned, f"{method} learns from a few")
+    options: dict[str, Any] = {"task": learned.name}
+    if not learned.dense:
         labels, images = np.asarray(data.labels), None
         if not has_classes(labels):
             raise ValueError(

@@ -20,6 +20,7 @@ from aselect_hf.selection.grid import check_truth
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.tasks import CLASSIFICATION
 
 IMAGES_PER_STEP = 32
 LEAST_IMAGES = 4000
@@ -45,7 +46,7 @@ def select(
     """
     started = time.perf_counter()
     model, images = inputs.model, inputs.images
-    check_truth(images, "classification", "gate trains a classifier and needs")
+    check_truth(images, CLASSIFICATION, "gate trains a classifier and needs")
     classes, labels = np.unique(np.asarray(images.labels), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")

@@ -19,9 +19,9 @@ from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.ties import best_of
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION, Task, find_task
 
 HELD_OUT = 0.2
-SCORE_NAMES = {"classification": "validation accuracy", "segmentation": "validation mean IoU (tokens)"}
 RESAMPLES = 500
 
 
@@ -63,20 +63,22 @@ def select(
     Raises:
         ValueError: the images have no labels (or masks).
     """
-    task = resolve_task(inputs.images, task)
-    options: dict[str, Any] = {"task": task, "probe": probe}
-    train_data, validation_data = split(inputs, task)
-    if task == "classification":
-        options["pool_size"] = pool_size
-        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
-    else:
+    learned = resolve_task(inputs.images, task)
+    options: dict[str, Any] = {"task": learned.name, "probe": probe}
+    train_data, validation_data = split(inputs, learned)
+    if learned.dense:
         train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
         options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
+    else:
+        options["pool_size"] = pool_size
+        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
     for values in (*train.features.values, *validation.features.values):
         inputs.check_finite(values)
     started = time.perf_counter()
     columns = range(len(inputs.timesteps))
-    fits = fit_in_parallel(partial(_score, train, validation, column, probe, task, inputs.seed) for column in columns)
+    fits = fit_in_parallel(
+        partial(_score, train, validation, column, probe, learned, inputs.seed) for column in columns
+    )
     bar = tqdm(fits, total=len(columns), desc="probes", unit="timestep", disable=not inputs.progress)
     scores, errors = zip(*bar, strict=True)
     seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
@@ -93,33 +95,33 @@ def select(
             flops=train.features.flops + validation.features.flops,
         ),
         schedule=inputs.model.noise_schedule.to_dict(),
-        score_name=SCORE_NAMES[task],
+        score_name=learned.score_name,
         options=options | {"validation_images": len(validation_data)},
         num_images=len(train_data),
         seed=inputs.seed,
     )
 
 
-def resolve_task(images: ImageData, task: str | None) -> str:
-    """`task` checked; by default segmentation where the images have masks."""
-    if task not in (None, *SCORE_NAMES):
-        raise ValueError(f"task must be one of {', '.join(SCORE_NAMES)}; got {task!r}")
-    return task or ("classification" if images.masks is None else "segmentation")
+def resolve_task(images: ImageData, task: str | None) -> Task:
+    """The task of this name; by default segmentation where the images have masks."""
+    if task is not None:
+        return find_task(task)
+    return CLASSIFICATION if images.masks is None else SEGMENTATION
 
 
-def check_truth(data: ImageData, task: str, purpose: str) -> None:
+def check_truth(data: ImageData, task: Task, purpose: str) -> None:
     """Refuse images without the labels or masks of a task.
 
     Args:
         purpose: the beginning of the message: what needs them.
     """
-    if task == "classification" and data.labels is None:
+    if task.needs == "labels" and data.labels is None:
         raise ValueError(f"{purpose} labels; {data.name} has none: {data.no_labels}")
-    if task == "segmentation" and data.masks is None:
+    if task.needs == "masks" and data.masks is None:
         raise ValueError(f"{purpose} masks; {data.name} has none")
 
 
-def split(inputs: SelectionInputs, task: str) -> tuple[ImageData, ImageData]:
+def split(inputs: SelectionInputs, task: Task) -> tuple[ImageData, ImageData]:
     """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
     images, validation = inputs.images, inputs.validation
     for data in filter(None, (images, validation)):
@@ -179,15 +181,15 @@ def choose_tokens(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> 
     return ChosenTokens(data if len(used) == len(data) else data.subset(used), tokens, labels[chosen], images)
 
 
-def _score(train: Samples, validation: Samples, column: int, probe: str, task: str, seed: int) -> tuple[float, float]:
+def _score(train: Samples, validation: Samples, column: int, probe: str, task: Task, seed: int) -> tuple[float, float]:
     """Validation score of a probe at one timestep, and its standard error."""
     features, truth = validation.features.values[column], validation.labels
     fitted = fit_probe(
         train.features.values[column], train.labels, features, truth,
-        kind=probe, metric=accuracy_score if task == "classification" else mean_iou_of,
+        kind=probe, metric=mean_iou_of if task.dense else accuracy_score,
     )  # fmt: skip
     score = fitted.validation_score
-    if task == "classification":
+    if not task.dense:
         return score, (score * (1 - score) / len(truth)) ** 0.5
     return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)
 

@@ -29,6 +29,7 @@ from aselect_hf.selection.criterion import (
 from aselect_hf.selection.grid import resolve_task
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
+from aselect_hf.tasks import CLASSIFICATION, Task
 from aselect_hf.versions import installed_versions
 
 logger = logging.get_logger(__name__)
@@ -120,10 +121,10 @@ def report_unused_labels(data: ImageData, method: str) -> None:
         logger.warning_once(f"no labels are used, so the rule is {method}: {why}")
 
 
-def task_of(method: str, data: ImageData, options: Mapping[str, Any]) -> str | None:
-    """What a method learns from: `"classification"` (labels), `"segmentation"` (masks), or `None` (images alone)."""
+def task_of(method: str, data: ImageData, options: Mapping[str, Any]) -> Task | None:
+    """What a method learns; `None` where it looks at images alone."""
     if method == "gate":
-        return "classification"
+        return CLASSIFICATION
     if method == "shortlist":
         defaults = inspect.signature(select_shortlist).parameters
         rules = {options.get(name, defaults[name].default) for name in ("first", "second")}
@@ -132,16 +133,17 @@ def task_of(method: str, data: ImageData, options: Mapping[str, Any]) -> str | N
 
 
 def sample_for(
-    task: str | None, data: ImageData, held_out: ImageData | None, num_images: int | None, seed: int, on_error: str
+    task: Task | None, data: ImageData, held_out: ImageData | None, num_images: int | None, seed: int, on_error: str
 ) -> tuple[ImageData, ImageData | None]:
     """Random images for a task, and those held out: with labels or masks of the same classes where it needs them."""
     splits = {"training": data} | ({"validation": held_out} if held_out is not None else {})
-    if task == "classification" and all(each.labels is not None for each in splits.values()):
+    needs = None if task is None else task.needs
+    if needs == "labels" and all(each.labels is not None for each in splits.values()):
         splits = share_classes(splits)
-    per_class = LEAST_PER_CLASS if task == "classification" else 0
+    per_class = LEAST_PER_CLASS if needs == "labels" else 0
     splits["training"] = splits["training"].sample(num_images, seed, per_class=per_class)
     splits = {name: each.readable(on_error) for name, each in splits.items()}
-    if task == "segmentation" and all(each.masks is not None for each in splits.values()):
+    if needs == "masks" and all(each.masks is not None for each in splits.values()):
         splits = share_mask_classes(splits)
     return splits["training"], splits.get("validation")
 
