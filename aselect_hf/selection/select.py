@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from aselect_hf.data.classes import has_classes, share_classes, share_mask_classes
+from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import NOT_GIVEN, ImageData
+from aselect_hf.data.splits import share_classes, share_mask_classes
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule

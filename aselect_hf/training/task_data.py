@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import datasets
 from transformers.utils import logging
 
-from aselect_hf.data.classes import is_labelled, present_names, share_classes, share_mask_classes
-from aselect_hf.data.image_data import ImageData, split_train_validation
+from aselect_hf.data.classes import is_labelled, present_names
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import DEFAULT_CACHE
+from aselect_hf.data.splits import share_classes, share_mask_classes, split_train_validation
 from aselect_hf.tasks import Task
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.split_reader import SplitReader, given_classes
