@@ -21,9 +21,10 @@ from aselect_hf.audit.suspicions import (
 from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import TimestepSelection, select_timestep
-from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS
-from aselect_hf.selection.select import NO_LABELS, automatic_method, check_request, report_unused_labels
+from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
+from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
+from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
 
 
 def audit_timestep(
@@ -88,7 +89,7 @@ def audit_timestep(
         if method == AUTO:
             method = automatic_method(data)
             report_unused_labels(data, method)
-        if method in (*CRITERIA, "grid"):
+        if "pool_size" in RULES[method].options:
             options["pool_size"] = pool_size
         picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
     run |= {"feature": picked.feature, "timesteps": audited_timesteps(model, picked, timesteps)}
@@ -165,6 +166,6 @@ def warn_of_images(check: Check, data: ImageData) -> list[str]:
         warnings.append(
             f"the labels are not of 2 classes with 2 images each ({data.describe_classes()}): they were not used"
         )
-    if check.rule == NO_LABELS and count < LEAST_FOR_CLUSTERS:
+    if check.rule == WITHOUT_LABELS and count < LEAST_FOR_CLUSTERS:
         warnings.append(f"the check has only {count} images: give {LEAST_FOR_CLUSTERS} or more")
     return warnings

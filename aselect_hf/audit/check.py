@@ -16,8 +16,8 @@ from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.criterion import LEAST_PER_CLASS
-from aselect_hf.selection.select import NO_LABELS
+from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.samples import LEAST_PER_CLASS
 
 NUM_AUDITED = 1000
 """Labeled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
@@ -95,7 +95,7 @@ def check_pick(
     grid = run["timesteps"]
     name = rule_name(picked, grid)
     hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
-    rule = "ridge" if labelled else "hfr" if picked.method == NO_LABELS else NO_LABELS
+    rule = "ridge" if labelled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
     if rule == "hfr":
         checked = hfr
     elif rule == name and picked.timesteps == grid:
@@ -115,7 +115,7 @@ def audited_timesteps(
         ValueError: they are fewer than 2.
     """
     grid = set(picked.timesteps) | {picked.timestep}
-    if not _scored_all(picked):
+    if not picked.scored_all:
         schedule = model.noise_schedule
         if timesteps is None:
             grid |= set(default_timesteps(schedule))
@@ -132,7 +132,7 @@ def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
         return picked.method
     if not picked.options.get("noise_correction", True):
         return "hfr, uncorrected"
-    return "hfr" if picked.timesteps == grid and _scored_all(picked) else "hfr, searched"
+    return "hfr" if picked.timesteps == grid and picked.scored_all else "hfr, searched"
 
 
 def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
@@ -155,10 +155,3 @@ def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float 
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(spearmanr(first, second).statistic)
-
-
-def _scored_all(picked: TimestepSelection) -> bool:
-    """Whether the rule scored every candidate on every image."""
-    options = picked.options
-    searched = options.get("search", "full") != "full" or options.get("early_stopping") is not None
-    return picked.method not in ("fixed", "shortlist") and not searched

@@ -18,7 +18,8 @@ from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.reporting.markdown import Markdown, code
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.criterion import LABELLED
+from aselect_hf.selection.rule import Rule
+from aselect_hf.selection.rules import RULES
 from aselect_hf.tasks import FEATURES
 from aselect_hf.versions import installed_versions
 
@@ -49,7 +50,7 @@ def render_card(content: CardContent) -> ModelCard:
         feature_shape=f"1, {config.num_patches}, {config.hidden_size}",
         selection=selection,
         selection_facts=selection_facts(selection) if selection else [],
-        explanation=_explain(selection) if selection else "",
+        explanation=explanation(RULES[selection.method]) if selection else "",
         audit=content.audit,
         audit_facts=audit_facts(content.audit) if content.audit else [],
         results=content.results,
@@ -203,31 +204,9 @@ def training_arguments(record: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(code(name), value) for name, value in given.items() if value not in (None, "")]
 
 
-def _explain(selection: TimestepSelection) -> str:
-    if selection.method == "hfr":
-        text = (
-            "The High-Frequency Ratio (HFR) is the share of a feature's spectrum, over the patch grid, above a cutoff "
-            "frequency. The timestep with the highest score was taken; no labels were used."
-        )
-        if selection.options.get("noise_correction"):
-            text += (
-                " Injected noise is broadband and raises the ratio by itself, so the HFR of pure noise of the same "
-                "sigma is subtracted from that of the images."
-            )
-        return text
-    if selection.method == "gate":
-        return (
-            "A gate weighed the candidate timesteps by attention over their mean features and noise levels. It was "
-            "trained together with a linear classifier on labeled images, every image seen at "
-            f"{selection.options['num_visited']} of the {len(selection.timesteps)} candidates a step, while its "
-            "weights were annealed towards a single one; the timestep of the highest weight was taken."
-        )
-    if selection.method == "grid":
-        return "A probe was trained at every candidate; the timestep of the highest validation accuracy was taken."
-    if selection.method == "fixed":
-        return "The timestep was given."
-    labels = "few labels" if selection.method in (*LABELLED, "shortlist") else "no labels"
-    return (
-        f"The features at every candidate were scored, by {selection.score_name}, with {labels}; the timestep of the "
-        "highest score was taken."
-    )
+def explanation(rule: Rule) -> str:
+    """What a rule does, and which labels it used."""
+    if not rule.runs:
+        return rule.explanation
+    used = {"none": "No labels were used.", "few": "A few labels were used.", "all": "All labels were used."}
+    return f"{rule.explanation} {used[rule.labels]}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -14,13 +15,16 @@ from aselect_hf.data.image_data import check_on_error
 from aselect_hf.data.sources import refuse_shared_splits
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import is_hub_id, local_name
-from aselect_hf.selection import METHODS
-from aselect_hf.selection.criterion import AUTO
-from aselect_hf.selection.select import methods_with
-from aselect_hf.training.parsing import AT_LEAST_0, AT_LEAST_1, POSITIVE, Arguments, argument, one_of
+from aselect_hf.selection import AUTO, RULES
+from aselect_hf.selection.request import check_request, rules_with
+from aselect_hf.selection.rule import WITH_LABELS
+from aselect_hf.selection.rule_options import rule_option_fields
+from aselect_hf.training.parsing import Accepted, Arguments, LocalPath, argument, one_of
 
-RULE_OPTIONS = {"timestep": "timestep", "num_visited_timesteps": "num_visited", "gate_learning_rate": "learning_rate"}
-"""Arguments that belong to some values of `method` only, and what `select_timestep` calls them."""
+NOT_IN_TRAINING = ("task", "num_epochs")
+"""Options of rules that a training script decides: it has a task, and trains the gate with it."""
+RuleOptions: Any = make_dataclass("RuleOptions", rule_option_fields(without=NOT_IN_TRAINING))
+RULE_OPTIONS = [field.name for field in fields(RuleOptions)]
 LR_SCHEDULERS = (
     "linear",
     "cosine",
@@ -45,11 +49,22 @@ def _is_number_or_epoch(value: str) -> bool:
     return value == "epoch" or (value.isdecimal() and int(value) >= 1)
 
 
+Count = Annotated[int, Accepted(lambda value: value >= 1, "at least 1")]
+WholeNumber = Annotated[int, Accepted(lambda value: value >= 0, "at least 0")]
+Positive = Annotated[float, Accepted(lambda value: 0 < value < math.inf, "greater than 0")]
+NotNegative = Annotated[float, Accepted(lambda value: 0 <= value < math.inf, "at least 0")]
+Decay = Annotated[float, Accepted(lambda value: 0 <= value < 1, "in [0, 1)")]
+Share = Annotated[float, Accepted(lambda value: 0 <= value <= 1, "in [0, 1]")]
+Method = Annotated[str, one_of(AUTO, *RULES)]
+LrScheduler = Annotated[str, one_of(*LR_SCHEDULERS)]
+Precision = Annotated[str, Accepted(("no", "fp16", "bf16").__contains__, "no, fp16 or bf16")]
+Steps = Annotated[str, Accepted(_is_number_or_epoch, "a number of steps or 'epoch'")]
+RepoId = Annotated[str, Accepted(_is_repo_id, "'name' or 'user/name', of letters, digits, '-', '_' and '.'")]
+
+
 @dataclass
 class ModelArguments(Arguments):
-    model_name_or_path: str | None = argument(
-        None, "Checkpoint to start from: a folder, a Hub id, or 'sample'.", path=True
-    )
+    model_name_or_path: LocalPath | None = argument(None, "Checkpoint to start from: a folder, a Hub id, or 'sample'.")
     attn_implementation: str = argument(
         "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
     )
@@ -64,27 +79,22 @@ class PretrainModelArguments(ModelArguments):
 
 
 @dataclass
-class TaskModelArguments(ModelArguments):
-    method: str = argument(
-        AUTO, f"How the timestep is chosen: {', '.join(METHODS)}.", one_of(*METHODS), other_names=["timestep_selection"]
-    )
+class TaskModelArguments(RuleOptions, ModelArguments):  # type: ignore[misc]
+    method: Method = argument(AUTO, f"How the timestep is chosen: {', '.join((AUTO, *RULES))}.", ["timestep_selection"])
     timesteps: str | None = argument(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
-    timestep: int | None = argument(None, "fixed: the timestep; default a tenth of the schedule.")
     num_images: int | None = argument(
-        None, "Training images to look at; default: hfr 64, criteria 256 or 500.", other_names=["num_selection_images"]
+        None, "Training images to look at; default: hfr 64, criteria 256 or 500.", ["num_selection_images"]
     )
-    num_visited_timesteps: int = argument(2, "gate: candidates that each image visits in a step.", AT_LEAST_1)
-    gate_learning_rate: float = argument(3e-3, "gate: its learning rate.")
-    feature: str | None = argument(None, "blocks.<i>.<kind>; default the checkpoint's own.")
+    num_visited_timesteps: Count = argument(2, "gate: Candidates that each image visits in a step.")
+    gate_learning_rate: float = argument(3e-3, "gate: Its learning rate.")
+    feature: str | None = argument(None, "blocks.<i>.<kind>, or auto; default the checkpoint's own.")
     freeze_backbone: bool = argument(False, "Train heads alone, many side by side; validation chooses one.")
     lora_rank: int = argument(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")
-    head_learning_rates: list[float] | None = field(
-        default=None,
-        metadata={"help": "Learning rates of heads (default: learning_rate; frozen: 3, 10, 30, 100, 300 times it)."},
+    head_learning_rates: list[float] | None = argument(
+        None, "Learning rates of heads (default: learning_rate; frozen: 3, 10, 30, 100, 300 times it)."
     )
-    head_weight_decays: list[float] | None = field(
-        default=None,
-        metadata={"help": "Weight decays, each with every rate (default: weight_decay; frozen: 0 and 0.1)."},
+    head_weight_decays: list[float] | None = argument(
+        None, "Weight decays, each with every rate (default: weight_decay; frozen: 0 and 0.1)."
     )
     pooling: str | None = argument(None, "classify: mean or attentive pooling of the tokens.")
     segmentation_head: str | None = argument(None, "segment: linear or upernet.")
@@ -92,13 +102,20 @@ class TaskModelArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, option in RULE_OPTIONS.items():
-            owners = methods_with(option)
-            value = getattr(self, name)
-            if value != type(self).__dataclass_fields__[name].default and self.method not in owners:
-                raise ValueError(f"{name}={value} needs method={' or '.join(owners)}, got {self.method!r}")
+        rule = RULES[WITH_LABELS if self.method == AUTO else self.method]
+        for name, value in self.rule_options.items():
+            if name not in rule.options:
+                raise ValueError(f"{name}={value} needs method={' or '.join(rules_with(name))}, got {self.method!r}")
+        check_request(self.method, feature=self.feature)
         if self.freeze_backbone and self.lora_rank:
             raise ValueError("freeze_backbone and lora_rank exclude each other")
+
+    @property
+    def rule_options(self) -> dict[str, Any]:
+        """The options of rules that were given."""
+        defaults = type(self).__dataclass_fields__
+        values = {name: getattr(self, name) for name in RULE_OPTIONS}
+        return {name: value for name, value in values.items() if value != defaults[name].default}
 
     @property
     def candidates(self) -> list[int] | int | None:
@@ -114,13 +131,13 @@ class TaskModelArguments(ModelArguments):
 
 @dataclass
 class DataArguments(Arguments):
-    dataset_name: str | None = argument(None, "Data set on the Hub, a folder of parquet files, or 'sample'.", path=True)
+    dataset_name: LocalPath | None = argument(None, "Data set on the Hub, a folder of parquet files, or 'sample'.")
     dataset_config_name: str | None = argument(None, "Configuration of the data set.")
-    train_dir: str | None = argument(None, "Folder of images, in place of dataset_name.", path=True)
+    train_dir: LocalPath | None = argument(None, "Folder of images, in place of dataset_name.")
     train_split: str = argument("train", "Split to train on.")
-    image_column_name: str = argument("image", "Column with the images.", other_names=["image_column"])
+    image_column_name: str = argument("image", "Column with the images.", ["image_column"])
     label_column_name: str | None = argument(
-        None, "Column with the class labels (default: label, if there is one).", other_names=["label_column"]
+        None, "Column with the class labels (default: label, if there is one).", ["label_column"]
     )
     max_train_samples: int | None = argument(
         None, "Use a random sample of at most this many training images, of every class its share."
@@ -145,18 +162,16 @@ class DataArguments(Arguments):
 @dataclass
 class TaskDataArguments(DataArguments):
     streaming: bool = argument(False, "Read the images as a stream, without downloading the data set first.")
-    validation_dir: str | None = argument(None, "Folder of validation images.", path=True)
+    validation_dir: LocalPath | None = argument(None, "Folder of validation images.")
     validation_split: str | None = argument(None, "Split that chooses; default a part of the training images.")
     train_val_split: float = argument(0.15, "That part.")
     test_split: str | None = argument(None, "Split to report on, scored once at the end.")
     max_eval_samples: int | None = argument(None, "Use a random sample of at most this many validation images.")
     max_test_samples: int | None = argument(None, "Use a random sample of at most this many test images.")
-    classes: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Names of the classes in order, or how many there are; for masks also value=name, such as "
-            "0=background 255=lesion. Default: those of the training images. A stream without names needs it."
-        },
+    classes: list[str] | None = argument(
+        None,
+        "Names of the classes in order, or how many there are; for masks also value=name, such as 0=background "
+        "255=lesion (default: those of the training images). A stream without names needs it.",
     )
     mask_column_name: str | None = argument(None, "segment: column with the masks; default mask, annotation or label.")
     reduce_labels: bool = argument(False, "segment: class 0 is background to be ignored, the others move down by one.")
@@ -167,8 +182,8 @@ class TaskDataArguments(DataArguments):
     )
     cache_latents: bool = argument(True, "Encode every image once, to disk; with no streaming.")
     cache_features: bool = argument(True, "With a frozen backbone and no gate, run it once per image; no streaming.")
-    cache_dir: str | None = argument(
-        None, "Where encoded images and features are kept (default: beside the Hub's cache).", path=True
+    cache_dir: LocalPath | None = argument(
+        None, "Where encoded images and features are kept (default: beside the Hub's cache)."
     )
 
     @property
@@ -188,13 +203,9 @@ class TaskDataArguments(DataArguments):
 class PushArguments(Arguments):
     """Whether and where the final model is pushed."""
 
-    output_dir: str = argument("", "Folder for checkpoints and the final model.", path=True)
+    output_dir: LocalPath = argument("", "Folder for checkpoints and the final model.")
     push_to_hub: bool = argument(False, "Push the final model to the Hub.")
-    hub_model_id: str | None = argument(
-        None,
-        "Repository on the Hub: user/name (default: the name of output_dir).",
-        (_is_repo_id, "'name' or 'user/name', of letters, digits, '-', '_' and '.'"),
-    )
+    hub_model_id: RepoId | None = argument(None, "Repository on the Hub: user/name (default: the name of output_dir).")
     hub_private_repo: bool = argument(False, "Make a new repository private.")
     hub_token: str | None = argument(None, "Token for the Hub (default: the one you logged in with).", repr=False)
 
@@ -214,47 +225,29 @@ class PushArguments(Arguments):
 class PretrainingArguments(PushArguments):
     """What every training run needs."""
 
-    per_device_train_batch_size: int = argument(64, "Images per device and forward pass.", AT_LEAST_1)
-    gradient_accumulation_steps: int = argument(1, "Forward passes per optimizer step.", AT_LEAST_1)
-    learning_rate: float = argument(1e-4, "Peak learning rate of AdamW.", POSITIVE)
-    weight_decay: float = argument(0.0, "Weight decay of AdamW.", AT_LEAST_0)
-    max_grad_norm: float = argument(1.0, "Gradient clipping.", POSITIVE)
-    num_train_epochs: int = argument(10, "Passes over the training data.", AT_LEAST_1)
-    max_train_steps: int | None = argument(
-        None, "Optimizer steps; overrides num_train_epochs. A stream needs it.", AT_LEAST_1
+    per_device_train_batch_size: Count = argument(64, "Images per device and forward pass.")
+    gradient_accumulation_steps: Count = argument(1, "Forward passes per optimizer step.")
+    learning_rate: Positive = argument(1e-4, "Peak learning rate of AdamW.")
+    weight_decay: NotNegative = argument(0.0, "Weight decay of AdamW.")
+    max_grad_norm: Positive = argument(1.0, "Gradient clipping.")
+    num_train_epochs: Count = argument(10, "Passes over the training data.")
+    max_train_steps: Count | None = argument(None, "Optimizer steps; overrides num_train_epochs. A stream needs it.")
+    lr_scheduler_type: LrScheduler = argument("cosine", f"One of {', '.join(LR_SCHEDULERS)}.")
+    num_warmup_steps: WholeNumber = argument(0, "Steps of linear warm-up.")
+    mixed_precision: Precision | None = argument(None, "no, fp16 or bf16; default what accelerate was configured with.")
+    ema_decay: Decay = argument(0.0, "Decay of the weight average that is saved; 0 saves the weights themselves.")
+    condition_dropout: Share = argument(0.1, "Share of class labels replaced by the null class in training.")
+    seed: WholeNumber = argument(0, "Seed of initialization, order, flips, timesteps and noise.")
+    num_processes: Count | None = argument(
+        None, "Refuse to run with fewer processes; default what the launcher was asked for."
     )
-    lr_scheduler_type: str = argument("cosine", f"One of {', '.join(LR_SCHEDULERS)}.", one_of(*LR_SCHEDULERS))
-    num_warmup_steps: int = argument(0, "Steps of linear warm-up.", AT_LEAST_0)
-    mixed_precision: str | None = argument(
-        None,
-        "no, fp16 or bf16; default what accelerate was configured with.",
-        (("no", "fp16", "bf16").__contains__, "no, fp16 or bf16"),
+    logging_steps: Count = argument(50, "Steps between log lines.")
+    checkpointing_steps: Steps | None = argument(
+        None, "Steps between checkpoints, or 'epoch'; default: only the final model."
     )
-    ema_decay: float = argument(
-        0.0,
-        "Decay of the weight average that is saved; 0 saves the weights themselves.",
-        (lambda value: 0 <= value < 1, "in [0, 1)"),
-    )
-    condition_dropout: float = argument(
-        0.1,
-        "Share of class labels replaced by the null class in training.",
-        (lambda value: 0 <= value <= 1, "in [0, 1]"),
-    )
-    seed: int = argument(0, "Seed of initialization, order, flips, timesteps and noise.", AT_LEAST_0)
-    num_processes: int | None = argument(
-        None, "Refuse to run with fewer processes; default what the launcher was asked for.", AT_LEAST_1
-    )
-    logging_steps: int = argument(50, "Steps between log lines.", AT_LEAST_1)
-    checkpointing_steps: str | None = argument(
-        None,
-        "Steps between checkpoints, or 'epoch'; default: only the final model.",
-        (_is_number_or_epoch, "a number of steps or 'epoch'"),
-    )
-    checkpoints_total_limit: int = argument(2, "Checkpoints to keep.", AT_LEAST_1)
-    resume_from_checkpoint: str | None = argument(
-        None,
-        "A checkpoint folder, or 'latest': the newest whole one in output_dir, else from the beginning.",
-        path=True,
+    checkpoints_total_limit: Count = argument(2, "Checkpoints to keep.")
+    resume_from_checkpoint: LocalPath | None = argument(
+        None, "A checkpoint folder, or 'latest': the newest whole one in output_dir, else from the beginning."
     )
     report_to: str | None = argument(None, "Trackers, by comma: tensorboard, trackio, wandb, ...; or 'all' installed.")
     with_tracking: bool = argument(False, "Report to all installed trackers where report_to names none.")
@@ -275,10 +268,10 @@ class PretrainingArguments(PushArguments):
 class TrainingArguments(PretrainingArguments):
     """Pretraining's arguments, and those of training for a task."""
 
-    per_device_eval_batch_size: int = argument(64, "Images per device in evaluation.", AT_LEAST_1)
-    eval_steps: int | None = argument(None, "Steps between evaluations (default: after every epoch).", AT_LEAST_1)
-    denoising_loss_weight: float | None = argument(
-        None, "Weight of the denoising loss beside the task's; default 0 with a frozen backbone, else 1.", AT_LEAST_0
+    per_device_eval_batch_size: Count = argument(64, "Images per device in evaluation.")
+    eval_steps: Count | None = argument(None, "Steps between evaluations (default: after every epoch).")
+    denoising_loss_weight: NotNegative | None = argument(
+        None, "Weight of the denoising loss beside the task's; default 0 with a frozen backbone, else 1."
     )
     push_examples: bool | None = argument(
         None, "Push three validation images with the model's answers (default: if their data set's license permits)."

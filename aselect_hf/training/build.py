@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from aselect_hf.conversion import head_class, load_model
-from aselect_hf.selection import NUM_GATE_TIMESTEPS, gate_timesteps
+from aselect_hf.selection import AUTO, NUM_GATE_TIMESTEPS, gate_timesteps
 from aselect_hf.selection.timestep_gate import TimestepGate
 from aselect_hf.tasks import Task
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
@@ -31,7 +31,7 @@ def build_model(args: TaskModelArguments, task: Task, label_names: list[str]) ->
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
     for name in ("feature", "pooling", "head_norm", "segmentation_head"):
-        if (value := getattr(args, name)) is not None:
+        if (value := getattr(args, name)) not in (None, AUTO):
             overrides[name] = value
     model = load_model(args.model_name_or_path or "", head_class(task), new_head=True, dtype=torch.float32, **overrides)
     model.set_attn_implementation(args.attn_implementation)

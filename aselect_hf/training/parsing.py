@@ -2,66 +2,60 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from aselect_hf.files import as_path
 
-Accepted = tuple[Callable[[Any], bool], str]
-"""Whether a value is accepted, and in words which ones are."""
-AT_LEAST_0: Accepted = (lambda value: 0 <= value < math.inf, "at least 0")
-AT_LEAST_1: Accepted = (lambda value: value >= 1, "at least 1")
-POSITIVE: Accepted = (lambda value: 0 < value < math.inf, "greater than 0")
+
+class Accepted(NamedTuple):
+    """Of an annotated argument: whether a value is accepted, and in words which ones are."""
+
+    test: Callable[[Any], bool]
+    words: str
+
+
+LocalPath = Annotated[str, Path]
+"""May name a file or folder: `~` is the home folder, wherever the argument comes from."""
 
 
 def one_of(*values: str) -> Accepted:
-    return values.__contains__, f"one of {', '.join(values)}"
+    return Accepted(values.__contains__, f"one of {', '.join(values)}")
 
 
-def argument(
-    default: Any,
-    help: str,
-    accepted: Accepted | None = None,
-    *,
-    path: bool = False,
-    other_names: Sequence[str] = (),
-    repr: bool = True,
-) -> Any:
-    """An argument.
-
-    Args:
-        path: whether it may name a file or folder; `~` is then the home folder.
-        other_names: mean the same, on the command line and in files.
-    """
+def argument(default: Any, help: str, other_names: Sequence[str] = (), repr: bool = True) -> Any:
+    """A field of an argument dataclass; `other_names` mean the same, on the command line and in files."""
     spellings = [f"--{text}" for name in other_names for text in dict.fromkeys((name, name.replace("_", "-")))]
-    metadata = {"help": help, "accepted": accepted, "path": path, "aliases": spellings}
-    return field(default=default, repr=repr, metadata=metadata)
+    return field(default=default, repr=repr, metadata={"help": help, "aliases": spellings})
 
 
 class Arguments:
     """Base of the argument dataclasses. A value out of range is a `ValueError` that names its argument."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]
-            value, accepted = getattr(self, each.name), each.metadata.get("accepted")
-            if value and each.metadata.get("path"):
-                setattr(self, each.name, os.path.expanduser(value))
-            if value is not None and accepted is not None and not accepted[0](value):
-                raise ValueError(f"{each.name} must be {accepted[1]}; got {value!r}")
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for mark in (mark for each in (hint, *get_args(hint)) for mark in getattr(each, "__metadata__", ())):
+                value = getattr(self, name)
+                if mark is Path and value:
+                    setattr(self, name, os.path.expanduser(value))
+                if isinstance(mark, Accepted) and value is not None and not mark.test(value):
+                    raise ValueError(f"{name} must be {mark.words}; got {value!r}")
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the arguments, the example above them as it was written."""
+    """Defaults beside the arguments that have one, the example above them as it was written."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse_arguments(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from aselect_hf.cost import weight_bytes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import atomic_file, check_writable
-from aselect_hf.selection import TimestepSelection, select_timestep
+from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
 from aselect_hf.selection.ties import best_of
 from aselect_hf.tasks import Task
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
@@ -85,6 +85,9 @@ class TaskRun:
         if self.model_args.method != "gate":
             selection = self._choose_timestep()
             selection.apply(self.model)
+            if self.model_args.feature == AUTO:
+                self.model.dit.requires_grad_(True)
+                self.model.freeze_unused()
             self.state.print(f"timestep: {selection.describe()}")
         trainer = self._build_trainer(self._build_objective())
         record = trainer.train()
@@ -140,14 +143,15 @@ class TaskRun:
     def _choose_timestep(self) -> TimestepSelection:
         """By any method but the gate, before training; a resumed run keeps what it had chosen."""
         args, data = self.model_args, self.data
-        method = args.method
-        options: dict[str, Any] = {}
-        if method == "fixed":
-            options = {"timestep": args.timestep}
-        elif method == "grid":
+        method, options = args.method, args.rule_options
+        if args.feature == AUTO:
+            options["feature"] = AUTO
+        if method != AUTO and "task" in RULES[method].options:
+            options["task"] = self.task.name
+        if method != AUTO and RULES[method].labels == "all":
             if data.stream is not None:
-                raise ValueError("method=grid needs every image: it cannot run with --streaming")
-            options = {"validation": data.validation, "task": self.task.name}
+                raise ValueError(f"method={method} needs every image: it cannot run with --streaming")
+            options["validation"] = data.validation
         if self.state.is_main_process and not (self.args.resume_from_checkpoint and self._selection_file.is_file()):
             self._select(method, args.candidates, **options).save(self._selection_file)
         self.state.wait_for_everyone()
