@@ -152,14 +152,6 @@ def signal_to_noise(views: Array) -> float:
     return float(between / (between + within)) if between > 0 else 0.0
 
 
-def ridge_loo(features: Array, labels: Any, *, groups: Any = None) -> float:
-    """Share of samples that ridge regression on the others classifies correctly, from 0 to 1; see `ridge_predictions`.
-
-    Without any information this is below chance: the class of the sample left out is rarer among the others.
-    """
-    return float((ridge_predictions(features, labels, groups=groups).classes == np.asarray(labels)).mean())
-
-
 class RidgePredictions(NamedTuple):
     """Leave-one-out predictions.
 
@@ -206,11 +198,6 @@ def ridge_predictions(
         predictions.append(near_best(one_hot - residuals).argmax(axis=1))
     best = best_of(-np.array(errors))
     return RidgePredictions(classes[predictions[best]], float(tried[best]))
-
-
-def knn_loo(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> float:
-    """Share of samples whose neighbors have mostly their class, from 0 to 1; see `knn_predictions`."""
-    return float((knn_predictions(features, labels, k, groups=groups) == np.asarray(labels)).mean())
 
 
 def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:
