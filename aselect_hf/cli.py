@@ -22,9 +22,9 @@ from aselect_hf.compare.run import check_strategies, compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.cost import weight_bytes
-from aselect_hf.data.classes import share_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images, refuse_shared_splits
+from aselect_hf.data.splits import share_classes
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import (
     as_path,

@@ -18,9 +18,10 @@ import torch
 
 from aselect_hf.audit import audit_timestep
 from aselect_hf.compare.table import Comparison, ComparisonRow
-from aselect_hf.data.classes import share_classes, stratified_sample
+from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import share_classes
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep

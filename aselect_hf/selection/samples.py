@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from aselect_hf.data.classes import share_classes, share_mask_classes
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import share_classes, share_mask_classes
 
 TASKS = ("classification", "segmentation")
 LEAST_PER_CLASS = 2

@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from aselect_hf.data.classes import is_labelled, present_names, share_classes, share_mask_classes
-from aselect_hf.data.image_data import LABEL_COLUMN, ImageData, split_train_validation
+from aselect_hf.data.classes import is_labelled, present_names
+from aselect_hf.data.image_data import LABEL_COLUMN, ImageData
 from aselect_hf.data.images import image_pixels, undecoded_stream
 from aselect_hf.data.latent_cache import DEFAULT_CACHE, LatentCache, cached_latents
 from aselect_hf.data.masks import MaskClasses, resize_mask
 from aselect_hf.data.sources import load_images, load_mask_names
+from aselect_hf.data.splits import share_classes, share_mask_classes, split_train_validation
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.training.arguments import TaskDataArguments

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from aselect_hf.data.classes import share_mask_classes
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import share_mask_classes
 from aselect_hf.training.arguments import TaskDataArguments, TrainingArguments
 from aselect_hf.training.batches import StreamBatches
 from aselect_hf.training.task_data import load_task_data, stream_collate

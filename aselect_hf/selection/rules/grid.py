@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score
 from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import CachedFeatures, pooled_features, token_features
-from aselect_hf.data.image_data import ImageData, split_train_validation
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import split_train_validation
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
