@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
+from aselect_hf.classes import stratified_sample
 from aselect_hf.selection import select_timestep
+from aselect_hf.selection.criterion import CRITERIA, LEAST_PER_CLASS
+from aselect_hf.selection.select import DEFAULT_NUM_IMAGES, NUM_IMAGES
 from benchmarks.selection import report, sources
+from benchmarks.selection.measure import Measurement
 from benchmarks.selection.pairs import PAIRS
 from benchmarks.selection.rules import COMBINATIONS, LABELLED, RULES, ranks
 from benchmarks.selection.sources import Sources
@@ -12,31 +16,70 @@ from benchmarks.selection.sources import Sources
 STEPS = [0, 150, 900]
 
 
+FEATURE = "blocks.4.mlp"
+IMAGES = 60
+
+
 @pytest.fixture(scope="module")
 def small():
+    yield from few_images(segmentation=False)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    yield from few_images(segmentation=True)
+
+
+def few_images(segmentation):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"VIEWED": 60, "RATIOED": 60}.items():
+        for name, value in {"VIEWED": IMAGES, "RATIOED": IMAGES}.items():
             patch.setattr(sources, name, value)
         patch.setattr(sources, "KINDS", ("mlp",))
         patch.setattr(sources, "default_timesteps", lambda schedule: STEPS)
-        yield Sources("sample", "sample", segmentation=False, num_train=60, num_validation=60)
+        yield Sources("sample", "sample", segmentation, num_train=IMAGES, num_validation=IMAGES)
+
+
+def scores_of(found, name):
+    """As the benchmark computes them, of all images."""
+    rule = RULES[name]
+    values = found.seen_by(rule)[FEATURE]
+    if rule.together:
+        return rule.score([*values])
+    labels, images = found.truth(found.train) if rule.source == LABELLED else (None, None)
+    return [rule.score(each, labels, images) for each in values]
+
+
+def test_every_rule_of_the_package_is_measured():
+    assert {*RULES} - {"hfr, uncorrected"} == {*CRITERIA, "hfr"}
+    assert {name: rule.num_images for name, rule in RULES.items()} == {
+        name: NUM_IMAGES.get(name, DEFAULT_NUM_IMAGES) for name in RULES
+    }
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if name != "hfr, uncorrected"])
 def test_rules_are_those_of_the_package(small, rule):
-    feature = "blocks.4.mlp"
-    options = {"num_views": 2} if rule == "lidar" else {}
-    shipped = select_timestep(
-        small.model, small.train, method=rule, feature=feature, timesteps=STEPS, progress=False, **options
-    )
-    labels = np.asarray(small.train.labels) if RULES[rule].source == LABELLED else None
-    values = small[RULES[rule].source][feature]
-    if RULES[rule].together:
-        scores = RULES[rule].score([*values])
-    else:
-        scores = [RULES[rule].score(each, labels, None) for each in values]
+    """No option is given: what is measured is what the package does by default."""
+    shipped = select_timestep(small.model, small.train, method=rule, feature=FEATURE, timesteps=STEPS, progress=False)
     # HFR's noise is another draw here, for all features at once
-    np.testing.assert_allclose(scores, shipped.scores, atol=2e-2 if rule == "hfr" else 1e-4)
+    np.testing.assert_allclose(scores_of(small, rule), shipped.scores, atol=2e-2 if rule == "hfr" else 1e-4)
+    assert shipped.cost.forward_passes == RULES[rule].passes * IMAGES * len(STEPS)
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.source == LABELLED])
+def test_rules_for_masks_are_those_of_the_package(masked, rule):
+    shipped = select_timestep(masked.model, masked.train, method=rule, feature=FEATURE, timesteps=STEPS, progress=False)
+    np.testing.assert_allclose(scores_of(masked, rule), shipped.scores, atol=1e-4)
+
+
+def test_samples_are_those_of_the_package(small, masked):
+    labels = np.asarray(small.train.labels)
+    (rows,) = Measurement(PAIRS["fashion-mnist"], small)._samples(RULES["logme"], {}, 30, 1)
+    np.testing.assert_array_equal(rows, stratified_sample(labels, 30, 100, LEAST_PER_CLASS))
+    measurement = Measurement(PAIRS["fashion-mnist-segmentation"], masked)
+    (rows,) = measurement._samples(RULES["logme"], {}, 30, 1)
+    tokens_of_an_image = len(measurement.labels) // IMAGES
+    assert len({*measurement.images[rows]}) == 30
+    assert len({*rows}) == len(rows) == 30 * tokens_of_an_image
 
 
 def test_other_noise_changes_rows_a_little(small):

@@ -38,6 +38,10 @@ KINDS = ("query", "key", "value", "attention", "mlp", "hidden")
 NUM_UNLABELLED, NUM_LABELLED = 256, 500
 """Images by default, without labels and with."""
 MAX_TOKENS = 4000
+NUM_VIEWS = {"lidar": 4, "retrieval": 2, "snr": 2}
+"""Views of every image, by default."""
+NEIGHBOURS = 5
+"""That vote, by default."""
 LEAST_IMAGES = 3
 PERTURBATIONS = 3
 LEAST_FOR_CLUSTERS = 128
@@ -134,7 +138,7 @@ def select_by_views(
         ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
     """
     started = _checked(method, inputs)
-    num_views = (4 if method == "lidar" else 2) if num_views is None else num_views
+    num_views = NUM_VIEWS[method] if num_views is None else num_views
     if num_views < 2:
         raise ValueError(f"num_views must be at least 2, got {num_views}")
     count = len(inputs.images)
@@ -189,7 +193,7 @@ def select_ridge(
 def select_knn(
     inputs: SelectionInputs,
     *,
-    neighbours: int = 5,
+    neighbours: int = NEIGHBOURS,
     task: str | None = None,
     pool_size: int = 1,
     max_tokens: int = MAX_TOKENS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from aselect_hf import criteria
-from aselect_hf.selection.criterion import NUM_LABELLED, NUM_UNLABELLED
+from aselect_hf.selection.criterion import NEIGHBOURS, NUM_LABELLED, NUM_UNLABELLED, NUM_VIEWS, select_shortlist
 from aselect_hf.selection.grid import mean_iou_of
 from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
 
 IMAGES, AUGMENTED, NOISY, RATIOS, LABELLED = "images", "augmented views", "noise views", "hfr", "labelled"
 """What a rule sees: image means with the stored noise `(images, width)`; random crops, or fresh noise of the same
 image, `(images, views, width)`; HFR of image and control `(images, 2)`; labeled images or tokens `(rows, width)`."""
-NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Rule:
         score: of `(values, labels, images)`, the last two `None` without labels; higher is better. `images` says of
             which image every row is, where rows are tokens.
         num_images: that it looks at by default.
-        passes: runs of the network an image and timestep.
+        passes: runs of the network an image and timestep; of rules that see views, how many views.
         together: `score` is of all candidates at once, a list of their values, and gives a list.
     """
 
@@ -60,9 +60,9 @@ RULES = {
     "consensus": Rule(IMAGES, lambda cells, *_: criteria.consensus(cells).scores, NUM_UNLABELLED, together=True),
     "rankme": Rule(IMAGES, lambda x, *_: criteria.rankme(x), NUM_UNLABELLED),
     "alpha_req": Rule(IMAGES, lambda x, *_: criteria.alpha_req(x), NUM_UNLABELLED),
-    "lidar": Rule(AUGMENTED, lambda x, *_: criteria.lidar(x), NUM_UNLABELLED, 2),
-    "retrieval": Rule(AUGMENTED, lambda x, *_: criteria.view_retrieval(x), NUM_UNLABELLED, 2),
-    "snr": Rule(NOISY, lambda x, *_: criteria.signal_to_noise(x), NUM_UNLABELLED, 2),
+    "lidar": Rule(AUGMENTED, lambda x, *_: criteria.lidar(x), NUM_UNLABELLED, NUM_VIEWS["lidar"]),
+    "retrieval": Rule(AUGMENTED, lambda x, *_: criteria.view_retrieval(x), NUM_UNLABELLED, NUM_VIEWS["retrieval"]),
+    "snr": Rule(NOISY, lambda x, *_: criteria.signal_to_noise(x), NUM_UNLABELLED, NUM_VIEWS["snr"]),
     "ridge": Rule(LABELLED, _ridge, NUM_LABELLED),
     "knn": Rule(LABELLED, _knn, NUM_LABELLED),
     "logme": Rule(LABELLED, lambda x, labels, _: criteria.logme(x, labels), NUM_LABELLED),
@@ -89,10 +89,12 @@ def ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def _shortlist(scores: list[np.ndarray]) -> np.ndarray:
-    """The second rule, among the first one's best five."""
+    """The second rule, among the first one's best."""
     first, second = (x[: min(map(len, scores))] for x in scores)
     return np.where(ranks(first) < SHORTLIST, second, -np.inf)
 
 
-SHORTLIST = 5
-COMBINATIONS = {"shortlist": Combination(("retrieval", "ridge"), _shortlist)}
+FIRST, SECOND, SHORTLIST = (
+    inspect.signature(select_shortlist).parameters[name].default for name in ("first", "second", "num_candidates")
+)
+COMBINATIONS = {"shortlist": Combination((FIRST, SECOND), _shortlist)}

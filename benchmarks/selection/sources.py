@@ -21,11 +21,12 @@ from aselect_hf.selection.criterion import KINDS
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
 from aselect_hf.selection.grid import choose_tokens
 from aselect_hf.selection.inputs import SelectionInputs
-from benchmarks.selection.rules import AUGMENTED, IMAGES, LABELLED, NOISY, RATIOS
+from benchmarks.selection.rules import AUGMENTED, IMAGES, LABELLED, NOISY, RATIOS, Rule
 
 TRAIN, VALIDATION, VIEWED, RATIOED = 1000, 1000, 300, 128
 TRAIN_TOKENS, VALIDATION_TOKENS = 8000, 6000
 BATCH = 100
+VIEWS = {AUGMENTED: augmented_views, NOISY: noise_views}
 
 Features = dict[str, np.ndarray]
 """By name: `(timesteps, rows, ...)`."""
@@ -69,12 +70,24 @@ class Sources:
         self._known: dict[str, Features] = {}
 
     def __getitem__(self, source: str) -> Features:
-        """The features that rules of this source see, of all names."""
+        """Features of all names, from a source without views."""
         if source == IMAGES and not self.segmentation:
             source = LABELLED
         if source not in self._known:
             self._known[source] = self._compute(source)
         return self._known[source]
+
+    def seen_by(self, rule: Rule) -> Features:
+        """Features of all names, as a rule sees them."""
+        if rule.source not in VIEWS:
+            return self[rule.source]
+        key = f"{rule.passes} {rule.source}"
+        if key not in self._known:
+            some = self._viewed
+            views = VIEWS[rule.source](self._inputs(some), rule.passes)
+            kept = pooled_rows(self.model, len(some), 1)
+            self._known[key] = self._sweep(self.model, views, kept, self.features, key)
+        return self._known[key]
 
     def with_other_noise(self, source: str, seed: int) -> Features:
         """Labeled rows or image means of the default feature, with another draw of the stored noise."""
@@ -128,11 +141,9 @@ class Sources:
             return self._rows(self.train, features, model)
         if source == IMAGES:
             return self._image_means(features, model)
-        some = self._viewed
         if source == RATIOS:
-            return self._ratios(some.subset(range(min(RATIOED, len(some)))))
-        views = {AUGMENTED: augmented_views, NOISY: noise_views}[source](self._inputs(some), 2)
-        return self._sweep(model, views, pooled_rows(model, len(some), 1), features, source)
+            return self._ratios(self._viewed.subset(range(min(RATIOED, len(self._viewed)))))
+        raise KeyError(f"{source} are seen with a number of views: seen_by")
 
     @property
     def _viewed(self) -> ImageData:
