@@ -184,6 +184,8 @@ def ridge_predictions(
     mean = one_hot.mean(axis=0)
     coefficients = left.T @ one_hot
     tried, errors = penalties * max(np.square(scales).sum(), 1.0), []
+    sizes = np.array([len(group) for group in members])
+    alike = [np.stack([members[at] for at in np.flatnonzero(sizes == size)]) for size in np.unique(sizes)]
     predictions = []
     for penalty in tried:
         shrink = scales**2 / (scales**2 + penalty)
@@ -191,9 +193,10 @@ def ridge_predictions(
         if groups is None:
             residuals /= 1 - 1 / len(rows) - (left**2 @ shrink)[:, None]
         else:
-            for group in members:
-                hat = 1 / len(rows) + (left[group] * shrink) @ left[group].T
-                residuals[group] = np.linalg.solve(np.eye(len(group)) - hat, residuals[group])
+            for some in alike:  # groups of one size at once: many are small
+                own = left[some]
+                hat = 1 / len(rows) + (own * shrink) @ own.swapaxes(1, 2)
+                residuals[some] = np.linalg.solve(np.eye(some.shape[1]) - hat, residuals[some])
         errors.append(float(np.square(residuals).sum()))
         predictions.append(near_best(one_hot - residuals).argmax(axis=1))
     best = best_of(-np.array(errors))
