@@ -21,7 +21,8 @@ from aselect_hf.tasks import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, find
 from aselect_hf.training import evaluation, metrics
 
 PACKAGE = Path(evaluation.__file__).parents[1]
-LITERALS = {name for task in (*TASKS.values(), FEATURES) for name in (task.name, task.pipeline, task.head_suffix)}
+LITERALS = {name for task in TASKS.values() for name in (task.name, task.pipeline, task.head_suffix)}
+LITERALS.add(FEATURES.pipeline)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

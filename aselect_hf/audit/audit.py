@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
-from aselect_hf.audit.check import NUM_AUDITED, Check, audited_images, audited_timesteps, check_pick
-from aselect_hf.audit.regret import best_exceeds
+from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_regret, unpaired_deviations
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.suspicions import (
     doubt_of_agreement,
     doubt_of_pick,
+    shares_of_picks,
     untrained_twin,
     warn_of_model,
     warn_of_pick,
 )
-from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
+from aselect_hf.audit.verdicts import FEW_LABELED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
+from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
+from aselect_hf.selection import AUTO, RULES, TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
 from aselect_hf.selection.rule import WITHOUT_LABELS
 from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
+from aselect_hf.selection.samples import LEAST_PER_CLASS
+
+NUM_AUDITED = 1000
+"""Labeled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
+LEAST_CURVE = 3
+"""Timesteps that two rules must both have scored, for their curves to be compared."""
 
 
 def audit_timestep(
@@ -81,9 +90,8 @@ def audit_timestep(
         raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
     elif selection.schedule != model.config.noise_schedule:
         raise ValueError("selection was made for another noise schedule than the model's")
-    data, labelled, warnings = audited_images(images, num_images or NUM_AUDITED, seed, on_error)
-    run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
-    run |= {"progress": progress}
+    data, labeled, warnings = _audited_images(images, num_images or NUM_AUDITED, seed, on_error)
+    run: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     picked = selection
     if picked is None:
         if method == AUTO:
@@ -91,81 +99,188 @@ def audit_timestep(
             report_unused_labels(data, method)
         if "pool_size" in RULES[method].options:
             options["pool_size"] = pool_size
-        picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
-    run |= {"feature": picked.feature, "timesteps": audited_timesteps(model, picked, timesteps)}
-    check = check_pick(model, data, labelled, picked, run, pool_size)
-    warnings += warn_of_pick(check.hfr, picked, check.name, check.shares)
+        run_picked = run | {"feature": feature, "timesteps": timesteps, "num_images": num_images}
+        picked = select_timestep(model, data, method=method, **run_picked, **options)
+    run["feature"] = picked.feature
+    grid = audited_timesteps(model, picked, timesteps)
+    curves = _curves(model, data, picked, grid, labeled, num_images, pool_size, run)
+    checked = curves.checked
+    shares = shares_of_picks(picked, grid, seed)
+    warnings += warn_of_pick(curves.hfr, picked, curves.name, shares)
+    correlation = None if checked is picked else rank_correlation(picked, checked)
+    regret = regret_by(checked, grid.index(picked.timestep), seed)
     chance = untrained = None
-    if labelled:
-        chance = None if data.masks is not None else commonest_share(data)
-        verdict, sentence = judge_by_labels(check, chance, tolerance)
-        if check.checked is not selection:
-            run |= {"num_images": check.checked.num_images, "timesteps": [check.checked.timestep]}
-            twin = select_timestep(untrained_twin(model), data, method=check.rule, pool_size=pool_size, **run)
+    if labeled:
+        chance, informative = _chance(data, checked, seed)
+        verdict, sentence = _judge_with_labels(curves, regret, tolerance, informative, seed)
+        if checked is not selection:
+            run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
+            twin = select_timestep(untrained_twin(model), data, method=curves.rule, pool_size=pool_size, **run)
             untrained = twin.scores[0]
-            warnings += warn_of_model(check.checked, twin, seed)
+            warnings += warn_of_model(checked, twin, seed)
     else:
-        verdict, sentence = judge_without_labels(check)
+        doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(curves.hfr, picked, curves.name, shares)
+        verdict, sentence = judge_by_agreement(picked, checked, curves.name, grid, correlation, regret.lower > 0, doubt)
     return Audit(
         verdict=verdict,
         sentence=sentence,
-        warnings=warnings + warn_of_images(check, data),
-        method=check.name,
-        checked_by=check.rule,
+        warnings=warnings + _warnings_of_check(data, checked, labeled),
+        method=curves.name,
+        checked_by=curves.rule,
         timestep=picked.timestep,
-        selections={"hfr": check.hfr, check.name: picked, check.rule: check.checked},
-        pick_shares=None if check.shares is None else check.shares.tolist(),
-        regret=check.regret if labelled else None,
+        selections={"hfr": curves.hfr, curves.name: picked, curves.rule: checked},
+        pick_shares=None if shares is None else shares.tolist(),
+        regret=regret if labeled else None,
         chance=chance,
         untrained=untrained,
-        rank_correlation=check.correlation,
+        rank_correlation=correlation,
         tolerance=tolerance,
     )
 
 
-def commonest_share(data: ImageData) -> float:
-    """Accuracy of always answering the commonest class."""
-    return float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
+@dataclass
+class _Curves:
+    """The selections that an audit compares.
+
+    Args:
+        name: of the rule that picked, see `Audit.method`.
+        rule: the one that checks.
+        grid: timesteps of the curves of HFR and of the check.
+    """
+
+    name: str
+    rule: str
+    grid: list[int]
+    hfr: TimestepSelection
+    picked: TimestepSelection
+    checked: TimestepSelection
 
 
-def judge_by_labels(check: Check, chance: float | None, tolerance: float) -> tuple[str, str]:
-    """Verdict and sentence by a probe; of the timesteps that rounding may give, that of the worst."""
-    picked, probe = check.picked, check.checked
-    informative = True
-    if chance is not None and probe.per_image_scores is not None:
-        informative = best_exceeds(np.array(probe.per_image_scores), chance, check.seed)
+def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> tuple[ImageData, bool, list[str]]:
+    """A sample of the images, whether they are labeled (with classes or masks), and a warning of what is left out."""
+    data, warnings = ImageData.of(images, num_images), []
+    labeled = data.masks is not None or has_classes(data.labels)
+    if labeled and data.masks is None:
+        if data.num_unlabelled:
+            warnings.append(f"{data.num_unlabelled:,} of {len(data):,} images have no label: not used")
+        data = data.labelled()
+    data = data.sample(num_images, seed, per_class=LEAST_PER_CLASS if labeled else 0)
+    return data.readable(on_error), labeled, warnings
+
+
+def _curves(
+    model: ASelectDiTModel,
+    data: ImageData,
+    picked: TimestepSelection,
+    grid: list[int],
+    labeled: bool,
+    num_images: int | None,
+    pool_size: int,
+    run: dict[str, Any],
+) -> _Curves:
+    """HFR's curve and that of the rule that checks, over the grid; each is run unless it is the pick's own."""
+    run = run | {"timesteps": grid, "num_images": num_images}
+    name = rule_name(picked, grid)
+    hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
+    rule = "ridge" if labeled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
+    if rule == "hfr":
+        checked = hfr
+    elif rule == name and picked.timesteps == grid:
+        checked = picked
+    else:
+        if labeled:
+            run["num_images"] = num_images or NUM_AUDITED
+        checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
+    return _Curves(name, rule, grid, hfr, picked, checked)
+
+
+def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[float | None, bool]:
+    """Accuracy of always answering the commonest class, and whether the probe is above it somewhere; of masks none."""
+    if data.masks is not None:
+        return None, True
+    chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
+    if checked.per_image_scores is None:
+        return chance, True
+    return chance, best_exceeds(np.array(checked.per_image_scores), chance, seed)
+
+
+def _judge_with_labels(
+    curves: _Curves, regret: Regret, tolerance: float, informative: bool, seed: int
+) -> tuple[str, str]:
+    """Verdict and sentence by the probe, of the worst of the timesteps that rounding may give."""
+    picked, checked, grid = curves.picked, curves.checked, curves.grid
     itself = "ridge" in (picked.method, picked.options.get("second"))
-
-    def judge(t: int) -> tuple[str, str]:
-        return judge_by_probe(probe, check.grid.index(t), check.regret_at(t), tolerance, informative, itself)
-
-    verdict, sentence = judge(picked.timestep)
+    pick = grid.index(picked.timestep)
+    verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
     for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
-        worse, why = judge(t)
-        if VERDICTS.index(worse) > VERDICTS.index(verdict):
-            verdict, sentence = worse, f"the pick depends on rounding, which may give t = {t}; {why}"
+        other = grid.index(t)
+        worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
+        if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
+            verdict, sentence = worse[0], f"the pick depends on rounding, which may give t = {t}; {worse[1]}"
     return verdict, sentence
 
 
-def judge_without_labels(check: Check) -> tuple[str, str]:
-    """Verdict and sentence by an independent rule."""
-    picked, checked = check.picked, check.checked
-    doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(check.hfr, picked, check.name, check.shares)
-    refuted = check.regret.lower > 0
-    return judge_by_agreement(picked, checked, check.name, check.grid, check.correlation, refuted, doubt)
-
-
-def warn_of_images(check: Check, data: ImageData) -> list[str]:
-    """Whether labels could not be used, and whether the check had few images."""
-    count, warnings = check.checked.num_images, []
-    if check.labelled:
-        if count < FEW_LABELLED:
-            warnings.append(f"the probe has only {count} images: label {FEW_LABELLED} or more")
-        return warnings
+def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: bool) -> list[str]:
+    """What the check lacks: images, or labels that it could use."""
+    if labeled:
+        if checked.num_images < FEW_LABELED:
+            return [f"the probe has only {checked.num_images} images: label {FEW_LABELED} or more"]
+        return []
+    warnings = []
     if data.labels is not None:
-        warnings.append(
-            f"the labels are not of 2 classes with 2 images each ({data.describe_classes()}): they were not used"
-        )
-    if check.rule == WITHOUT_LABELS and count < LEAST_FOR_CLUSTERS:
-        warnings.append(f"the check has only {count} images: give {LEAST_FOR_CLUSTERS} or more")
+        classes = data.describe_classes()
+        warnings.append(f"the labels are not of 2 classes with 2 images each ({classes}): they were not used")
+    if checked.method == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+        warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
     return warnings
+
+
+def audited_timesteps(
+    model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
+) -> list[int]:
+    """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
+
+    Raises:
+        ValueError: they are fewer than 2.
+    """
+    grid = set(picked.timesteps) | {picked.timestep}
+    if not picked.scored_all:
+        schedule = model.noise_schedule
+        if timesteps is None:
+            grid |= set(default_timesteps(schedule))
+        else:
+            grid |= set(default_timesteps(schedule, timesteps) if isinstance(timesteps, int) else timesteps)
+    if len(grid) < 2:
+        raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
+    return sorted(grid)
+
+
+def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
+    """See `Audit.method`."""
+    if picked.method != "hfr":
+        return picked.method
+    if not picked.options.get("noise_correction", True):
+        return "hfr, uncorrected"
+    return "hfr" if picked.timesteps == grid and picked.scored_all else "hfr, searched"
+
+
+def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
+    """Regret of the pick by another rule's curve; paired where that rule scores single images."""
+    if checked.per_image_scores is None:
+        deviations = unpaired_deviations(checked.standard_errors, pick, seed)
+        return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
+    outcomes = np.array(checked.per_image_scores)
+    span = float(np.ptp(outcomes)) if checked.method == "hfr" else 1.0
+    return paired_regret(checked.timesteps, outcomes, pick, seed, span)
+
+
+def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float | None:
+    """Spearman's, from -1 to 1, over timesteps that both scored; 0 of a constant curve, `None` of fewer than 3."""
+    curves = [dict(zip(each.timesteps, each.scores, strict=False)) for each in (one, other)]
+    common = sorted(set(curves[0]) & set(curves[1]))
+    if len(common) < LEAST_CURVE:
+        return None
+    first, second = ([curve[t] for t in common] for curve in curves)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(spearmanr(first, second).statistic)

@@ -70,6 +70,10 @@ def augmented_views(inputs: SelectionInputs, num_views: int) -> Views:
     return Views(latents, noise, num_views * count)
 
 
+VIEWS = {"noise views": noise_views, "augmented views": augmented_views}
+"""By what a criterion sees, see `Criterion.sees`."""
+
+
 def random_resized_crop(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """A random part of `image` `(channels, height, width)` at its size, maybe mirrored.
 

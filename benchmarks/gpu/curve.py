@@ -62,7 +62,7 @@ def truth_of(stage: Stage, sources: Sources) -> np.ndarray:
     stage.note("default_feature", sources.default_feature)
     stage.note("images", {"train": len(sources.train), "validation": len(sources.validation)})
     started = time.perf_counter()
-    curves = measurement.curves(sources.labelled_rows, sources.validation_rows)
+    curves = measurement.curves(sources.labeled_rows, sources.validation_rows)
     stage.note("truth", {name: summary(x) for name, x in curves.items()})
     stage.note("seconds", {"stored noise": time.perf_counter() - started})
     started = time.perf_counter()

@@ -25,7 +25,7 @@ from transformers import set_seed
 
 from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.audit import Audit, audit_timestep
-from aselect_hf.audit.verdicts import FEW_LABELLED
+from aselect_hf.audit.verdicts import FEW_LABELED
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_text
@@ -240,7 +240,7 @@ def tell_few(found: Measured) -> tuple[str, str, str]:
         "not a right one**, it is only not a matter of these images.",
         f"Yes. The same four images with HFR as the rule are called {hfr.verdict!r}.",
         f"Give {LEAST_FOR_CLUSTERS} images or more (default: {RULES['consensus'].num_images} for retrieval and "
-        f"consensus, {RULES['hfr'].num_images} for HFR); they need no labels. With labels, {FEW_LABELLED} or more.",
+        f"consensus, {RULES['hfr'].num_images} for HFR); they need no labels. With labels, {FEW_LABELED} or more.",
     )
 
 
@@ -296,7 +296,7 @@ def tell_agreement(found: Measured) -> tuple[str, str, str]:
         "agree says that they see the same, not that they are right.",
         f"With labels, yes, as above. Without, too, since the check looks for clusters: {quoted(blind)}. Where the "
         "clusters are not the classes, nothing would be noticed.",
-        f"Label {FEW_LABELLED} images: with labels the default rule is another one (`aselect select`), and the audit "
+        f"Label {FEW_LABELED} images: with labels the default rule is another one (`aselect select`), and the audit "
         "is a measurement instead of a second opinion.",
     )
 

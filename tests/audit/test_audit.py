@@ -14,7 +14,7 @@ from PIL import Image
 
 from aselect_hf import cli, select_timestep
 from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep
-from aselect_hf.audit.check import regret_by
+from aselect_hf.audit.audit import regret_by
 from aselect_hf.audit.suspicions import untrained_twin
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data.image_data import ImageData
