@@ -39,8 +39,9 @@ from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.modeling.features import list_features
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
-from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
+from aselect_hf.selection import RULES, TimestepSelection, select_timestep
+from aselect_hf.selection.request import check_request
+from aselect_hf.selection.rule import WITH_LABELS, WITHOUT_LABELS
 from aselect_hf.speed import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.versions import slow_precision
 
@@ -61,7 +62,9 @@ Feature = Annotated[str | None, typer.Option(help="`blocks.<i>.<kind>`; default:
 FeatureOrAuto = Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")]
 Method = Annotated[
     str,
-    typer.Option(help=f"The rule that picks: auto (labels: {FEW_LABELS}; none: {NO_LABELS}), {', '.join(STRATEGIES)}."),
+    typer.Option(
+        help=f"The rule that picks: auto (labels: {WITH_LABELS}; none: {WITHOUT_LABELS}), {', '.join(RULES)}."
+    ),
 ]
 FixedTimestep = Annotated[int | None, typer.Option(help="fixed: the timestep.")]
 Timesteps = Annotated[

@@ -23,9 +23,11 @@ from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_b
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, LEAST_PER_CLASS
-from aselect_hf.selection.select import NO_LABELS, automatic_method, check_request, report_unused_labels
+from aselect_hf.selection import AUTO, RULES, TimestepSelection, default_timesteps, select_timestep
+from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
+from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
+from aselect_hf.selection.samples import LEAST_PER_CLASS
 
 NUM_AUDITED = 1000
 """Labeled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
@@ -102,7 +104,7 @@ def audit_timestep(
         if method == AUTO:
             method = automatic_method(data)
             report_unused_labels(data, method)
-        if method in (*CRITERIA, "grid"):
+        if "pool_size" in RULES[method].options:
             options["pool_size"] = pool_size
         picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
     else:
@@ -111,7 +113,7 @@ def audit_timestep(
     run |= {"feature": picked.feature, "timesteps": grid}
     name = rule_name(picked, grid)
     hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
-    rule = "ridge" if labelled else "hfr" if picked.method == NO_LABELS else NO_LABELS
+    rule = "ridge" if labelled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
     if rule == "hfr":
         checked = hfr
     elif rule == name and picked.timesteps == grid:
@@ -151,7 +153,7 @@ def audit_timestep(
             warnings.append(
                 f"the labels are not of 2 classes with 2 images each ({data.describe_classes()}): they were not used"
             )
-        if rule == NO_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+        if rule == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
             warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
         doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(hfr, picked, name, shares)
         verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
@@ -181,7 +183,7 @@ def audited_timesteps(
         ValueError: they are fewer than 2.
     """
     grid = set(picked.timesteps) | {picked.timestep}
-    if not _scored_all(picked):
+    if not picked.scored_all:
         schedule = model.noise_schedule
         if timesteps is None:
             grid |= set(default_timesteps(schedule))
@@ -198,7 +200,7 @@ def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
         return picked.method
     if not picked.options.get("noise_correction", True):
         return "hfr, uncorrected"
-    return "hfr" if picked.timesteps == grid and _scored_all(picked) else "hfr, searched"
+    return "hfr" if picked.timesteps == grid and picked.scored_all else "hfr, searched"
 
 
 def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
@@ -221,10 +223,3 @@ def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float 
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(spearmanr(first, second).statistic)
-
-
-def _scored_all(picked: TimestepSelection) -> bool:
-    """Whether the rule scored every candidate on every image."""
-    options = picked.options
-    searched = options.get("search", "full") != "full" or options.get("early_stopping") is not None
-    return picked.method not in ("fixed", "shortlist") and not searched

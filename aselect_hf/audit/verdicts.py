@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aselect_hf.audit.regret import Regret
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.select import NO_LABELS
+from aselect_hf.selection.rule import WITHOUT_LABELS
 
 TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
 
@@ -96,7 +96,7 @@ def judge_by_agreement(
         return DO_NOT_TRUST, f"{reason}; label {FEW_LABELLED} images and run again"
     picks = f"{written(name)} t = {picked.timestep}, {written(checked.method)} t = {checked.timestep}"
     places = abs(grid.index(picked.timestep) - grid.index(checked.timestep))
-    agreement = verdict_of_agreement(places, correlation, refuted, picked.method == NO_LABELS)
+    agreement = verdict_of_agreement(places, correlation, refuted, picked.method == WITHOUT_LABELS)
     if agreement == DO_NOT_TRUST:
         return (
             DO_NOT_TRUST,

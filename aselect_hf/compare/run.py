@@ -26,14 +26,13 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
-from aselect_hf.selection.select import check_request
+from aselect_hf.selection.request import check_request
+from aselect_hf.selection.rules import RULES
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
 TRAIN_SHARE = 0.8
 RAW_PIXEL_SIDE = 32
-NOT_AUDITED = ("fixed", "grid")
-"""Strategies that read nothing from features, or more than an audit could."""
 
 
 def compare_strategies(
@@ -58,7 +57,7 @@ def compare_strategies(
     Args:
         splits: labeled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
             (`share_classes`). Images without a label are left out.
-        strategies: names in `STRATEGIES`.
+        strategies: names in `aselect_hf.selection.RULES`.
         num_images: images that strategies may see that do not need all; default each one's own number.
         num_seeds: probes per strategy, each on its own 80 % of the training split.
         pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
@@ -138,7 +137,7 @@ def check_strategies(
 
 def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
     """The row of HFR, or else the first whose pick is worth an audit; `None` where there is none."""
-    worth = [row for row in rows if row.strategy not in NOT_AUDITED]
+    worth = [row for row in rows if RULES[row.strategy].audited]
     return next((row for row in worth if row.strategy == "hfr"), worth[0] if worth else None)
 
 

@@ -31,7 +31,8 @@ from aselect_hf.modeling.features import parse_feature
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.reporting.markdown import Markdown, code
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.criterion import LABELLED
+from aselect_hf.selection.rule import Rule
+from aselect_hf.selection.rules import RULES
 from aselect_hf.versions import installed_versions
 
 logger = logging.getLogger(__name__)
@@ -387,7 +388,7 @@ class CardContent:
             facts.append(("cost", f"{cost.forward_passes:,} forward passes, {seconds}"))
         return {
             "method": selection.method,
-            "explanation": _explain(selection),
+            "explanation": _explanation(RULES[selection.method]),
             "has_picture": bool(selection.scores),
             "caption": f"{selection.score_name} over the noise axis, the chosen timestep as a line",
             "facts": facts,
@@ -479,34 +480,12 @@ def _code_block(*lines: str) -> Markdown:
     return Markdown("\n".join(lines))
 
 
-def _explain(selection: TimestepSelection) -> str:
-    if selection.method == "hfr":
-        text = (
-            "The High-Frequency Ratio (HFR) is the share of a feature's spectrum, over the patch grid, above a cutoff "
-            "frequency. The timestep with the highest score was taken; no labels were used."
-        )
-        if selection.options.get("noise_correction"):
-            text += (
-                " Injected noise is broadband and raises the ratio by itself, so the HFR of pure noise of the same "
-                "sigma is subtracted from that of the images."
-            )
-        return text
-    if selection.method == "gate":
-        return (
-            "A gate weighed the candidate timesteps by attention over their mean features and noise levels. It was "
-            "trained together with a linear classifier on labeled images, every image seen at "
-            f"{selection.options['num_visited']} of the {len(selection.timesteps)} candidates a step, while its "
-            "weights were annealed towards a single one; the timestep of the highest weight was taken."
-        )
-    if selection.method == "grid":
-        return "A probe was trained at every candidate; the timestep of the highest validation accuracy was taken."
-    if selection.method == "fixed":
-        return "The timestep was given."
-    labels = "few labels" if selection.method in (*LABELLED, "shortlist") else "no labels"
-    return (
-        f"The features at every candidate were scored, by {selection.score_name}, with {labels}; the timestep of the "
-        "highest score was taken."
-    )
+def _explanation(rule: Rule) -> str:
+    """What a rule does, and which labels it used."""
+    if not rule.runs:
+        return rule.explanation
+    used = {"none": "No labels were used.", "few": "A few labels were used.", "all": "All labels were used."}
+    return f"{rule.explanation} {used[rule.labels]}"
 
 
 def publishable_training(record: dict[str, Any]) -> dict[str, Any]:

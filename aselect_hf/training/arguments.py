@@ -6,9 +6,9 @@ import math
 import os
 import re
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,12 +23,15 @@ from aselect_hf.data.sources import refuse_shared_splits
 from aselect_hf.files import as_path
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import is_hub_id, local_name
-from aselect_hf.selection import METHODS
-from aselect_hf.selection.criterion import AUTO
-from aselect_hf.selection.select import methods_with
+from aselect_hf.selection import AUTO, RULES
+from aselect_hf.selection.request import check_request, rules_with
+from aselect_hf.selection.rule import WITH_LABELS
+from aselect_hf.selection.rule_options import rule_option_fields
 
-RULE_OPTIONS = {"timestep": "timestep", "num_visited_timesteps": "num_visited", "gate_learning_rate": "learning_rate"}
-"""Arguments that belong to some methods of `timestep_selection` only, and what `select_timestep` calls them."""
+NOT_IN_TRAINING = ("task", "num_epochs")
+"""Options of rules that a training script decides: it has a task, and trains the gate with it."""
+RuleOptions: Any = make_dataclass("RuleOptions", rule_option_fields(without=NOT_IN_TRAINING))
+RULE_OPTIONS = [field.name for field in fields(RuleOptions)]
 LR_SCHEDULERS = (
     "linear",
     "cosine",
@@ -82,14 +85,13 @@ class PretrainModelArguments(ModelArguments):
 
 
 @dataclass
-class TaskModelArguments(ModelArguments):
-    timestep_selection: str = _field(AUTO, f"How the timestep is chosen: {', '.join(METHODS)}.")
+class TaskModelArguments(RuleOptions, ModelArguments):  # type: ignore[misc]
+    timestep_selection: str = _field(AUTO, f"How the timestep is chosen: {', '.join((AUTO, *RULES))}.")
     timesteps: str | None = _field(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
-    timestep: int | None = _field(None, "fixed: the timestep; default a tenth of the schedule.")
     num_selection_images: int | None = _field(None, "Training images to look at; default: hfr 64, criteria 256 or 500.")
-    num_visited_timesteps: int = _field(2, "gate: candidates that each image visits in a step.")
-    gate_learning_rate: float = _field(3e-3, "gate: its learning rate.")
-    feature: str | None = _field(None, "blocks.<i>.<kind>; default the checkpoint's own.")
+    num_visited_timesteps: int = _field(2, "gate: Candidates that each image visits in a step.")
+    gate_learning_rate: float = _field(3e-3, "gate: Its learning rate.")
+    feature: str | None = _field(None, "blocks.<i>.<kind>, or auto; default the checkpoint's own.")
     freeze_backbone: bool = _field(False, "Train heads alone, many side by side; validation chooses one.")
     lora_rank: int = _field(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")
     head_learning_rates: list[float] | None = field(
@@ -106,19 +108,27 @@ class TaskModelArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.timestep_selection not in METHODS:
-            raise ValueError(f"timestep_selection must be one of {', '.join(METHODS)}; got {self.timestep_selection!r}")
-        for name, option in RULE_OPTIONS.items():
-            owners = methods_with(option)
-            value = getattr(self, name)
-            if value != type(self).__dataclass_fields__[name].default and self.timestep_selection not in owners:
-                raise ValueError(
-                    f"{name}={value} needs timestep_selection={' or '.join(owners)}, got {self.timestep_selection!r}"
-                )
+        if self.timestep_selection not in (AUTO, *RULES):
+            raise ValueError(
+                f"timestep_selection must be one of {', '.join((AUTO, *RULES))}; got {self.timestep_selection!r}"
+            )
+        rule = RULES[WITH_LABELS if self.timestep_selection == AUTO else self.timestep_selection]
+        for name, value in self.rule_options.items():
+            if name not in rule.options:
+                owners = " or ".join(rules_with(name))
+                raise ValueError(f"{name}={value} needs timestep_selection={owners}, got {self.timestep_selection!r}")
+        check_request(self.timestep_selection, feature=self.feature)
         if self.num_visited_timesteps < 1:
             raise ValueError(f"num_visited_timesteps must be at least 1, got {self.num_visited_timesteps}")
         if self.freeze_backbone and self.lora_rank:
             raise ValueError("freeze_backbone and lora_rank exclude each other")
+
+    @property
+    def rule_options(self) -> dict[str, Any]:
+        """The options of rules that were given."""
+        defaults = type(self).__dataclass_fields__
+        values = {name: getattr(self, name) for name in RULE_OPTIONS}
+        return {name: value for name, value in values.items() if value != defaults[name].default}
 
     @property
     def candidates(self) -> list[int] | int | None:
@@ -312,7 +322,10 @@ def _is_repo_id(name: str) -> bool:
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the arguments, the example above them as it was written."""
+    """Defaults beside the arguments that have one, the example above them as it was written."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def public_arguments(*groups: Any) -> dict[str, Any]:

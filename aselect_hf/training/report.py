@@ -187,7 +187,10 @@ def gate_selection(
         cost=SelectionCost(extra, share * cost.seconds, share * cost.flops),
         schedule=objective.dit.noise_schedule.to_dict(),
         score_name="gate weight",
-        options={"num_visited": objective.num_visited, "denoising_loss_weight": objective.denoising_loss_weight},
+        options={
+            "num_visited_timesteps": objective.num_visited,
+            "denoising_loss_weight": objective.denoising_loss_weight,
+        },
         num_images=len(data),
         seed=args.seed,
     )

@@ -23,7 +23,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
-from aselect_hf.selection import NUM_GATE_TIMESTEPS, TimestepSelection, gate_timesteps, select_timestep
+from aselect_hf.selection import AUTO, NUM_GATE_TIMESTEPS, RULES, TimestepSelection, gate_timesteps, select_timestep
 from aselect_hf.selection.timestep_gate import TimestepGate
 from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
 from aselect_hf.training.evaluation import HeadEvaluation
@@ -94,6 +94,9 @@ class TaskRun:
         if self.model_args.timestep_selection != "gate":
             selection = self._choose_timestep()
             selection.apply(self.model)
+            if self.model_args.feature == AUTO:
+                self.model.dit.requires_grad_(True)
+                self.model.freeze_unused()
             self.state.print(f"timestep: {selection.describe()}")
         objective = self._build_objective()
         trainer = self._build_trainer(objective)
@@ -140,7 +143,7 @@ class TaskRun:
             "label2id": {x: i for i, x in enumerate(names)},
         }
         for name in ("feature", "pooling", "head_norm", "segmentation_head"):
-            if (value := getattr(args, name)) is not None:
+            if (value := getattr(args, name)) not in (None, AUTO):
                 overrides[name] = value
         model_class: Any = ASelectDiTForImageClassification
         if self.segmentation:
@@ -156,14 +159,15 @@ class TaskRun:
     def _choose_timestep(self) -> TimestepSelection:
         """By any method but the gate, before training; a resumed run keeps what it had chosen."""
         args, data = self.model_args, self.data
-        method = args.timestep_selection
-        options: dict[str, Any] = {}
-        if method == "fixed":
-            options = {"timestep": args.timestep}
-        elif method == "grid":
+        method, options = args.timestep_selection, args.rule_options
+        if args.feature == AUTO:
+            options["feature"] = AUTO
+        if method != AUTO and "task" in RULES[method].options:
+            options["task"] = "segmentation" if self.segmentation else "classification"
+        if method != AUTO and RULES[method].labels == "all":
             if data.stream is not None:
-                raise ValueError("timestep_selection=grid needs every image: it cannot run with --streaming")
-            options = {"validation": data.validation, "task": "segmentation" if self.segmentation else "classification"}
+                raise ValueError(f"timestep_selection={method} needs every image: it cannot run with --streaming")
+            options["validation"] = data.validation
         if self.state.is_main_process and not (self.args.resume_from_checkpoint and self._selection_file.is_file()):
             self._select(method, args.candidates, **options).save(self._selection_file)
         self.state.wait_for_everyone()

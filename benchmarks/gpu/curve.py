@@ -10,7 +10,7 @@ import numpy as np
 
 from aselect_hf import select_timestep
 from aselect_hf.modeling.features import parse_feature
-from aselect_hf.selection import STRATEGIES, TimestepSelection
+from aselect_hf.selection import RULES, TimestepSelection
 from benchmarks.gpu.speed import tf32
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.training import model_dir
@@ -76,7 +76,7 @@ def truth_of(stage: Stage, sources: Sources) -> np.ndarray:
 def rules(stage: Stage, sources: Sources, truth: np.ndarray) -> None:
     """What `select_timestep` picks by every method, and how much it loses against the best of the curve."""
     mean = truth.mean(axis=0)
-    order = sorted((name for name in STRATEGIES if name not in UNKNOWN), key=lambda name: name in SLOW)
+    order = sorted((name for name in RULES if name not in UNKNOWN), key=lambda name: name in SLOW)
     for seed in range(SEEDS[stage.setting.tiny]):
         for method in order:
             if seed and method in SLOW:

@@ -30,13 +30,12 @@ from aselect_hf.audit import NUM_AUDITED
 from aselect_hf.audit.regret import best_exceeds, paired_regret
 from aselect_hf.files import write_text
 from aselect_hf.selection.criteria import ridge_predictions
-from aselect_hf.selection.criterion import MAX_TOKENS, NUM_LABELLED
-from aselect_hf.selection.grid import iou_counts, iou_influence
 from aselect_hf.selection.probe import fit_in_parallel
-from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
+from aselect_hf.selection.rules.few_labels import MAX_TOKENS
+from aselect_hf.selection.uncertainty import iou_counts, iou_influence
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection.pairs import PAIRS, Pair, coarse_labels
-from benchmarks.selection.rules import IMAGES, LABELLED, RULES, Rule, score_of_classes
+from benchmarks.selection.rules import FEW_IMAGES, IMAGES, LABELLED, NUM_LABELLED, RULES, Rule, score_of_classes
 from benchmarks.selection.sources import Features, Sources
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
@@ -135,7 +134,7 @@ class Measurement:
         """Of the checkpoint's feature: `(draws of noise, samples, timesteps)`; of few images `(samples, timesteps)`."""
         sources, own = self.sources, self.sources.default_feature
         draws = [sources.default_rows if rule.source == LABELLED else {own: sources[rule.source][own]}]
-        few = self._scores(rule, draws[0], DEFAULT_NUM_IMAGES, OWN_SAMPLES)[own]
+        few = self._scores(rule, draws[0], FEW_IMAGES, OWN_SAMPLES)[own]
         if rule.source in (LABELLED, IMAGES):
             draws += [sources.with_other_noise(rule.source, seed) for seed in OTHER_NOISE]
         usual = [self._scores(rule, draw, rule.num_images, OWN_SAMPLES)[own] for draw in draws]

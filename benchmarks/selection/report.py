@@ -19,13 +19,13 @@ import numpy as np
 from matplotlib import pyplot
 from scipy.stats import spearmanr
 
+from aselect_hf import selection
 from aselect_hf.audit import NUM_AUDITED, TOLERANCE, TRUST, VERDICTS, verdict_of, verdict_of_agreement
 from aselect_hf.audit.regret import Regret
 from aselect_hf.files import atomic_file, read_json, write_text
-from aselect_hf.selection.criterion import NUM_LABELLED
-from aselect_hf.selection.select import CHOOSE_FEATURES, NO_LABELS
+from aselect_hf.selection.rule import WITHOUT_LABELS
 from benchmarks.selection.pairs import PAIRS
-from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, RULES
+from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, NUM_LABELLED, RULES
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -88,7 +88,7 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
         "rank": float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()])),
         "own": float((flat.max() - own[picks]).mean()),
     }
-    if rule in CHOOSE_FEATURES:
+    if rule in selection.RULES and selection.RULES[rule].chooses_feature:
         stacked = np.concatenate([*everywhere.values()], axis=1)
         found["auto"] = float((flat.max() - flat[stacked.argmax(axis=1)]).mean())
     return found
@@ -224,7 +224,7 @@ def agreement_cases(content: Content, rule: str, check: str) -> list[tuple[float
     for ours, theirs in zip(*(content["own_scores"][name]["usual"][0] for name in (rule, check)), strict=True):
         pick, correlation = int(np.argmax(ours)), _correlation(np.array(ours), np.array(theirs))
         places = abs(pick - int(np.argmax(theirs)))
-        verdict = verdict_of_agreement(places, correlation, False, rule == NO_LABELS)
+        verdict = verdict_of_agreement(places, correlation, False, rule == WITHOUT_LABELS)
         cases.append((float(curve.max() - curve[pick]), verdict))
     return cases
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from aselect_hf import selection
 from aselect_hf.selection import criteria
-from aselect_hf.selection.criterion import NUM_LABELLED, NUM_UNLABELLED
-from aselect_hf.selection.grid import mean_iou_of
-from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
+from aselect_hf.selection.uncertainty import mean_iou_of
 
 IMAGES, AUGMENTED, NOISY, RATIOS, LABELLED = "images", "augmented views", "noise views", "hfr", "labelled"
 """What a rule sees: image means with the stored noise `(images, width)`; random crops, or fresh noise of the same
 image, `(images, views, width)`; HFR of image and control `(images, 2)`; labeled images or tokens `(rows, width)`."""
 NEIGHBOURS = 5
+FEW_IMAGES, NUM_UNLABELLED, NUM_LABELLED = (selection.RULES[name].num_images for name in ("hfr", "consensus", "ridge"))
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def _knn(x: np.ndarray, labels: np.ndarray, images: np.ndarray | None) -> float:
 
 
 RULES = {
-    "hfr": Rule(RATIOS, lambda x, *_: float((x[:, 0] - x[:, 1]).mean()), DEFAULT_NUM_IMAGES, 2),
-    "hfr, uncorrected": Rule(RATIOS, lambda x, *_: float(x[:, 0].mean()), DEFAULT_NUM_IMAGES),
+    "hfr": Rule(RATIOS, lambda x, *_: float((x[:, 0] - x[:, 1]).mean()), FEW_IMAGES, 2),
+    "hfr, uncorrected": Rule(RATIOS, lambda x, *_: float(x[:, 0].mean()), FEW_IMAGES),
     "consensus": Rule(IMAGES, lambda cells, *_: criteria.consensus(cells).scores, NUM_UNLABELLED, together=True),
     "rankme": Rule(IMAGES, lambda x, *_: criteria.rankme(x), NUM_UNLABELLED),
     "alpha_req": Rule(IMAGES, lambda x, *_: criteria.alpha_req(x), NUM_UNLABELLED),

@@ -17,11 +17,11 @@ from aselect_hf.data.sources import load_images
 from aselect_hf.modeling.features import list_features, parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import default_timesteps
-from aselect_hf.selection.criterion import KINDS
 from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
-from aselect_hf.selection.grid import choose_tokens
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.scoring import KINDS
+from aselect_hf.selection.tokens import choose_tokens
 from benchmarks.selection.rules import AUGMENTED, IMAGES, LABELLED, NOISY, RATIOS
 
 TRAIN, VALIDATION, VIEWED, RATIOED = 1000, 1000, 300, 128

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from aselect_hf import select_timestep
 from aselect_hf.conversion import save_model
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.selection import STRATEGIES
+from aselect_hf.selection import RULES
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.sweep import HFRSweep
 from aselect_hf.speed import benchmark_model
@@ -43,7 +43,7 @@ def pictures(normal: Any) -> ImageData:
     return ImageData(pixels, labels)
 
 
-@pytest.mark.parametrize("method", STRATEGIES)
+@pytest.mark.parametrize("method", RULES)
 def test_every_strategy_scores_as_on_the_cpu(
     make_model: Any, pictures: ImageData, device: torch.device, tmp_path: Path, method: str
 ) -> None:

@@ -29,7 +29,7 @@ from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.redaction import publishable
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
 from aselect_hf.hub.upload import count_parameters, prepare_folder, prepare_upload
-from aselect_hf.selection import SelectionCost, TimestepSelection
+from aselect_hf.selection import RULES, SelectionCost, TimestepSelection
 
 TRAINING = {
     "arguments": {"dataset_name": "ada/flowers", "learning_rate": 1e-3, "preset": None, "output_dir": "/home/ada/out"},
@@ -458,16 +458,20 @@ def test_an_applied_selection_is_remembered_by_the_config(folder):
 
 
 def test_the_gate_is_explained(folder, selected):
-    gate = replace(selected[1], method="gate", options={"num_visited": 2}, score_name="gate weight")
+    gate = replace(selected[1], method="gate", options={"num_visited_timesteps": 2}, score_name="gate weight")
     text = prepare_upload(folder, "ada/dit", selection=gate).card.text
-    assert "2 of the 3 candidates a step" in text
+    assert RULES["gate"].explanation in text
+    assert "`gate` with `num_visited_timesteps=2`" in text
+    assert "| candidates | 3 timesteps" in text
     assert "The timestep was given" not in text
 
 
 def test_few_labels_are_named(folder, selected):
     logme = replace(selected[1], method="logme", score_name="LogME")
     text = prepare_upload(folder, "ada/dit", selection=logme).card.text
-    assert "were scored, by LogME, with few labels" in text
+    assert RULES["logme"].explanation in text
+    assert "A few labels were used." in text
+    assert "LogME at t =" in text
 
 
 def test_an_audit_goes_along(folder, audit, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.metrics import accuracy_score
@@ -13,16 +13,17 @@ from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import CachedFeatures, pooled_features, token_features
 from aselect_hf.data.image_data import ImageData, split_train_validation
-from aselect_hf.data.masks import resize_mask, token_labels
-from aselect_hf.modeling.image_processing_aselect_dit import IGNORED
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.selection.rule import rule
+from aselect_hf.selection.samples import check_truth, resolve_task
 from aselect_hf.selection.ties import best_of
+from aselect_hf.selection.tokens import choose_tokens
+from aselect_hf.selection.uncertainty import iou_counts, iou_error, mean_iou_of
 
 HELD_OUT = 0.2
 SCORE_NAMES = {"classification": "validation accuracy", "segmentation": "validation mean IoU (tokens)"}
-RESAMPLES = 500
 
 
 @dataclass
@@ -39,11 +40,18 @@ class Samples:
     images: np.ndarray
 
 
-def select(
+@rule(
+    "grid",
+    labels="all",
+    explanation="Trains a probe on all labeled images at every timestep and takes the best on validation images.",
+    num_images=None,
+    audited=False,
+)
+def select_grid(
     inputs: SelectionInputs,
     *,
-    task: str | None = None,
-    probe: str = "linear",
+    task: Literal["classification", "segmentation"] | None = None,
+    probe: Literal["linear", "knn"] = "linear",
     pool_size: int = 1,
     max_tokens: int = 20_000,
 ) -> TimestepSelection:
@@ -55,18 +63,18 @@ def select(
     standard error is by bootstrap over validation images, the same resamples at every timestep.
 
     Args:
-        task: `"classification"` or `"segmentation"`; default segmentation where the images have masks.
-        probe: `"linear"` or `"knn"`, see `fit_probe`.
-        pool_size: classification: cells per side into which tokens are averaged, see `pooled_features`.
-        max_tokens: segmentation: random training tokens, and validation tokens, to use at most, of all images.
+        task: What to tell, "classification" or "segmentation" (default: segmentation where the images have masks).
+        probe: "linear" for logistic regression, or "knn" for nearest neighbors (default: linear).
+        pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
+        max_tokens: Random tokens to train on, and to validate on, at most, for segmentation (default: 20000).
 
     Raises:
         ValueError: the images have no labels (or masks).
     """
-    task = resolve_task(inputs.images, task)
-    options: dict[str, Any] = {"task": task, "probe": probe}
-    train_data, validation_data = split(inputs, task)
-    if task == "classification":
+    resolved = resolve_task(inputs.images, task)
+    options: dict[str, Any] = {"task": resolved, "probe": probe}
+    train_data, validation_data = split(inputs, resolved)
+    if resolved == "classification":
         options["pool_size"] = pool_size
         train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
     else:
@@ -76,7 +84,9 @@ def select(
         inputs.check_finite(values)
     started = time.perf_counter()
     columns = range(len(inputs.timesteps))
-    fits = fit_in_parallel(partial(_score, train, validation, column, probe, task, inputs.seed) for column in columns)
+    fits = fit_in_parallel(
+        partial(_score, train, validation, column, probe, resolved, inputs.seed) for column in columns
+    )
     bar = tqdm(fits, total=len(columns), desc="probes", unit="timestep", disable=not inputs.progress)
     scores, errors = zip(*bar, strict=True)
     seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
@@ -93,30 +103,11 @@ def select(
             flops=train.features.flops + validation.features.flops,
         ),
         schedule=inputs.model.noise_schedule.to_dict(),
-        score_name=SCORE_NAMES[task],
+        score_name=SCORE_NAMES[resolved],
         options=options | {"validation_images": len(validation_data)},
         num_images=len(train_data),
         seed=inputs.seed,
     )
-
-
-def resolve_task(images: ImageData, task: str | None) -> str:
-    """`task` checked; by default segmentation where the images have masks."""
-    if task not in (None, *SCORE_NAMES):
-        raise ValueError(f"task must be one of {', '.join(SCORE_NAMES)}; got {task!r}")
-    return task or ("classification" if images.masks is None else "segmentation")
-
-
-def check_truth(data: ImageData, task: str, purpose: str) -> None:
-    """Refuse images without the labels or masks of a task.
-
-    Args:
-        purpose: the beginning of the message: what needs them.
-    """
-    if task == "classification" and data.labels is None:
-        raise ValueError(f"{purpose} labels; {data.name} has none: {data.no_labels}")
-    if task == "segmentation" and data.masks is None:
-        raise ValueError(f"{purpose} masks; {data.name} has none")
 
 
 def split(inputs: SelectionInputs, task: str) -> tuple[ImageData, ImageData]:
@@ -148,37 +139,6 @@ def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> 
     return Samples(features, chosen.labels, chosen.images)
 
 
-class ChosenTokens(NamedTuple):
-    """Tokens to use: the images they are of, their numbers over those (see `token_features`), classes and images."""
-
-    data: ImageData
-    tokens: np.ndarray
-    labels: np.ndarray
-    images: np.ndarray
-
-
-def choose_tokens(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> ChosenTokens:
-    """At most `max_tokens` random tokens that are not ignored; images without any are left out.
-
-    Raises:
-        ValueError: no token is left, or `max_tokens` is below 1.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    config = inputs.model.config
-    rows = tqdm(range(len(data)), desc=f"masks of {data.name}", unit="image", disable=not inputs.progress)
-    masks = (resize_mask(data.mask(row), cast(int, config.image_size)).numpy() for row in rows)
-    labels = np.concatenate([token_labels(mask, config.grid_size) for mask in masks])
-    chosen = np.flatnonzero(labels != IGNORED)
-    if len(chosen) > max_tokens:
-        chosen = np.sort(np.random.default_rng(inputs.seed).permutation(chosen)[:max_tokens])
-    if not len(chosen):
-        raise ValueError(f"all pixels of {data.name} are ignored")
-    used, images = np.unique(chosen // config.num_patches, return_inverse=True)
-    tokens = images * config.num_patches + chosen % config.num_patches
-    return ChosenTokens(data if len(used) == len(data) else data.subset(used), tokens, labels[chosen], images)
-
-
 def _score(train: Samples, validation: Samples, column: int, probe: str, task: str, seed: int) -> tuple[float, float]:
     """Validation score of a probe at one timestep, and its standard error."""
     features, truth = validation.features.values[column], validation.labels
@@ -190,41 +150,3 @@ def _score(train: Samples, validation: Samples, column: int, probe: str, task: s
     if task == "classification":
         return score, (score * (1 - score) / len(truth)) ** 0.5
     return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)
-
-
-def iou_counts(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Samples in the intersection and in the union of truth and prediction: `(images, classes, 2)`."""
-    shape = (1 + images.max(), 1 + max(truth.max(), predicted.max()))
-    hit, true, guessed = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    np.add.at(hit, (images[truth == predicted], truth[truth == predicted]), 1)
-    np.add.at(true, (images, truth), 1)
-    np.add.at(guessed, (images, predicted), 1)
-    return np.stack([hit, true + guessed - hit], axis=-1)
-
-
-def mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Intersection over union, averaged over classes with a union: `(..., classes, 2)` to `(...)`."""
-    intersection, union = counts[..., 0], counts[..., 1]
-    present = union > 0
-    return (intersection / np.maximum(union, 1)).sum(axis=-1) / present.sum(axis=-1)
-
-
-def iou_influence(counts: np.ndarray) -> np.ndarray:
-    """Every image's part in the mean IoU of all, `(images, classes, 2)` to `(images,)`; their mean is the mean IoU.
-
-    The jackknife's pseudo-values (Tukey 1958), so that images can be resampled as if they had scores of their own.
-    """
-    count, whole = len(counts), counts.sum(axis=0)
-    parts = count * mean_iou(whole) - (count - 1) * mean_iou(whole - counts)
-    return parts - parts.mean() + mean_iou(whole)
-
-
-def iou_error(counts: np.ndarray, seed: int) -> float:
-    """Standard error of the mean IoU of all images, by bootstrap over them: `(images, classes, 2)`."""
-    num_images = len(counts)
-    draws = np.random.default_rng(seed).multinomial(num_images, [1 / num_images] * num_images, size=RESAMPLES)
-    return float(mean_iou(np.tensordot(draws, counts, axes=1)).std(ddof=1))
-
-
-def mean_iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:
-    return float(mean_iou(iou_counts(truth, predicted, np.zeros_like(truth)).sum(axis=0)))
