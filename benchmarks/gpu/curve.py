@@ -11,6 +11,7 @@ import numpy as np
 from aselect_hf import select_timestep
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.selection import RULES, TimestepSelection
+from aselect_hf.tasks import CLASSIFICATION
 from benchmarks.gpu.speed import tf32
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.training import model_dir
@@ -43,7 +44,7 @@ def curve(stage: Stage) -> None:
 def sources_of(stage: Stage, model: str) -> Sources:
     train, validation = IMAGES[stage.setting.tiny]
     return Sources(
-        model, str(stage.setting.data), False, device=stage.device, num_train=train, num_validation=validation,
+        model, str(stage.setting.data), CLASSIFICATION, device=stage.device, num_train=train, num_validation=validation,
         feature_filter=chosen,
     )  # fmt: skip
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import fields
 
 import pytest
 
 from aselect_hf.hub import push_folder
+from aselect_hf.hub.target import PushTarget
 from aselect_hf.training import pretrain
 from aselect_hf.training.arguments import (
     DataArguments,
@@ -228,5 +230,6 @@ def test_a_push_is_told_what_it_accepts():
     args = TrainingArguments(output_dir="runs/x", hub_model_id="ada/x", hub_private_repo=True, push_examples=False)
     options = {"repo_id": "ada/x", "private": True, "token": None, "examples": False}
     assert args.push_options == options
-    assert options.keys() <= inspect.signature(push_folder).parameters.keys()
+    accepted = {*inspect.signature(push_folder).parameters, *(each.name for each in fields(PushTarget))}
+    assert options.keys() <= accepted
     assert PretrainingArguments(output_dir="runs/x").push_options == {"repo_id": "x", "private": None, "token": None}
