@@ -43,12 +43,17 @@ class Arguments:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for mark in (mark for each in (hint, *get_args(hint)) for mark in getattr(each, "__metadata__", ())):
+            for mark in _marks(hint):
                 value = getattr(self, name)
                 if mark is Path and value:
                     setattr(self, name, os.path.expanduser(value))
                 if isinstance(mark, Accepted) and value is not None and not mark.test(value):
                     raise ValueError(f"{name} must be {mark.words}; got {value!r}")
+
+
+def _marks(hint: Any) -> list[Any]:
+    """What an annotation says beside the type, also where that is optional."""
+    return [mark for each in (hint, *get_args(hint)) for mark in getattr(each, "__metadata__", ())]
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
