@@ -18,7 +18,6 @@ from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.features import parse_feature
 from aselect_hf.reporting.markdown import Markdown, code
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.rule import Rule
 from aselect_hf.selection.rules import RULES
 from aselect_hf.tasks import FEATURES
 from aselect_hf.versions import installed_versions
@@ -50,7 +49,7 @@ def render_card(content: CardContent) -> ModelCard:
         feature_shape=f"1, {config.num_patches}, {config.hidden_size}",
         selection=selection,
         selection_facts=selection_facts(selection) if selection else [],
-        explanation=explanation(RULES[selection.method]) if selection else "",
+        explanation=explanation(selection) if selection else "",
         audit=content.audit,
         audit_facts=audit_facts(content.audit) if content.audit else [],
         results=content.results,
@@ -204,8 +203,11 @@ def training_arguments(record: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(code(name), value) for name, value in given.items() if value not in (None, "")]
 
 
-def explanation(rule: Rule) -> str:
-    """What a rule does, and which labels it used."""
+def explanation(selection: TimestepSelection) -> str:
+    """What the rule does, and which labels it used; of a rule that is not registered here, what was scored."""
+    rule = RULES.get(selection.method)
+    if rule is None:
+        return f"The candidates were scored by {selection.score_name}; the timestep of the highest score was taken."
     if not rule.runs:
         return rule.explanation
     used = {"none": "No labels were used.", "few": "A few labels were used.", "all": "All labels were used."}

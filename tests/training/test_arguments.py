@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -233,3 +234,8 @@ def test_a_push_is_told_what_it_accepts():
     accepted = {*inspect.signature(push_folder).parameters, *(each.name for each in fields(PushTarget))}
     assert options.keys() <= accepted
     assert PretrainingArguments(output_dir="runs/x").push_options == {"repo_id": "x", "private": None, "token": None}
+
+
+def test_the_cache_of_a_run_is_that_of_select_timestep():
+    assert TaskDataArguments(cache_dir="/scratch").latents_dir == Path("/scratch/latents")
+    assert TaskDataArguments().latents_dir is None

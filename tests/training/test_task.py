@@ -275,3 +275,8 @@ def test_a_mean_over_classes_says_how_many_it_is_over():
     told = RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation=values))
     assert told == {"classes": "mean over 2 of 4; the others are neither in these images nor predicted"}
     assert RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation={"accuracy": 1.0})) == {}
+
+
+def test_of_heads_that_differ_by_rounding_every_machine_takes_the_first():
+    scores = [{"accuracy": 0.4}, {"accuracy": 0.9}, {"accuracy": 0.9 + 1e-9}]
+    assert TaskRun._best_head.fget(SimpleNamespace(task=CLASSIFICATION, scores=scores)) == 1
