@@ -94,7 +94,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "classes", Markdown(", ").join(names)
     yield "timestep", Markdown("t = {} of 0..{} ({})").format(t, schedule.num_train_timesteps - 1, chosen)
     if config.fixed_to:
-        yield "fixed", fixed_fact(config)
+        yield "fixed", fixed_fact(config.fixed_to, config.num_condition_classes)
     noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
     yield "noise there", noise
     yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {config.hidden_size}"
@@ -114,11 +114,10 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "license", named + (" (the base model's)" if inherited else "")
 
 
-def fixed_fact(config: ASelectDiTConfig) -> str:
+def fixed_fact(fixed: dict[str, Any], null_class: int) -> str:
     """What a model with a fixed timestep still is."""
-    label, null_class = config.fixed_to["class_label"], config.num_condition_classes
-    condition = "the null class" if label in (None, null_class) else f"class {label}"
-    names = Markdown(", ").join(map(code, config.fixed_to["features"]))
+    condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
+    names = Markdown(", ").join(map(code, fixed["features"]))
     folded = Markdown("timestep, noise and {} are folded into the weights: a plain ViT that computes {} only")
     return folded.format(condition, names)
 
