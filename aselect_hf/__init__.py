@@ -1,5 +1,7 @@
 """Diffusion Transformers as vision backbones, at the timestep their own features choose."""
 
+from typing import Any
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -20,10 +22,20 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
+from aselect_hf.modeling.noisy_pretrained import READERS
 from aselect_hf.selection import TimestepSelection, select_timestep
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 
 __version__ = "0.1.0"
+
+
+def _read_diffusers(source: Any, **kwargs: Any) -> Any:
+    from aselect_hf.conversion import load_diffusers
+
+    return load_diffusers(source, **kwargs)
+
+
+READERS["diffusers"] = _read_diffusers
 
 AutoConfig.register(ASelectDiTConfig.model_type, ASelectDiTConfig, exist_ok=True)
 AutoModel.register(ASelectDiTConfig, ASelectDiTModel, exist_ok=True)

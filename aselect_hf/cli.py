@@ -37,8 +37,7 @@ from aselect_hf.files import (
 )
 from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
-from aselect_hf.modeling.features import list_features
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
 from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
 from aselect_hf.speed import MAX_ROUNDS, MAX_SECONDS, benchmark_model
@@ -283,8 +282,8 @@ def features(
     backbone = _load(model, device, dtype)
     config = backbone.config
     if list_only:
-        shape = f"(batch, {config.num_patches}, {config.hidden_size})"
-        for name in config.fixed_to["features"] if config.fixed_to else list_features(config.num_hidden_layers):
+        for name in config.list_features():
+            shape = f"(batch, {config.num_patches}, {config.feature_width(name)})"
             print(f"{name:28s} {shape}" + ("  <- config.feature" if name == config.feature else ""))
         return
     if data is None:
@@ -447,7 +446,7 @@ def main() -> None:
         app()
 
 
-def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
+def _load(model: str, device: str | None, dtype: str) -> NoisyBackbone:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype must be one of {', '.join(dtypes)}; got {dtype!r}")
@@ -460,7 +459,7 @@ def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
     return backbone.to(place).eval()
 
 
-def _room_for_model(save_model: Path | None, model: ASelectDiTModel) -> contextlib.AbstractContextManager[None]:
+def _room_for_model(save_model: Path | None, model: NoisyBackbone) -> contextlib.AbstractContextManager[None]:
     """Room for the model that is written at the end."""
     if save_model is None:
         return contextlib.nullcontext()

@@ -15,14 +15,13 @@ from aselect_hf.audit.suspicions import (
     doubt_of_agreement,
     doubt_of_pick,
     shares_of_picks,
-    untrained_twin,
     warn_of_model,
     warn_of_pick,
 )
 from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.criterion import AUTO, CRITERIA, LEAST_FOR_CLUSTERS, LEAST_PER_CLASS
 from aselect_hf.selection.select import NO_LABELS, automatic_method, check_request, report_unused_labels
@@ -34,7 +33,7 @@ LEAST_CURVE = 3
 
 
 def audit_timestep(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     images: Any,
     *,
     method: str = AUTO,
@@ -141,7 +140,7 @@ def audit_timestep(
                 verdict, sentence = worse[0], f"the pick depends on rounding, which may give t = {t}; {worse[1]}"
         if checked is not selection:
             run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
-            twin = select_timestep(untrained_twin(model), data, method=rule, pool_size=pool_size, **run)
+            twin = select_timestep(model.untrained_twin(), data, method=rule, pool_size=pool_size, **run)
             untrained = twin.scores[0]
             warnings += warn_of_model(checked, twin, seed)
         if checked.num_images < FEW_LABELLED:
@@ -173,7 +172,7 @@ def audit_timestep(
 
 
 def audited_timesteps(
-    model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
+    model: NoisyBackbone, picked: TimestepSelection, timesteps: Sequence[int] | int | None
 ) -> list[int]:
     """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
 

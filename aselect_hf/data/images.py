@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.utils import logging
 
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
 from aselect_hf.modeling.pixels import eight_bit_image
 
@@ -99,7 +99,7 @@ def check_range(tensors: torch.Tensor | Sequence[torch.Tensor], name: str) -> No
 class ImagePixels:
     """Turns lists of images into pixel values for a model; see `image_pixels`. Worker processes can pickle it."""
 
-    def __init__(self, config: ASelectDiTConfig, segmentation: bool) -> None:
+    def __init__(self, config: NoisyBackboneConfig, segmentation: bool) -> None:
         self.config, self.segmentation = config, segmentation
 
     @cached_property
@@ -122,7 +122,7 @@ class ImagePixels:
         return self([image for image, *_ in pairs])
 
 
-def image_pixels(config: ASelectDiTConfig, *, segmentation: bool = False) -> ImagePixels:
+def image_pixels(config: NoisyBackboneConfig, *, segmentation: bool = False) -> ImagePixels:
     """What turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1] for a model.
 
     Tensors pass through unchanged: they are taken to be pixel values already.

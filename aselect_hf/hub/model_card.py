@@ -26,8 +26,7 @@ from aselect_hf.hub.examples import Example
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.redaction import publishable
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.features import parse_feature
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.reporting.markdown import Markdown, code
 from aselect_hf.selection import TimestepSelection
@@ -98,7 +97,7 @@ class CardContent:
             the config's, a base model that is not a Hub id.
     """
 
-    config: ASelectDiTConfig
+    config: NoisyBackboneConfig
     repo_id: str
     architecture: str
     num_parameters: int
@@ -158,7 +157,7 @@ class CardContent:
 
     @property
     def has_processor(self) -> bool:
-        return self.config.vae_config is not None or self.config.num_channels in (1, 3)
+        return self.config.takes_pictures
 
     @property
     def timestep(self) -> int:
@@ -256,7 +255,7 @@ class CardContent:
             link = Markdown(", with weights from [{0}](https://huggingface.co/{1})")
             origin = link.format(config.base_model, Markdown(config.base_model))
         names, timesteps = self.inputs_of_head
-        block = max(parse_feature(name, config.num_hidden_layers).block for name in names)
+        block = max(config.resolve_feature(name).block for name in names)
         at = f"timestep t = {timesteps[0]}, one forward pass"
         if len(timesteps) > 1:
             at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
@@ -282,7 +281,8 @@ class CardContent:
             yield "fixed", self._fixed(config.fixed_to)
         noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
         yield "noise there", noise
-        yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {config.hidden_size}"
+        width = config.feature_width(str(config.feature))
+        yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {width}"
         averaged = f", averaged over {config.num_noise_draws} draws" if config.num_noise_draws > 1 else ""
         stored = "part of the position embedding" if config.fixed_to else "stored in the checkpoint"
         yield "noise draw", f"seed {config.noise_seed}{averaged}, {stored}"
@@ -299,8 +299,7 @@ class CardContent:
             depth = f"the first {config.num_kept_layers} of {depth}"
         yield (
             "network",
-            f"{depth}, {config.num_attention_heads} heads, patch {config.patch_size}, "
-            f"{self.num_parameters / 1e6:,.1f} M parameters in all",
+            f"{depth}, {config.network}, {self.num_parameters / 1e6:,.1f} M parameters in all",
         )
         if self.license:
             inherited = self.license == normalize_license(config.base_model_license)
@@ -310,7 +309,7 @@ class CardContent:
 
     def _fixed(self, fixed: dict[str, Any]) -> str:
         """What a model with a fixed timestep still is."""
-        label, null_class = fixed["class_label"], self.config.num_condition_classes
+        label, null_class = fixed["class_label"], self.config.null_class
         condition = "the null class" if label in (None, null_class) else f"class {label}"
         names = Markdown(", ").join(map(code, fixed["features"]))
         folded = Markdown("timestep, noise and {} are folded into the weights: a plain ViT that computes {} only")
@@ -329,7 +328,8 @@ class CardContent:
 
     def _python_example(self) -> Markdown:
         auto, (call, comment) = AUTO_CLASSES[self.task], OUTPUTS[self.task]
-        comment = comment.format(shape=f"1, {self.config.num_patches}, {self.config.hidden_size}")
+        width = self.config.feature_width(str(self.config.feature))
+        comment = comment.format(shape=f"1, {self.config.num_patches}, {width}")
         if self.has_processor:
             image = ["from PIL import Image"]
             processor = ["processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)"]

@@ -13,9 +13,8 @@ from transformers.utils import logging
 
 from aselect_hf.data.classes import has_classes, share_classes, share_mask_classes
 from aselect_hf.data.image_data import NOT_GIVEN, ImageData
-from aselect_hf.modeling.features import parse_feature
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import fixed, gate, grid, hfr
 from aselect_hf.selection.criterion import (
     AUTO,
@@ -169,7 +168,7 @@ def refuse_copies(data: ImageData) -> None:
 
 
 def select_timestep(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     images: Any,
     *,
     method: str = AUTO,
@@ -249,7 +248,7 @@ def select_timestep(
         refuse_copies(data)
     name = feature or str(model.config.feature)
     if name != AUTO:
-        name = str(parse_feature(name, model.config.num_hidden_layers))
+        name = str(model.config.resolve_feature(name))
     training = model.training
     model.eval()
     try:

@@ -70,7 +70,7 @@ class TaskObjective(nn.Module):
         self.segmentation = isinstance(model, ASelectDiTForSemanticSegmentation)
         self.ignore_index = model.config.semantic_loss_ignore_index
         self.features = model.features
-        self.dit = model.dit
+        self.dit = model.base_model
         self.heads = nn.ModuleList(copy.deepcopy(head_of(model)) for _ in settings)
         self.settings = list(settings)
         self.gate = gate

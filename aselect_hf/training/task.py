@@ -171,7 +171,7 @@ class TaskRun:
 
     def _select(self, method: str, timesteps: int | list[int] | None, **options: Any) -> TimestepSelection:
         return select_timestep(
-            self.model.dit, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
+            self.model.base_model, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
             num_images=self.model_args.num_selection_images, batch_size=self.args.per_device_eval_batch_size, **options,
         )  # fmt: skip
 
@@ -190,10 +190,10 @@ class TaskRun:
             raise ValueError("several head_learning_rates or head_weight_decays need --freeze_backbone")
         gate = None
         if model_args.timestep_selection == "gate":
-            schedule, candidates = model.dit.noise_schedule, model_args.candidates
+            schedule, candidates = model.base_model.noise_schedule, model_args.candidates
             if not isinstance(candidates, list):
                 candidates = gate_timesteps(schedule, candidates or NUM_GATE_TIMESTEPS)
-            width = len(model.features) * model.config.hidden_size
+            width = sum(map(model.config.feature_width, model.features))
             log_snr = [schedule.log_snr(t) for t in candidates]
             gate = TimestepGate(width, candidates, log_snr, num_heads=len(settings))
         weight = args.denoising_loss_weight
@@ -248,9 +248,8 @@ class TaskRun:
         return max(range(len(self.scores)), key=lambda head: self.scores[head][self.evaluation.main_metric])
 
     def _dataset(self, data: Any, random_flip: bool, whole_masks: bool = False) -> TaskDataset:
-        latents = encode_once(
-            self.model.dit, data, self.data_args, self.segmentation, self.args.per_device_eval_batch_size, random_flip
-        )
+        batch_size = self.args.per_device_eval_batch_size
+        latents = encode_once(self.model.base_model, data, self.data_args, self.segmentation, batch_size, random_flip)
         return TaskDataset(data, self.model.config, self.segmentation, latents, random_flip, whole_masks)
 
     def _keep_features(self, trainer: Trainer, dataset: TaskDataset) -> None:

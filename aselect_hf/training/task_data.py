@@ -19,8 +19,8 @@ from aselect_hf.data.images import image_pixels, undecoded_stream
 from aselect_hf.data.latent_cache import DEFAULT_CACHE, LatentCache, cached_latents
 from aselect_hf.data.masks import MaskClasses, resize_mask
 from aselect_hf.data.sources import load_images, load_mask_names
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.training.arguments import TaskDataArguments
 
 logger = logging.get_logger(__name__)
@@ -113,7 +113,7 @@ class TaskDataset(Dataset):
     def __init__(
         self,
         data: ImageData,
-        config: ASelectDiTConfig,
+        config: NoisyBackboneConfig,
         segmentation: bool,
         latents: LatentCache | None = None,
         random_flip: bool = False,
@@ -164,7 +164,7 @@ class TaskDataset(Dataset):
 
 
 def stream_collate(
-    config: ASelectDiTConfig, args: TaskDataArguments, segmentation: bool, data: TaskData
+    config: NoisyBackboneConfig, args: TaskDataArguments, segmentation: bool, data: TaskData
 ) -> Callable[[list[dict[str, Any]]], Batch]:
     """Batches of rows of a streamed data set, with the classes of its training images."""
     assert data.stream is not None
@@ -174,7 +174,7 @@ def stream_collate(
 
 
 def _collate_rows(
-    config: ASelectDiTConfig,
+    config: NoisyBackboneConfig,
     args: TaskDataArguments,
     segmentation: bool,
     features: datasets.Features | None,
@@ -187,7 +187,7 @@ def _collate_rows(
 
 
 def encode_once(
-    model: ASelectDiTModel, data: ImageData, args: TaskDataArguments, segmentation: bool, batch_size: int, flipped: bool
+    model: NoisyBackbone, data: ImageData, args: TaskDataArguments, segmentation: bool, batch_size: int, flipped: bool
 ) -> LatentCache | None:
     """Latents of every image from the cache on disk, or `None` where images are to be prepared anew each time."""
     if not args.cache_latents:
