@@ -22,9 +22,9 @@ from aselect_hf.compare.run import check_strategies, compare_strategies
 from aselect_hf.conversion import convert_checkpoint, load_model
 from aselect_hf.conversion import save_model as write_model
 from aselect_hf.cost import weight_bytes
-from aselect_hf.data.classes import share_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images, refuse_shared_splits
+from aselect_hf.data.splits import share_classes
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import (
     as_path,
@@ -37,9 +37,11 @@ from aselect_hf.files import (
 )
 from aselect_hf.hub import push_folder
 from aselect_hf.hub.upload import prepare_folder
-from aselect_hf.modeling.noisy_backbone import NoisyBackbone
-from aselect_hf.selection import STRATEGIES, TimestepSelection, select_timestep
-from aselect_hf.selection.select import FEW_LABELS, NO_LABELS, check_request
+from aselect_hf.modeling.features import list_features
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.selection import RULES, TimestepSelection, select_timestep
+from aselect_hf.selection.request import check_request
+from aselect_hf.selection.rule import WITH_LABELS, WITHOUT_LABELS
 from aselect_hf.speed import MAX_ROUNDS, MAX_SECONDS, benchmark_model
 from aselect_hf.versions import slow_precision
 
@@ -60,7 +62,9 @@ Feature = Annotated[str | None, typer.Option(help="`blocks.<i>.<kind>`; default:
 FeatureOrAuto = Annotated[str | None, typer.Option(help="As blocks.4.query, or auto; default: the model's own.")]
 Method = Annotated[
     str,
-    typer.Option(help=f"The rule that picks: auto (labels: {FEW_LABELS}; none: {NO_LABELS}), {', '.join(STRATEGIES)}."),
+    typer.Option(
+        help=f"The rule that picks: auto (labels: {WITH_LABELS}; none: {WITHOUT_LABELS}), {', '.join(RULES)}."
+    ),
 ]
 FixedTimestep = Annotated[int | None, typer.Option(help="fixed: the timestep.")]
 Timesteps = Annotated[
@@ -282,8 +286,8 @@ def features(
     backbone = _load(model, device, dtype)
     config = backbone.config
     if list_only:
-        for name in config.list_features():
-            shape = f"(batch, {config.num_patches}, {config.feature_width(name)})"
+        shape = f"(batch, {config.num_patches}, {config.hidden_size})"
+        for name in config.fixed_to["features"] if config.fixed_to else list_features(config.num_hidden_layers):
             print(f"{name:28s} {shape}" + ("  <- config.feature" if name == config.feature else ""))
         return
     if data is None:
@@ -446,7 +450,7 @@ def main() -> None:
         app()
 
 
-def _load(model: str, device: str | None, dtype: str) -> NoisyBackbone:
+def _load(model: str, device: str | None, dtype: str) -> ASelectDiTModel:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype must be one of {', '.join(dtypes)}; got {dtype!r}")
@@ -459,7 +463,7 @@ def _load(model: str, device: str | None, dtype: str) -> NoisyBackbone:
     return backbone.to(place).eval()
 
 
-def _room_for_model(save_model: Path | None, model: NoisyBackbone) -> contextlib.AbstractContextManager[None]:
+def _room_for_model(save_model: Path | None, model: ASelectDiTModel) -> contextlib.AbstractContextManager[None]:
     """Room for the model that is written at the end."""
     if save_model is None:
         return contextlib.nullcontext()

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, An
             "--model_name_or_path", arguments.model, "--dataset_name", arguments.data,
             "--validation_split", "validation", "--test_split", "test", "--freeze_backbone", "True",
             "--random_flip", "False",
-            "--timestep_selection", strategy, "--seed", str(seed), "--num_train_epochs", str(arguments.epochs),
+            "--method", strategy, "--seed", str(seed), "--num_train_epochs", str(arguments.epochs),
             "--per_device_train_batch_size", "64", "--learning_rate", "3e-4", "--eval_steps", "1000000",
             "--timesteps", str(arguments.timesteps), "--attn_implementation", "eager", "--mixed_precision", "bf16",
             "--output_dir", str(output_dir),

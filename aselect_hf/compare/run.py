@@ -18,26 +18,27 @@ import torch
 
 from aselect_hf.audit import audit_timestep
 from aselect_hf.compare.table import Comparison, ComparisonRow
-from aselect_hf.data.classes import share_classes, stratified_sample
+from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
-from aselect_hf.modeling.noisy_backbone import NoisyBackbone
+from aselect_hf.data.splits import share_classes
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
-from aselect_hf.selection.select import check_request
+from aselect_hf.selection.request import check_request
+from aselect_hf.selection.rules import RULES
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
 TRAIN_SHARE = 0.8
 RAW_PIXEL_SIDE = 32
-NOT_AUDITED = ("fixed", "grid")
-"""Strategies that read nothing from features, or more than an audit could."""
 
 
 def compare_strategies(
-    model: NoisyBackbone,
+    model: ASelectDiTModel,
     splits: dict[str, ImageData],
     *,
     strategies: list[str] | tuple[str, ...] = ("hfr", "grid", "fixed"),
@@ -58,7 +59,7 @@ def compare_strategies(
     Args:
         splits: labeled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
             (`share_classes`). Images without a label are left out.
-        strategies: names in `STRATEGIES`.
+        strategies: names in `aselect_hf.selection.RULES`.
         num_images: images that strategies may see that do not need all; default each one's own number.
         num_seeds: probes per strategy, each on its own 80 % of the training split.
         pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
@@ -77,7 +78,7 @@ def compare_strategies(
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = share_classes({name: splits[name] for name in SPLITS})
     run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
-    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
+    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": CLASSIFICATION.name}} | (strategy_options or {})
     rows: list[ComparisonRow] = []
     scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:
@@ -138,7 +139,7 @@ def check_strategies(
 
 def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
     """The row of HFR, or else the first whose pick is worth an audit; `None` where there is none."""
-    worth = [row for row in rows if row.strategy not in NOT_AUDITED]
+    worth = [row for row in rows if RULES[row.strategy].audited]
     return next((row for row in worth if row.strategy == "hfr"), worth[0] if worth else None)
 
 
@@ -158,7 +159,7 @@ def score_probes(
     return whole.validation_score, [each.accuracy(features["test"], labels["test"]) for each in fitted]
 
 
-def raw_pixels(data: ImageData, config: NoisyBackboneConfig) -> np.ndarray:
+def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:
     """Flattened pixel values, averaged down to at most 32 x 32: `(images, dimensions)`."""
     side = min(config.image_size or RAW_PIXEL_SIDE, RAW_PIXEL_SIDE)
     batches = [torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in data.batches(config, 256)]

@@ -92,7 +92,7 @@ class Comparison(Record):
             f"{100 * (best.test_accuracy_mean - floor):+.2f} points from it."
         ]
         hfr, grid = self.row("hfr"), self.row("grid")
-        if hfr is not None and hfr.selection.raw_scores is not None and _scored_all(hfr.selection):
+        if hfr is not None and hfr.selection.raw_scores is not None and hfr.selection.scored_all:
             raw = hfr.selection.timesteps[int(np.argmax(hfr.selection.raw_scores))]
             line = f"HFR without noise correction would pick t = {raw}"
             if grid is not None and raw in grid.selection.timesteps:
@@ -124,7 +124,7 @@ class Comparison(Record):
         with atomic_files(folder) as temporary:
             write_json(temporary / "compare.json", content)
             write_text(temporary / "compare.md", self.markdown())
-            plot_comparison(self, temporary / "compare.png")
+            plot_comparison(self.rows, temporary / "compare.png")
             for row in self.rows:
                 row.selection.save(temporary / f"selection-{row.strategy}.json")
             if self.audit is not None:
@@ -141,11 +141,6 @@ class Comparison(Record):
             rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
         audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
         return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit)
-
-
-def _scored_all(selection: TimestepSelection) -> bool:
-    """Whether every candidate was scored on every image, so that another score of them has a choice too."""
-    return selection.options.get("search", "full") == "full" and selection.options.get("early_stopping") is None
 
 
 def _relative(flops: float, grid_flops: float) -> str:

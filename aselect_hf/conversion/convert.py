@@ -22,14 +22,12 @@ from aselect_hf.conversion.locate import (
 from aselect_hf.conversion.original_dit import load_original
 from aselect_hf.conversion.weights import check_depth, first_line, stored_names, weight_files
 from aselect_hf.files import atomic_directory, read_json
+from aselect_hf.modeling import modeling_aselect_dit_heads
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, ASelectDiTPreTrainedModel
-from aselect_hf.modeling.modeling_aselect_dit_heads import (
-    ASelectDiTForImageClassification,
-    ASelectDiTForSemanticSegmentation,
-)
+from aselect_hf.tasks import TASKS, Task, task_of_model
 
 SourceFormat = Literal["auto", "aselect", "diffusers", "dit", "sit"]
 
@@ -171,10 +169,15 @@ def _format(source: Any) -> str:
     return "original" if isinstance(source, Mapping) else "diffusers"
 
 
+def head_class(task: Task) -> type[ASelectDiTPreTrainedModel]:
+    """The class of models with a head for a task."""
+    return getattr(modeling_aselect_dit_heads, f"ASelectDiT{task.head_suffix}")
+
+
 def saved_class(folder: Path) -> type[ASelectDiTPreTrainedModel]:
     """The class that a checkpoint of this package was saved with, its head included."""
     names = read_json(folder / "config.json").get("architectures") or []
-    classes = (ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTBackbone)
+    classes = (*map(head_class, TASKS.values()), ASelectDiTBackbone)
     return next((known for known in classes if known.__name__ in names), ASelectDiTModel)
 
 
@@ -231,6 +234,5 @@ def load_model(
 def save_model(model: ASelectDiTPreTrainedModel, folder: str | Path) -> None:
     """Write weights, config, code and the image processor that matches the model: what every pipeline needs."""
     model.save_pretrained(folder)
-    if model.config.takes_pictures:
-        segmentation = isinstance(model, ASelectDiTForSemanticSegmentation)
-        make_image_processor(model.config, segmentation=segmentation).save_pretrained(folder)
+    if model.config.vae_config is not None or model.config.num_channels in (1, 3):
+        make_image_processor(model.config, task_of_model(model).whole_image).save_pretrained(folder)

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers.utils import logging
-
-from aselect_hf.data.masks import MaskClasses
-from aselect_hf.modeling.image_processing_aselect_dit import IGNORED
-
-if TYPE_CHECKING:
-    from aselect_hf.data.image_data import ImageData
 
 logger = logging.get_logger(__name__)
 
@@ -26,10 +19,6 @@ IGNORE_INDEX = -100
 """What PyTorch's losses leave out by default: no label either."""
 ACCEPTED = "accepted is one class per image: an integer, text, a boolean or a ClassLabel; -1, None, NaN: no label"
 FLOATS = ("floating", "mixed-integer-float")
-BINARY_MASKS = (
-    'divide the masks by 255, or name both values, as {"0": "background", "255": "foreground"} in an id2label.json '
-    "beside the images, as mask_names, or in training as --classes 0=background 255=foreground"
-)
 SHOWN = 5
 """Names that a message lists before it only counts."""
 
@@ -150,95 +139,6 @@ def stratified_sample(labels: np.ndarray, num: int, seed: int, per_class: int = 
     return generator.permutation(order[np.lexsort((turns, shares, ~reserved))[:num]])
 
 
-def share_classes(
-    splits: Mapping[str, ImageData], names: Sequence[str] | None = None, *, whole: bool = True
-) -> dict[str, ImageData]:
-    """All splits with the classes of the first one, matched by name, without the images that have no label.
-
-    The names of integers are those integers: ids 0, 1000, 2000 become the classes 0, 1, 2 with the names "0", "1000",
-    "2000". Images that are left out and classes without images are reported.
-
-    Args:
-        splits: by what to call them in messages, the training images first.
-        names: of all classes, in order; default: those of the first split.
-        whole: whether the first split is all there is to train on; the beginning of a stream is not.
-
-    Raises:
-        ValueError: a split has no labels, or images of a class that the first one does not have; the message names it.
-    """
-    first = next(iter(splits))
-    labelled = {split: data.labelled() for split, data in splits.items()}
-    whose = "the given names" if names else f"the {first} images"
-    names = list(names or labelled[first].class_names)
-    shared = {
-        split: data.with_classes(names, f"the {split} images ({data.name})", whose) for split, data in labelled.items()
-    }
-    if whole and len(splits) > 1:
-        _report_absent(shared, names)
-    return shared
-
-
-def share_mask_classes(
-    splits: Mapping[str, ImageData],
-    progress: bool = True,
-    cache_dir: str | Path | None = None,
-    *,
-    whole: bool = True,
-) -> dict[str, ImageData]:
-    """All splits with the classes in the masks of the first one, or those that have names; matched by name.
-
-    Every mask is read once. Pixel values other than 0, 1, 2, ... become the classes 0, 1, 2, ... with their value as
-    name. Classes without pixels are reported.
-
-    Args:
-        splits: by what to call them in messages, the training images first.
-        cache_dir: see `ImageData.mask_pixel_values`.
-        whole: see `share_classes`.
-
-    Raises:
-        ValueError: masks hold nothing but 0 and 255 ("ignored"), or a class that the first split does not have.
-    """
-    first = next(iter(splits))
-    values = {split: data.mask_pixel_values(progress, cache_dir) for split, data in splits.items()}
-    declared = splits[first].mask_classes
-    classes = declared or MaskClasses.found(values[first], splits[first].reduce_labels)
-    shared = {}
-    for split, data in splits.items():
-        masks = f"the {split} masks ({data.name})"
-        own = classes if declared is None else data.mask_classes or classes
-        if {*values[split]} == {0, IGNORED} and IGNORED not in own.values:
-            raise ValueError(f"{masks} hold nothing but 0 and {IGNORED}, and {IGNORED} means 'ignored': {BINARY_MASKS}")
-        if not own.names:
-            raise ValueError(f"all pixels of {data.name} are ignored")
-        names = dict(zip(own.values, own.names, strict=True))
-        unknown = [str(value) for value in own.unknown(values[split])]
-        unknown += [name for value, name in names.items() if value in values[split] and name not in classes.names]
-        if unknown:
-            whose = f"the {first} masks have" if split != first else "the classes with names are"
-            raise ValueError(f"{masks} hold {_classes(unknown)}, but {whose} {listed(classes.names)}")
-        absent = [name for value, name in names.items() if value not in values[split]]
-        if absent and (whole or split != first):
-            logger.warning_once(f"no pixel of {masks} has {_classes(absent)}")
-        shared[split] = data.with_mask_classes(own.ordered_as(classes.names))
-    return shared
-
-
-def _report_absent(splits: Mapping[str, ImageData], names: Sequence[str]) -> None:
-    """Name the classes that training images lack, and those that others lack although training images have them."""
-    first, *others = splits
-    present = {split: set(present_names(data.labels, names)) for split, data in splits.items()}
-    for split in splits:
-        expected = names if split == first else [name for name in names if name in present[first]]
-        if absent := [name for name in expected if name not in present[split]]:
-            logger.warning_once(f"no {split} image ({splits[split].name}) has {_classes(absent)}")
-    for split in others:
-        if unlearned := [name for name in names if name in present[split] and name not in present[first]]:
-            logger.warning_once(
-                f"{split} images have {_classes(unlearned)}, which no {first} image has: predictions for them are "
-                "always wrong"
-            )
-
-
 def _column(values: Any) -> pd.Series:
     """Labels as a column; what several classes an image are given as is a list in each row."""
     if isinstance(values, torch.Tensor):
@@ -270,13 +170,14 @@ def _numbers(found: Sequence[str], names: Sequence[str], what: str, whose: str) 
     numbers = {name: number for number, name in reversed([*enumerate(names)])}  # of equal names, the first
     if unknown := sorted({name for name in found if name not in numbers}):
         raise ValueError(
-            f"{what} have {_classes(unknown)}, which {whose} lack (they are {listed(names)}): leave these out, or add "
-            "them there"
+            f"{what} have {described_classes(unknown)}, which {whose} lack (they are {listed(names)}): "
+            "leave these out, or add them there"
         )
     return [numbers[name] for name in found]
 
 
-def _classes(names: Sequence[str]) -> str:
+def described_classes(names: Sequence[str]) -> str:
+    """Names of classes in a sentence, after "the class" or "the classes"."""
     return f"the class{'es' if len(names) > 1 else ''} {listed(names)}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from aselect_hf.data.images import (
 from aselect_hf.data.masks import MaskClasses, mask_pixels
 from aselect_hf.data.sources import SAMPLE_DATA, SAMPLE_MODEL, find_mask_column, load_images, load_mask_names
 from aselect_hf.files import as_path, read_json, sealed, write_json
-from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import reduced
 
 logger = logging.get_logger(__name__)
@@ -39,7 +38,7 @@ LABEL_COLUMN = "label"
 LABEL_KEYS = ("labels", "label")
 NOT_GIVEN = "none were given"
 
-__all__ = ["SAMPLE_DATA", "SAMPLE_MODEL", "ImageData", "image_pixels", "load_images", "split_train_validation"]
+__all__ = ["SAMPLE_DATA", "SAMPLE_MODEL", "ImageData", "image_pixels", "load_images"]
 
 
 class ImageData:
@@ -333,7 +332,7 @@ class ImageData:
         return mask_pixels(mask, name), name
 
     def batches(
-        self, config: NoisyBackboneConfig, batch_size: int, *, segmentation: bool = False, num_workers: int = 0
+        self, config: ASelectDiTConfig, batch_size: int, *, whole_image: bool = False, num_workers: int = 0
     ) -> Iterator[torch.Tensor]:
         """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`.
 
@@ -343,7 +342,7 @@ class ImageData:
         loader: DataLoader = DataLoader(
             self,  # type: ignore[arg-type]
             batch_size=batch_size,
-            collate_fn=image_pixels(config, segmentation=segmentation).of_pairs,
+            collate_fn=image_pixels(config, whole_image=whole_image).of_pairs,
             num_workers=num_workers,
             generator=torch.Generator(),  # its own: the caller's random state is left alone
         )
@@ -440,37 +439,6 @@ def check_on_error(on_error: str) -> None:
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}")
-
-
-def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData]:
-    """Hold out a random `share` of the images, of every class its share where there are labels.
-
-    One image of every class stays in the training part; classes that have no other are reported.
-
-    Raises:
-        ValueError: `share` not between 0 and 1, or too few images to split.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share must be between 0 and 1, got {share}")
-    labels = np.zeros(len(data)) if data.labels is None else data.labels
-    kept = stratified_sample(labels, len(np.unique(labels)), seed)
-    rest = np.setdiff1d(np.arange(len(data)), kept)
-    num_held_out = math.ceil(len(data) * share)
-    if len(rest) < max(num_held_out, 1):
-        raise ValueError(
-            f"cannot hold out {share} of the {len(data)} images of {data.name}: one image of every class has to stay, "
-            f"which leaves {len(rest)}"
-        )
-    held_out = rest[stratified_sample(labels[rest], num_held_out, seed)]
-    train, validation = (data.subset(sorted(part)) for part in (set(range(len(data))) - {*held_out}, held_out))
-    if data.labels is not None:
-        without = [name for name in present_names(train.labels, data.label_names)
-                   if name not in present_names(validation.labels, data.label_names)]  # fmt: skip
-        if without:
-            logger.warning_once(
-                f"{data.name}: too few images of {listed(without)} to hold any out; all of them are used to train"
-            )
-    return train, validation
 
 
 def _take(items: Any, rows: list[int]) -> Any:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.utils import logging
 
-from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
 from aselect_hf.modeling.pixels import eight_bit_image
 
@@ -99,12 +99,12 @@ def check_range(tensors: torch.Tensor | Sequence[torch.Tensor], name: str) -> No
 class ImagePixels:
     """Turns lists of images into pixel values for a model; see `image_pixels`. Worker processes can pickle it."""
 
-    def __init__(self, config: NoisyBackboneConfig, segmentation: bool) -> None:
-        self.config, self.segmentation = config, segmentation
+    def __init__(self, config: ASelectDiTConfig, whole_image: bool) -> None:
+        self.config, self.whole_image = config, whole_image
 
     @cached_property
     def processor(self) -> ASelectDiTImageProcessor:
-        return make_image_processor(self.config, self.segmentation)
+        return make_image_processor(self.config, self.whole_image)
 
     def __call__(self, images: list[Any]) -> torch.Tensor:
         shapes = {tuple(image.shape) for image in images if isinstance(image, torch.Tensor)}
@@ -122,16 +122,16 @@ class ImagePixels:
         return self([image for image, *_ in pairs])
 
 
-def image_pixels(config: NoisyBackboneConfig, *, segmentation: bool = False) -> ImagePixels:
+def image_pixels(config: ASelectDiTConfig, *, whole_image: bool = False) -> ImagePixels:
     """What turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1] for a model.
 
     Tensors pass through unchanged: they are taken to be pixel values already.
 
     Args:
-        segmentation: the whole image resized to a square, instead of its center; see `make_image_processor`. A mask
+        whole_image: the whole image resized to a square, instead of its center; see `make_image_processor`. A mask
             follows it by `resize_mask(mask, config.image_size)`.
     """
-    return ImagePixels(config, segmentation)
+    return ImagePixels(config, whole_image)
 
 
 def plain_dataset(dataset: datasets.Dataset) -> datasets.Dataset:

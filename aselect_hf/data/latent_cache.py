@@ -27,7 +27,7 @@ from aselect_hf.data.fingerprint import fingerprint, tensor_bytes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import as_path, atomic_file, check_space, check_writable, digest_once
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
-from aselect_hf.modeling.noisy_backbone import NoisyBackbone
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 
 logger = logging.get_logger(__name__)
 
@@ -177,12 +177,12 @@ class LatentCache(Dataset):
 
 
 def cached_latents(
-    model: NoisyBackbone,
+    model: ASelectDiTModel,
     data: ImageData,
     *,
     flipped: bool = False,
     log_variance: bool = False,
-    segmentation: bool = False,
+    whole_image: bool = False,
     batch_size: int = 64,
     dtype: str = "float32",
     cache_dir: str | Path | None = None,
@@ -199,7 +199,7 @@ def cached_latents(
     Args:
         flipped: also encode the mirrored images; in pixel space nothing more is stored, mirroring is exact there.
         log_variance: also store the log-variance of the VAE's posterior.
-        segmentation: preprocess for segmentation, see `make_image_processor`.
+        whole_image: resize the whole image instead of its center, see `make_image_processor`.
         dtype: of the stored values, `"float32"` or, at half the size, `"float16"`.
         cache_dir: default `HF_HOME/aselect/latents`.
         num_workers: processes that decode images while others are encoded.
@@ -221,7 +221,7 @@ def cached_latents(
     shape = latent_shape(model, data)
     shard_size = max(1, min(SHARD_IMAGES, SHARD_BYTES // (int(np.prod(shape)) * DTYPES[dtype].itemsize)))
     cache = LatentCache(
-        folder=as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, dtype, shard_size, segmentation),
+        folder=as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, dtype, shard_size, whole_image),
         num_images=len(data),
         shape=shape,
         dtype=DTYPES[dtype],
@@ -229,25 +229,25 @@ def cached_latents(
         contents=tuple(contents),
         pixel_space=model.vae is None,
     )
-    _fill(cache, model, data, segmentation, batch_size, num_workers, progress)
+    _fill(cache, model, data, whole_image, batch_size, num_workers, progress)
     metadata = [cache.verify_shard(content, shard) for content in contents for shard in range(cache.num_shards)]
     cache.seconds = sum(float(record["seconds"]) for record in metadata)
     return cache
 
 
-def latent_shape(model: NoisyBackbone, data: ImageData) -> tuple[int, int, int]:
+def latent_shape(model: ASelectDiTModel, data: ImageData) -> tuple[int, int, int]:
     """`(num_channels, height, width)` of what the DiT sees; tensors keep their size, images get the model's."""
     first, config = data.decode(0), model.config
     sides = first.shape[-2:] if isinstance(first, torch.Tensor) else (config.image_size or 0,) * 2
     return config.num_channels, sides[0] // config.vae_downsampling, sides[1] // config.vae_downsampling
 
 
-def cache_key(model: NoisyBackbone, data: ImageData, dtype: str, shard_size: int, segmentation: bool) -> str:
+def cache_key(model: ASelectDiTModel, data: ImageData, dtype: str, shard_size: int, whole_image: bool) -> str:
     """Hash of everything the stored values depend on."""
     images = not isinstance(data.decode(0), torch.Tensor)
     choices: dict[str, Any] = {
         "data": data.fingerprint,
-        "preprocessing": make_image_processor(model.config, segmentation).to_dict() if images else None,
+        "preprocessing": make_image_processor(model.config, whole_image).to_dict() if images else None,
         "dtype": dtype,
         "shard_size": shard_size,
     }
@@ -261,9 +261,9 @@ def cache_key(model: NoisyBackbone, data: ImageData, dtype: str, shard_size: int
 
 def _fill(
     cache: LatentCache,
-    model: NoisyBackbone,
+    model: ASelectDiTModel,
     data: ImageData,
-    segmentation: bool,
+    whole_image: bool,
     batch_size: int,
     num_workers: int,
     progress: bool,
@@ -278,7 +278,7 @@ def _fill(
     check_space(cache.folder.parent, needed, "these latents", name="cache_dir")
     done = len(cache) - sum(len(cache.shard_rows(shard)) for shard in missing)
     name = f"latents of {data.name}"
-    reading: dict[str, Any] = {"segmentation": segmentation, "num_workers": num_workers}
+    reading: dict[str, Any] = {"whole_image": whole_image, "num_workers": num_workers}
     with tqdm(total=len(cache), initial=done, desc=name, unit="image", disable=not progress) as bar:
         for timeout in (0, -1):  # first what nobody works on; then wait for the others, and take over from the dead
             for shard in list(missing):
@@ -298,7 +298,7 @@ def _fill(
 @torch.no_grad()
 def _encode_shard(
     cache: LatentCache,
-    model: NoisyBackbone,
+    model: ASelectDiTModel,
     batches: Iterator[torch.Tensor],
     shard: int,
     contents: list[str],

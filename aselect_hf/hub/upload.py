@@ -20,8 +20,9 @@ from aselect_hf.audit import Audit
 from aselect_hf.compare.table import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
 from aselect_hf.files import as_path, check_types, read_json
+from aselect_hf.hub.card import CardContent, TrainingRecord
+from aselect_hf.hub.card_sections import TEMPLATES, render_card
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
-from aselect_hf.hub.model_card import TEMPLATES, CardContent, TrainingRecord
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
@@ -73,15 +74,7 @@ def prepare_upload(
         ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
     """
     folder = as_path(folder)
-    if detect_format(folder) != "aselect":
-        raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
-    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
-        raise ValueError(f"{folder} holds pickles, which are never pushed: remove {', '.join(pickles)}")
-    files: dict[str, Path | bytes] = {
-        path.name: path.absolute()
-        for path in sorted(folder.iterdir())
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)
-    }
+    files = model_files(folder)
     config = read_config(folder)
     refuse_secrets(folder / "config.json")
     content = CardContent(
@@ -103,18 +96,45 @@ def prepare_upload(
         files |= {name: folder.absolute() / name for name in pictures_of(examples)}
     if content.has_processor:
         files.setdefault("handler.py", TEMPLATES / "handler.py")
+    return Upload(files | record_files(content, renew_selection=selection is not None), render_card(content))
+
+
+def model_files(folder: Path) -> dict[str, Path | bytes]:
+    """What belongs to a saved model, by name.
+
+    Raises:
+        ValueError: not a saved model of this package, or pickled weights.
+    """
+    if detect_format(folder) != "aselect":
+        raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
+    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise ValueError(f"{folder} holds pickles, which are never pushed: remove {', '.join(pickles)}")
+    return {
+        path.name: path.absolute()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)
+    }
+
+
+def record_files(content: CardContent, renew_selection: bool) -> dict[str, Path | bytes]:
+    """The records that the card tells of, and their pictures.
+
+    Args:
+        renew_selection: with the selection itself; its picture is drawn anyway.
+    """
+    files: dict[str, Path | bytes] = {}
+    selection, audit, repo_id = content.selection, content.audit, content.repo_id
     if content.training:
         files["training.json"] = json.dumps(content.training, indent=1).encode()
-    if selection is not None and content.selection is not None:
-        files["selection.json"] = written(replace(content.selection, model=repo_id).save, "selection.json")
-    if content.selection is not None and content.selection.scores:
-        files["selection.png"] = written(content.selection.plot, "selection.png")
-    if content.audit is not None:
-        renamed = {name: replace(each, model=repo_id) for name, each in content.audit.selections.items()}
-        files["audit.json"] = written(replace(content.audit, selections=renamed).save, "audit.json")
-        files["audit.png"] = written(content.audit.plot, "audit.png")
-    files |= {path: text.encode() for path, text in eval_result_files(content.results).items()}
-    return Upload(files, content.card())
+    if selection is not None and renew_selection:
+        files["selection.json"] = written(replace(selection, model=repo_id).save, "selection.json")
+    if selection is not None and selection.scores:
+        files["selection.png"] = written(selection.plot, "selection.png")
+    if audit is not None:
+        renamed = {name: replace(each, model=repo_id) for name, each in audit.selections.items()}
+        files["audit.json"] = written(replace(audit, selections=renamed).save, "audit.json")
+        files["audit.png"] = written(audit.plot, "audit.png")
+    return files | {path: text.encode() for path, text in eval_result_files(content.results).items()}
 
 
 def prepare_folder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,28 @@ COLORS = {
     "gate": "#8250df",
 }
 TIMESTEP_LABEL = "timestep t (0 clean, larger is noisier)"
+
+
+class Curve(Protocol):
+    """What a picture shows of a selection: scores over timesteps, and the timestep that was chosen."""
+
+    method: str
+    feature: str
+    timestep: int
+    timesteps: list[int]
+    scores: list[float]
+    standard_errors: list[float]
+    score_name: str
+    num_images: int
+    options: dict[str, Any]
+    raw_scores: list[float] | None
+    control_scores: list[float] | None
+
+    @property
+    def sigma(self) -> float: ...
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule: ...
 
 
 def band(axis: Axes, x: ArrayLike, y: ArrayLike, standard_errors: ArrayLike, label: str, color: str) -> None:

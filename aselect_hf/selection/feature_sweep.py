@@ -46,9 +46,9 @@ class FeatureSweep:
     flops: float
 
 
-def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, segmentation: bool = False) -> Views:
+def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, whole_image: bool = False) -> Views:
     """Every image of `data` once, as the model itself sees it: whole or center, with the stored evaluation noise."""
-    latents, saved = inputs.latents(data, segmentation=segmentation)
+    latents, saved = inputs.latents(data, whole_image=whole_image)
     latents = latents.to(inputs.model.device)
     return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), saved)
 
@@ -68,6 +68,10 @@ def augmented_views(inputs: SelectionInputs, num_views: int) -> Views:
     )
     noise = _noise((num_views, 1, *latents.shape[1:]), generator, inputs.model)
     return Views(latents, noise, num_views * count)
+
+
+VIEWS = {"noise views": noise_views, "augmented views": augmented_views}
+"""By what a criterion sees, see `Criterion.sees`."""
 
 
 def random_resized_crop(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

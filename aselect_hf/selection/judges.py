@@ -1,9 +1,6 @@
-"""What judges a candidate's features: a score, and how sure it is.
+"""What judges candidates by their features: scores, and how sure each one is.
 
-Standard errors are over images. Where every image is right or wrong by itself (`retrieval`, `ridge`, `knn`): of the
-mean over images, which is what a bootstrap of them tends to, classifiers and whitening held fixed. For the mean IoU of
-tokens: by bootstrap of images, as in the grid. Elsewhere: the jackknife over 10 random tenths of the images, because a
-bootstrap's duplicates lower a rank, and are found by their copies.
+A candidate is one feature at one timestep, an array `(rows, views, columns)`; a row is an image or a token.
 """
 
 from __future__ import annotations
@@ -15,107 +12,116 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aselect_hf.selection.grid import iou_counts, iou_error, iou_influence, mean_iou
 from aselect_hf.selection.probe import fit_in_parallel
+from aselect_hf.selection.rule import Rule
+from aselect_hf.selection.uncertainty import (
+    Evidence,
+    Jackknife,
+    iou_counts,
+    iou_error,
+    iou_influence,
+    mean_iou,
+    of_outcomes,
+)
 
-JACKKNIFE_GROUPS = 10
+SINGLE_VIEW = ("images", "labeled rows")
 
 
-class Evidence(NamedTuple):
-    """How sure a score is.
+class Judged(NamedTuple):
+    """What a judge says.
 
     Args:
-        standard_error: over images.
-        per_image: `(images,)`, where the score is their mean.
+        scores: one per candidate; higher is better.
+        evidence: of a candidate's score. It is called for the chosen feature only, so it may cost more than a score.
     """
 
-    standard_error: float
-    per_image: np.ndarray | None = None
+    scores: Iterable[float]
+    evidence: Callable[[np.ndarray], Evidence]
 
 
 @dataclass
 class Judge:
-    """A criterion for candidates, whose features are `(rows, views, columns)` each.
+    """A way to judge all candidates, of all features, together.
 
     Args:
-        name: of the method.
+        rule: its name.
         score_name: what the score is.
-        scores: of all candidates, of all features, together; higher is better.
-        evidence: called for candidates of the chosen feature only, after `scores`, so it may cost more than a score.
+        judge: of all candidates.
         together: whether the score of a candidate depends on the other candidates.
     """
 
-    name: str
+    rule: str
     score_name: str
-    scores: Callable[[list[np.ndarray]], Iterable[float]]
-    evidence: Callable[[np.ndarray], Evidence]
+    judge: Callable[[list[np.ndarray]], Judged]
     together: bool = False
 
 
-def predictor(
-    method: str,
-    labels: np.ndarray,
-    images: np.ndarray | None,
-    seed: int,
-    predict: Callable[[np.ndarray], np.ndarray],
+def seen(rule: Rule, candidate: np.ndarray) -> np.ndarray:
+    """What the criterion of a rule sees of a candidate, see `Criterion.sees`."""
+    return candidate[:, 0] if rule.criterion is not None and rule.criterion.sees in SINGLE_VIEW else candidate
+
+
+def one_by_one(score: Callable[[np.ndarray], float], candidates: list[np.ndarray]) -> Iterable[float]:
+    return fit_in_parallel(partial(score, candidate) for candidate in candidates)
+
+
+def by_jackknife(
+    rule: Rule, jackknife: Jackknife, labels: np.ndarray | None = None, images: np.ndarray | None = None
 ) -> Judge:
-    """A judge by left-out predictions: accuracy of images, or mean IoU of tokens.
+    """By the criterion of a rule; standard errors are the jackknife's.
 
     Args:
-        images: which image every token is of; `None` where samples are images.
+        labels, images: of every row, where the criterion is of labeled rows.
     """
-    if images is None:
-        return Judge(
-            method,
-            f"leave-one-out accuracy ({method})",
-            one_by_one(lambda x: float((predict(x[:, 0]) == labels).mean())),
-            lambda x: of_outcomes((predict(x[:, 0]) == labels).astype(float)),
-        )
+    criterion = rule.criterion
+    assert criterion is not None
 
-    def counts_of(x: np.ndarray) -> np.ndarray:
-        return iou_counts(labels, predict(x[:, 0]), images)
+    def score(candidate: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
+        values = seen(rule, candidate)[rows]
+        if labels is None:
+            return float(criterion.score(values))
+        return float(criterion.score(values, labels[rows], None if images is None else images[rows]))
 
-    def evidence(x: np.ndarray) -> Evidence:
-        counts = counts_of(x)
+    def evidence(candidate: np.ndarray) -> Evidence:
+        return jackknife.evidence(partial(score, candidate))
+
+    return Judge(rule.name, criterion.score_name, lambda each: Judged(one_by_one(score, each), evidence))
+
+
+def by_outcomes(rule: Rule, outcomes: Callable[[np.ndarray], np.ndarray]) -> Judge:
+    """By the mean of what every image adds to the score, `outcomes` of a candidate: `(images,)`."""
+    criterion = rule.criterion
+    assert criterion is not None
+
+    def score(candidate: np.ndarray) -> float:
+        return float(outcomes(seen(rule, candidate)).mean())
+
+    def evidence(candidate: np.ndarray) -> Evidence:
+        return of_outcomes(outcomes(seen(rule, candidate)))
+
+    return Judge(rule.name, criterion.score_name, lambda each: Judged(one_by_one(score, each), evidence))
+
+
+def by_token_classes(
+    rule: Rule, predict: Callable[[np.ndarray], np.ndarray], labels: np.ndarray, images: np.ndarray, seed: int
+) -> Judge:
+    """By the mean IoU of predicted classes of tokens.
+
+    Args:
+        predict: of a candidate's tokens, each by those of other images: `(tokens,)`.
+        images: which image every token is of.
+        seed: of the bootstrap.
+    """
+
+    def counts_of(candidate: np.ndarray) -> np.ndarray:
+        return iou_counts(labels, predict(seen(rule, candidate)), images)
+
+    def score(candidate: np.ndarray) -> float:
+        return float(mean_iou(counts_of(candidate).sum(axis=0)))
+
+    def evidence(candidate: np.ndarray) -> Evidence:
+        counts = counts_of(candidate)
         return Evidence(iou_error(counts, seed), iou_influence(counts))
 
-    return Judge(
-        method,
-        f"leave-one-image-out mean IoU (tokens, {method})",
-        one_by_one(lambda x: float(mean_iou(counts_of(x).sum(axis=0)))),
-        evidence,
-    )
-
-
-def one_by_one(score: Callable[[np.ndarray], float]) -> Callable[[list[np.ndarray]], Iterable[float]]:
-    return lambda cells: fit_in_parallel(partial(score, cell) for cell in cells)
-
-
-def of_outcomes(outcomes: np.ndarray) -> Evidence:
-    return Evidence(float(outcomes.std(ddof=1) / len(outcomes) ** 0.5), outcomes)
-
-
-def jackknifed(
-    method: str,
-    score_name: str,
-    score: Callable[[np.ndarray, np.ndarray], float],
-    num_rows: int,
-    seed: int,
-    images: np.ndarray | None = None,
-    strata: np.ndarray | None = None,
-) -> Judge:
-    """A judge by `score(values, rows)`, whose error is the jackknife's over groups of images (alike in `strata`)."""
-    images = np.arange(num_rows) if images is None else images
-    num_images = int(images.max()) + 1
-    shuffled = np.random.default_rng(seed).permutation(num_images)
-    order = shuffled if strata is None else shuffled[np.argsort(strata[shuffled], kind="stable")]
-    num_groups = min(JACKKNIFE_GROUPS, num_images)
-    group_of = np.empty(num_images, dtype=np.int64)
-    group_of[order] = np.arange(num_images) % num_groups
-    group_of = group_of[images]
-
-    def evidence(x: np.ndarray) -> Evidence:
-        left = np.array([score(x, np.flatnonzero(group_of != group)) for group in range(num_groups)])
-        return Evidence(float(np.sqrt((num_groups - 1) * left.var())))
-
-    return Judge(method, score_name, one_by_one(lambda x: score(x, np.arange(num_rows))), evidence)
+    score_name = f"leave-one-image-out mean IoU (tokens, {rule.name})"
+    return Judge(rule.name, score_name, lambda each: Judged(one_by_one(score, each), evidence))

@@ -32,13 +32,18 @@ class SelectionCost:
     seconds: float
     flops: float
 
+    def __add__(self, other: SelectionCost) -> SelectionCost:
+        return SelectionCost(
+            self.forward_passes + other.forward_passes, self.seconds + other.seconds, self.flops + other.flops
+        )
+
 
 @dataclass
 class TimestepSelection(Record):
     """A chosen timestep with its curve.
 
     Args:
-        method: name of the strategy.
+        method: name of the rule.
         feature: `blocks.<i>.<kind>`.
         timestep: the choice, on the axis of `NoiseSchedule`.
         timesteps: the candidates that were scored, ascending.
@@ -86,6 +91,12 @@ class TimestepSelection(Record):
     def sigma(self) -> float:
         """Noise level of the chosen timestep."""
         return self.noise_schedule.sigma(self.timestep)
+
+    @property
+    def scored_all(self) -> bool:
+        """Whether the rule scored every candidate on every image, so that the curve is whole."""
+        searched = self.options.get("search", "full") != "full" or self.options.get("early_stopping") is not None
+        return bool(self.scores) and not searched and "first_timesteps" not in self.options
 
     @property
     def tied(self) -> bool:

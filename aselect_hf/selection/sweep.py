@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,17 @@ LARGEST_ELSEWHERE = 256
 once made 2,309 to 5,966 passes a second and 256 made 3,150 to 17,570 (`benchmarks/results/on-gpu-*.md`)."""
 
 
+@dataclass
+class _Runs:
+    """Runs of the network, each of an image times a scale (0: pure noise) at a timestep; `done`: ratios so far."""
+
+    rows: torch.Tensor
+    scales: torch.Tensor
+    steps: torch.Tensor
+    grid: tuple[int, int]
+    done: list[torch.Tensor] = field(default_factory=list)
+
+
 class HFRSweep:
     """Ratios of the first images at any candidates, `nan` where they were not asked for.
 
@@ -32,15 +44,23 @@ class HFRSweep:
         inputs: a `batch_size` of `None` is found automatically, see `LARGEST_BATCH`.
         spectrum_options: of `high_frequency_ratio`.
         standardize: standardize channels over all images of a timestep first; then all images must be asked for.
+        noise_correction: subtract the ratios of noise in `scores`.
 
     Attributes:
         raw, control: `(images, candidates)`, of the images and of their noise.
         batch_size: runs at once; what was found, after the first call.
     """
 
-    def __init__(self, inputs: SelectionInputs, spectrum_options: dict[str, Any], standardize: bool) -> None:
-        self.started = time.perf_counter()
-        self.inputs, self.spectrum_options, self.standardize = inputs, spectrum_options, standardize
+    def __init__(
+        self,
+        inputs: SelectionInputs,
+        spectrum_options: dict[str, Any],
+        standardize: bool = False,
+        noise_correction: bool = True,
+    ) -> None:
+        self.inputs, self.spectrum_options = inputs, spectrum_options
+        self.standardize, self.noise_correction = standardize, noise_correction
+        self.started, self.saved = time.perf_counter(), 0.0
         count = len(inputs.images)
         self.raw, self.control = np.full((2, count, len(inputs.timesteps)), np.nan)
         shape = latent_shape(inputs.model, inputs.images)
@@ -48,6 +68,12 @@ class HFRSweep:
         self.latents = torch.empty(0, *shape)
         self.batch_size = inputs.batch_size or LARGEST_BATCH.get(inputs.model.device.type, LARGEST_ELSEWHERE)
         self.bar = tqdm(total=2 * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
+
+    def scores(self, candidates: list[int], num_images: int) -> np.ndarray:
+        """Scores of the first images at these candidates (indices): `(num_images, len(candidates))`."""
+        self.run(candidates, num_images)
+        raw, control = (x[:num_images, candidates] for x in (self.raw, self.control))
+        return raw - control if self.noise_correction else raw
 
     def run(self, candidates: list[int], num_images: int) -> None:
         """Fill `raw` and `control` for the first images at these candidates (indices)."""
@@ -65,7 +91,7 @@ class HFRSweep:
         self.bar.close()
         model, passes = self.inputs.model, 2 * int(np.isfinite(self.raw).sum())
         flops = len(self.latents) * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
-        return SelectionCost(passes, time.perf_counter() - self.started, flops)
+        return SelectionCost(passes, time.perf_counter() - self.started + self.saved, flops)
 
     def _encode(self, num_images: int) -> None:
         """Extend `latents` to the first `num_images`."""
@@ -74,7 +100,7 @@ class HFRSweep:
             return
         images = self.inputs.images.subset(missing) if len(missing) < len(self.inputs.images) else self.inputs.images
         new, saved = self.inputs.latents(images)
-        self.started -= saved
+        self.saved += saved
         self.latents = torch.cat([self.latents, new])
 
     def _ratios(self, images: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -82,29 +108,29 @@ class HFRSweep:
         steps = torch.tensor(self.inputs.timesteps)[columns]
         rows, scales = torch.from_numpy(images), torch.from_numpy(weights).float().view(-1, 1, 1, 1)
         grid = self.inputs.model.grid_size(self.noise)
-        done: list[torch.Tensor] = []
-
-        def halve() -> int:
-            self.batch_size //= 2
-            return self.batch_size
-
-        def finish(batch_size: int) -> None:
-            while (start := sum(map(len, done))) < len(rows):
-                together = slice(start, start + (len(self.raw) if self.standardize else batch_size))
-                parts = zip(*(x[together].split(batch_size) for x in (rows, scales, steps)), strict=True)
-                tokens = torch.cat([self._tokens(*part) for part in parts])
-                if self.standardize:
-                    tokens = standardize_channels(tokens)
-                done.append(high_frequency_ratio(tokens, grid, **self.spectrum_options).double().cpu())
-                self.bar.update(len(tokens))
-
+        runs = _Runs(rows, scales, steps, grid)
         if self.inputs.batch_size is None:
-            find_executable_batch_size(finish, self.batch_size, halve)()
+            find_executable_batch_size(self._finish, self.batch_size, self._halve)(runs)
         else:
-            finish(self.batch_size)
-        ratios = torch.cat(done).numpy()
+            self._finish(self.batch_size, runs)
+        ratios = torch.cat(runs.done).numpy()
         self.inputs.check_finite(ratios)
         return ratios
+
+    def _finish(self, batch_size: int, runs: _Runs) -> None:
+        """Run what is left; what has been run stays where a batch does not fit."""
+        while (start := sum(map(len, runs.done))) < len(runs.rows):
+            together = slice(start, start + (len(self.raw) if self.standardize else batch_size))
+            parts = zip(*(x[together].split(batch_size) for x in (runs.rows, runs.scales, runs.steps)), strict=True)
+            tokens = torch.cat([self._tokens(*part) for part in parts])  # (runs, tokens, width)
+            if self.standardize:
+                tokens = standardize_channels(tokens)
+            runs.done.append(high_frequency_ratio(tokens, runs.grid, **self.spectrum_options).double().cpu())
+            self.bar.update(len(tokens))
+
+    def _halve(self) -> int:
+        self.batch_size //= 2
+        return self.batch_size
 
     def _tokens(self, rows: torch.Tensor, scales: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The feature of one batch, `(batch, tokens, width)` float32."""

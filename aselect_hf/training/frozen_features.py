@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf.files import allocate, check_space, disk_errors
 from aselect_hf.training.objective import TaskObjective
-from aselect_hf.training.task_data import TaskDataset
+from aselect_hf.training.task_dataset import TaskDataset
 
 BYTES = 4
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from aselect_hf import select_timestep
 from aselect_hf.modeling.features import parse_feature
-from aselect_hf.selection import STRATEGIES, TimestepSelection
+from aselect_hf.selection import RULES, TimestepSelection
+from aselect_hf.tasks import CLASSIFICATION
 from benchmarks.gpu.speed import tf32
 from benchmarks.gpu.stage import Stage
 from benchmarks.gpu.training import model_dir
@@ -43,7 +44,7 @@ def curve(stage: Stage) -> None:
 def sources_of(stage: Stage, model: str) -> Sources:
     train, validation = IMAGES[stage.setting.tiny]
     return Sources(
-        model, str(stage.setting.data), False, device=stage.device, num_train=train, num_validation=validation,
+        model, str(stage.setting.data), CLASSIFICATION, device=stage.device, num_train=train, num_validation=validation,
         feature_filter=chosen,
     )  # fmt: skip
 
@@ -62,7 +63,7 @@ def truth_of(stage: Stage, sources: Sources) -> np.ndarray:
     stage.note("default_feature", sources.default_feature)
     stage.note("images", {"train": len(sources.train), "validation": len(sources.validation)})
     started = time.perf_counter()
-    curves = measurement.curves(sources.labelled_rows, sources.validation_rows)
+    curves = measurement.curves(sources.labeled_rows, sources.validation_rows)
     stage.note("truth", {name: summary(x) for name, x in curves.items()})
     stage.note("seconds", {"stored noise": time.perf_counter() - started})
     started = time.perf_counter()
@@ -76,7 +77,7 @@ def truth_of(stage: Stage, sources: Sources) -> np.ndarray:
 def rules(stage: Stage, sources: Sources, truth: np.ndarray) -> None:
     """What `select_timestep` picks by every method, and how much it loses against the best of the curve."""
     mean = truth.mean(axis=0)
-    order = sorted((name for name in STRATEGIES if name not in UNKNOWN), key=lambda name: name in SLOW)
+    order = sorted((name for name in RULES if name not in UNKNOWN), key=lambda name: name in SLOW)
     for seed in range(SEEDS[stage.setting.tiny]):
         for method in order:
             if seed and method in SLOW:

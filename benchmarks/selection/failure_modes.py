@@ -25,12 +25,12 @@ from transformers import set_seed
 
 from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.audit import Audit, audit_timestep
-from aselect_hf.audit.verdicts import FEW_LABELLED
+from aselect_hf.audit.verdicts import FEW_LABELED
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_text
-from aselect_hf.selection.criterion import LEAST_FOR_CLUSTERS, NUM_UNLABELLED
-from aselect_hf.selection.select import DEFAULT_NUM_IMAGES
+from aselect_hf.selection import RULES
+from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
 from benchmarks.selection.pairs import FASHION_GROUPS, coarse_labels
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -239,8 +239,8 @@ def tell_few(found: Measured) -> tuple[str, str, str]:
         f"many tokens and channels, picks t = {hfr.timestep} in {share(hfr):.0%} of its resamples: **a stable pick is "
         "not a right one**, it is only not a matter of these images.",
         f"Yes. The same four images with HFR as the rule are called {hfr.verdict!r}.",
-        f"Give {LEAST_FOR_CLUSTERS} images or more (default: {NUM_UNLABELLED} for retrieval and consensus, "
-        f"{DEFAULT_NUM_IMAGES} for HFR); they need no labels. With labels, {FEW_LABELLED} or more.",
+        f"Give {LEAST_FOR_CLUSTERS} images or more (default: {RULES['consensus'].num_images} for retrieval and "
+        f"consensus, {RULES['hfr'].num_images} for HFR); they need no labels. With labels, {FEW_LABELED} or more.",
     )
 
 
@@ -296,7 +296,7 @@ def tell_agreement(found: Measured) -> tuple[str, str, str]:
         "agree says that they see the same, not that they are right.",
         f"With labels, yes, as above. Without, too, since the check looks for clusters: {quoted(blind)}. Where the "
         "clusters are not the classes, nothing would be noticed.",
-        f"Label {FEW_LABELLED} images: with labels the default rule is another one (`aselect select`), and the audit "
+        f"Label {FEW_LABELED} images: with labels the default rule is another one (`aselect select`), and the audit "
         "is a measurement instead of a second opinion.",
     )
 

@@ -12,7 +12,7 @@ from aselect_hf.audit import Audit
 from aselect_hf.compare.run import compare_strategies, raw_pixels
 from aselect_hf.compare.table import Comparison
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.selection import STRATEGIES
+from aselect_hf.selection import RULES
 from aselect_hf.selection.probe import PROBES, Probe, fit_probe
 
 
@@ -31,7 +31,7 @@ def comparison(model, splits, tmp_path):
     return compare_strategies(
         model,
         splits,
-        strategies=list(STRATEGIES),
+        strategies=list(RULES),
         timesteps=[0, 300, 900],
         num_images=6,
         cache_dir=tmp_path,
@@ -40,7 +40,7 @@ def comparison(model, splits, tmp_path):
 
 
 def test_rows_and_cost(comparison):
-    assert [row.strategy for row in comparison.rows] == list(STRATEGIES)
+    assert [row.strategy for row in comparison.rows] == list(RULES)
     grid, hfr = comparison.row("grid"), comparison.row("hfr")
     assert comparison.regret(grid) == 0
     assert grid.validation_accuracy == max(grid.selection.scores)
@@ -100,12 +100,12 @@ def test_test_split_is_touched_only_at_the_chosen_timesteps(model, splits, tmp_p
 def test_saved_files(comparison, tmp_path):
     folder = comparison.save(tmp_path / "out")
     content = json.loads((folder / "compare.json").read_text())
-    assert [row["strategy"] for row in content["rows"]] == list(STRATEGIES)
+    assert [row["strategy"] for row in content["rows"]] == list(RULES)
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "compare.md").read_text()
     assert "60 train + 30 validation + 45 test" in text
     assert "raw pixels" in text
-    assert {path.name for path in folder.iterdir()} >= {f"selection-{name}.json" for name in STRATEGIES}
+    assert {path.name for path in folder.iterdir()} >= {f"selection-{name}.json" for name in RULES}
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aselect_hf.data.classes import (
-    UNLABELLED,
-    has_classes,
-    is_labelled,
-    listed,
-    read_labels,
-    share_classes,
-    stratified_sample,
-)
-from aselect_hf.data.image_data import ImageData, split_train_validation
+from aselect_hf.data.classes import UNLABELLED, has_classes, is_labelled, listed, read_labels, stratified_sample
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import share_classes, split_train_validation
 
 NAMES = ["ant", "bee", "cat", "dog"]
 COLUMNS = {

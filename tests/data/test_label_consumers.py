@@ -21,10 +21,10 @@ from aselect_hf.audit import audit_timestep
 from aselect_hf.compare.run import compare_strategies
 from aselect_hf.conversion import save_model
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.selection.criterion import LABELLED
-from aselect_hf.selection.select import TRAIN_ON_ALL
+from aselect_hf.selection import RULES
 
-RULES = (*LABELLED, *TRAIN_ON_ALL, "shortlist")
+FEW = [name for name, rule in RULES.items() if rule.labels == "few"]
+LABELED = [name for name, rule in RULES.items() if rule.labels != "none"]
 NAMES = ["ant", "bee", "cat"]
 MISSING = {"-1": -1, "None": None, "NaN": float("nan")}
 
@@ -52,7 +52,7 @@ def choose(model, tmp_path):
 
 
 @pytest.mark.parametrize("missing", MISSING)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LABELED)
 def test_a_rule_with_labels_sees_the_labelled_images_only(choose, bright, rule, missing, caplog):
     classes = np.arange(30) % 3
     labels = [MISSING[missing] if row % 5 == 4 else float(label) for row, label in enumerate(classes)]
@@ -64,7 +64,7 @@ def test_a_rule_with_labels_sees_the_labelled_images_only(choose, bright, rule, 
     assert "6 of 30 images of images have no label: not used" in caplog.text
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LABELED)
 def test_numbers_of_classes_change_no_score(choose, bright, rule):
     classes = np.arange(24) % 3
     pixels = bright(classes)
@@ -73,7 +73,7 @@ def test_numbers_of_classes_change_no_score(choose, bright, rule):
         assert choose(ImageData(pixels, labels), rule).scores == scores
 
 
-@pytest.mark.parametrize("rule", [*LABELLED, "shortlist"])
+@pytest.mark.parametrize("rule", FEW)
 def test_a_sample_for_labels_has_every_class(choose, bright, rule):
     """Sorted by class, and one of them rare."""
     classes = np.repeat([0, 1], [300, 4])
@@ -90,7 +90,7 @@ def test_grid_validates_by_name(choose, bright):
         choose(ImageData(bright(train), [NAMES[x] for x in train]), "grid", validation=validation)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", LABELED)
 def test_too_few_images_of_a_class_are_named(choose, bright, rule):
     images = ImageData(bright([0] * 9 + [1]), ["common"] * 9 + ["rare"])
     if rule in ("grid", "gate"):  # they only need something to learn
@@ -119,7 +119,7 @@ def test_useless_labels_are_not_used_and_the_reason_is_said(choose, bright, labe
     assert choose(data, "auto").method == "consensus"
     assert choose(data, "hfr").method == "hfr"
     assert re.search(f"no labels are used, so the rule is consensus: .*{why}", caplog.text)
-    for rule in RULES:
+    for rule in LABELED:
         with pytest.raises(ValueError, match=f"has none: .*{why}"):
             choose(data, rule)
     if why != "all 20 are missing":

@@ -123,15 +123,15 @@ def test_pixel_space_keeps_pixels_and_mirrors_them_itself(pixel_model, data, tmp
     assert torch.equal(latents.gather(range(10), flipped), expected)
 
 
-@pytest.mark.parametrize("segmentation", [False, True])
-def test_images_are_preprocessed_as_the_model_wants_them(latent_model, tmp_path, segmentation):
+@pytest.mark.parametrize("whole_image", [False, True])
+def test_images_are_preprocessed_as_the_model_wants_them(latent_model, tmp_path, whole_image):
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (20, 32, 3), dtype=np.uint8)) for _ in range(6)]
-    processor = make_image_processor(latent_model.config, segmentation)
+    processor = make_image_processor(latent_model.config, whole_image)
     expected = direct(latent_model, processor(pictures, return_tensors="pt")["pixel_values"])
     rows = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
     for source in (pictures, rows):
-        latents = cache(latent_model, ImageData.of(source), tmp_path, segmentation=segmentation)
+        latents = cache(latent_model, ImageData.of(source), tmp_path, whole_image=whole_image)
         torch.testing.assert_close(latents.gather(range(6)), expected, atol=1e-5, rtol=0)
 
 
@@ -190,7 +190,7 @@ def test_key_follows_encoder_data_and_preprocessing_but_not_the_dit(make_latent_
     same = {folder(make_latent_model(tiny_kl, seed, vae_decoder=seed == 1), pictures) for seed in (0, 1)}
     assert len(same) == 1
     model = make_latent_model(tiny_kl)
-    keys = same | {folder(model, pictures, segmentation=True), folder(model, pictures, dtype="float16")}
+    keys = same | {folder(model, pictures, whole_image=True), folder(model, pictures, dtype="float16")}
     keys |= {folder(model, pictures[::-1]), folder(model, normal(2, 3, 16, 16)), folder(model, normal(2, 3, 32, 32))}
     keys.add(folder(model.to(torch.bfloat16), pictures))
     with torch.no_grad():

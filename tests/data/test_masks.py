@@ -214,13 +214,13 @@ def test_image_and_mask_are_resized_alike(make_config, channels):
     array, mask = np.full((20, 40), 255, dtype=np.uint8), np.zeros((20, 40), dtype=np.int64)
     array[10:, :20], mask[10:, :20] = 0, 7
     config = make_config(num_channels=channels)
-    pixels = image_pixels(config, segmentation=True)([Image.fromarray(array).convert("RGB")])
+    pixels = image_pixels(config, whole_image=True)([Image.fromarray(array).convert("RGB")])
     assert pixels.shape == (1, channels, 8, 8)
     resized = resize_mask(mask, config.image_size)
     assert resized.dtype == torch.int64
     assert torch.equal(pixels[0, 0] < 0, resized == 7)
     tensors = [torch.zeros(channels, 8, 8)] * 2
-    assert torch.equal(image_pixels(config, segmentation=True)(tensors), torch.stack(tensors))
+    assert torch.equal(image_pixels(config, whole_image=True)(tensors), torch.stack(tensors))
 
 
 @pytest.mark.parametrize("size", [(3, 5), (8, 8), (20, 11)])

@@ -213,7 +213,7 @@ def test_the_processor_is_that_of_the_models_task(make_config: Any, tmp_path: Pa
         for config in (model.config, type(model.config).from_pretrained(tmp_path)):
             processor = make_image_processor(config)
             assert processor.do_center_crop is not whole
-            assert processor.to_dict() == make_image_processor(config, segmentation=whole).to_dict()
+            assert processor.to_dict() == make_image_processor(config, whole_image=whole).to_dict()
             assert hasattr(processor, "post_process_semantic_segmentation")
             assert processor(COLORS, segmentation_maps=GREY, return_tensors="pt").labels.shape == (1, 8, 8)
         assert AutoImageProcessor.from_pretrained(tmp_path).do_center_crop is not whole

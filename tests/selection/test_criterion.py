@@ -8,13 +8,15 @@ import torch
 
 from aselect_hf import ASelectDiTModel, TimestepSelection, select_timestep
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.selection import criteria
-from aselect_hf.selection.criterion import CRITERIA, KINDS, LABELLED
+from aselect_hf.selection import RULES, criteria
 from aselect_hf.selection.feature_sweep import SMALLEST_CROP, augmented_views, random_resized_crop
 from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.scoring import KINDS
+from tests.selection.test_criteria import knn_loo, ridge_loo
 
 TIMESTEPS = [10, 20, 30, 40]
-METHODS = [*CRITERIA, "shortlist"]
+METHODS = [name for name, rule in RULES.items() if rule.chooses_feature]
+FEW_LABELS = [name for name in METHODS if RULES[name].labels == "few" and not RULES[name].parts]
 VIEWS = {"lidar": 4, "retrieval": 2, "snr": 2}
 
 
@@ -140,8 +142,8 @@ def test_scores_are_the_criterions_of_the_models_own_features(model, labelled, m
     pooled = torch.nn.functional.adaptive_avg_pool2d(found.flatten(0, 1), 2).flatten(1).unflatten(0, (36, 4))
     judge = {
         "rankme": criteria.rankme,
-        "ridge": lambda x: criteria.ridge_loo(x, labelled.labels),
-        "knn": lambda x: criteria.knn_loo(x, labelled.labels, 5),
+        "ridge": lambda x: ridge_loo(x, labelled.labels),
+        "knn": lambda x: knn_loo(x, labelled.labels, 5),
         "logme": lambda x: criteria.logme(x, labelled.labels),
     }[method]
     np.testing.assert_allclose(scores, [judge(pooled[:, column]) for column in range(4)], atol=1e-4)
@@ -194,7 +196,7 @@ class TestViews:
 
 
 class TestSegmentation:
-    @pytest.mark.parametrize("method", LABELLED)
+    @pytest.mark.parametrize("method", FEW_LABELS)
     def test_tokens_are_judged_by_their_classes(self, model, blocks, method):
         options = {"feature": "blocks.0.query", "timesteps": [0, 500, 999]}
         selection = run(model, blocks, method, **options)
@@ -250,7 +252,7 @@ def test_default_numbers_of_images(model, normal):
         (
             "hfr",
             {"feature": "auto"},
-            "those of 'hfr' cannot; methods .* are consensus, rankme, .*, shortlist",
+            f"those of 'hfr' cannot; methods that choose a feature are {', '.join(METHODS)}$",
         ),
         ("grid", {"feature": "auto"}, "methods that choose a feature are consensus"),
         ("rankme", {"feature": "auto", "kinds": ["output"]}, "kinds must be a list of names out of attention_norm"),
@@ -259,9 +261,9 @@ def test_default_numbers_of_images(model, normal):
         ("rankme", {"pool_size": 5}, r"pool_size must be in 1\.\.4"),
         ("lidar", {"num_views": 1}, "num_views must be at least 2, got 1"),
         ("snr", {"num_images": 2}, "snr needs at least 3 images for its standard errors, got 2"),
-        ("knn", {"neighbours": 0}, "neighbours must be at least 1, got 0"),
+        ("knn", {"neighbors": 0}, "neighbors must be at least 1, got 0"),
         ("ridge", {"task": "depth"}, "task must be one of classification, segmentation; got 'depth'"),
-        ("shortlist", {"first": "hfr"}, "first must be one of consensus, rankme, .*; got 'hfr'"),
+        ("shortlist", {"first": "hfr"}, "first must be one of consensus, .*, rankme, .*; got 'hfr'"),
         ("shortlist", {"num_candidates": 1}, "num_candidates must be at least 2, got 1"),
     ],
     ids=str,
@@ -271,7 +273,7 @@ def test_bad_requests(model, labelled, method, options, message):
         run(model, labelled, method, **options)
 
 
-@pytest.mark.parametrize("method", [*LABELLED, "shortlist"])
+@pytest.mark.parametrize("method", [*FEW_LABELS, "shortlist"])
 def test_labels_of_two_classes_are_needed(model, labelled, normal, method):
     with pytest.raises(ValueError, match=r"needs? .*labels|few labels; images has none"):
         run(model, ImageData(labelled.items), method)

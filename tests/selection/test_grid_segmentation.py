@@ -13,7 +13,7 @@ from aselect_hf import TimestepSelection, select_timestep
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.image_processing_aselect_dit import IGNORED
-from aselect_hf.selection.grid import iou_counts, iou_error, iou_influence, mean_iou
+from aselect_hf.selection.uncertainty import iou_counts, iou_error, iou_influence, mean_iou
 
 TIMESTEPS = [0, 500, 999]
 

@@ -15,7 +15,7 @@ from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.selection import STRATEGIES, default_timesteps, gate_timesteps
+from aselect_hf.selection import RULES, default_timesteps, gate_timesteps
 from aselect_hf.selection.timestep_gate import TimestepGate
 
 TIMESTEPS = [0, 100, 500, 900]
@@ -40,7 +40,7 @@ def run(model, labelled, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("method", STRATEGIES)
+@pytest.mark.parametrize("method", RULES)
 class TestEveryStrategy:
     def test_choice_and_evidence(self, run, method):
         selection = run(method)
@@ -294,7 +294,7 @@ class TestGate:
         model.layers[2].register_forward_hook(lambda *_: pytest.fail("the block after the feature was run"))
         options = {"timesteps": TIMESTEPS, "feature": "blocks.1.query", "progress": False, "batch_size": 7}
         selection = select_timestep(
-            model, labelled, method="gate", num_images=8, num_visited=3, num_epochs=2, **options
+            model, labelled, method="gate", num_images=8, num_visited_timesteps=3, num_epochs=2, **options
         )
         assert selection.cost.forward_passes == 40 * 3 * 2 * 2
         assert sum(passes) == selection.cost.forward_passes + 1  # the pass that counts the FLOPs
@@ -325,7 +325,7 @@ class TestGate:
         seen = []
         monkeypatch.setattr(TimestepGate, "observe", lambda self, pooled, losses, visits: seen.append((pooled, visits)))
         images = labelled.subset([0, 1])
-        run("gate", images=images, num_visited=4)
+        run("gate", images=images, num_visited_timesteps=4)
         (pooled, visits), *_ = seen
         expected = model.extract_features(torch.stack(images.items), timesteps=TIMESTEPS, output_format="pooled")
         (features,) = (F.layer_norm(value, value.shape[-1:]) for value in expected.values())
@@ -388,7 +388,7 @@ def test_default_timesteps_are_dense_at_low_noise(num):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "method 'magic' is unknown; accepted are auto, hfr, gate, grid, fixed"),
+        ({"method": "magic"}, f"method 'magic' is unknown; accepted are auto, {', '.join(RULES)}$"),
         ({"method": "hfr", "timestep": 50}, "no option timestep; .*; timestep is an option of fixed$"),
         ({"method": "fixed", "cutoff": 0.3}, "no option cutoff; accepted are timestep; cutoff is an option of hfr$"),
         ({"method": "hfr", "cutof": 0.2}, "no option cutof; accepted are .*cutoff"),
@@ -409,8 +409,8 @@ def test_default_timesteps_are_dense_at_low_noise(num):
             "must be \\(batch, 2, height, width\\)",
         ),
         ({"method": "fixed", "timestep": 1000}, "0..999"),
-        ({"method": "gate", "num_visited": 1}, "num_visited must be at least 2, got 1"),
-        ({"method": "gate", "num_visited": 5}, "num_visited must lie in 1..4 \\(the candidates\\), got 5"),
+        ({"method": "gate", "num_visited_timesteps": 1}, "num_visited_timesteps must be at least 2, got 1"),
+        ({"method": "gate", "num_visited_timesteps": 5}, "num_visited must lie in 1..4 \\(the candidates\\), got 5"),
         ({"method": "gate", "num_epochs": 0}, "num_epochs must be at least 1, got 0"),
         ({"method": "gate", "timesteps": 1000}, "number of timesteps must lie in 1..950, got 1000"),
         ({"method": "grid", "probe": "forest"}, "probe must be one of linear, knn"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aselect_hf import select_timestep
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.selection import STRATEGIES, TimestepSelection, criteria
+from aselect_hf.selection import RULES, TimestepSelection, criteria
 from aselect_hf.selection.ties import ROUNDING, best_of, near_best, ranking
 from tests.selection.test_criterion import TIMESTEPS, VeiledModel
 
@@ -61,7 +61,7 @@ def pick(veiled, colours, tmp_path):
     return pick
 
 
-@pytest.mark.parametrize("method", STRATEGIES)
+@pytest.mark.parametrize("method", RULES)
 def test_the_pick_is_stable_under_small_relative_changes_of_the_features(pick, veiled, method, tmp_path):
     options = {"num_epochs": 5} if method == "gate" else {}
     expected = pick(method, **options)
@@ -73,7 +73,7 @@ def test_the_pick_is_stable_under_small_relative_changes_of_the_features(pick, v
         assert not found.hangs_on_rounding
 
 
-@pytest.mark.parametrize("method", [name for name in STRATEGIES if name != "fixed"])
+@pytest.mark.parametrize("method", [name for name in RULES if name != "fixed"])
 class TestNothingToChoose:
     def test_images_that_are_all_the_same_are_refused(self, pick, colours, method):
         copies = ImageData(colours.items[:1].repeat(12, 1, 1, 1), np.arange(12) % 2)
@@ -82,7 +82,7 @@ class TestNothingToChoose:
 
     def test_equal_scores_are_said(self, veiled, pick, method, caplog, monkeypatch):
         """Of features that are the same whatever the image and the timestep."""
-        options = {"num_epochs": 1, "learning_rate": 0.0} if method == "gate" else {}
+        options = {"num_epochs": 1, "gate_learning_rate": 0.0} if method == "gate" else {}
         for name in ("features_of_noisy", "extract_features"):
             plain = getattr(veiled, name)
             constant = lambda *a, plain=plain, **k: {n: torch.ones_like(x) for n, x in plain(*a, **k).items()}  # noqa: E731

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aselect_hf.selection import STRATEGIES
+from aselect_hf.selection import RULES
 from benchmarks import on_gpu
 
 
@@ -29,7 +29,7 @@ def test_every_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert results["train"]["run"]["steps"] == 4
     curve = results["curve"]
     assert curve["truth"].keys() == curve["fresh_noise_truth"].keys()
-    assert {each["method"] for each in curve["picks"]} == {*STRATEGIES} - {"fixed"}
+    assert {each["method"] for each in curve["picks"]} == {*RULES} - {"fixed"}
     assert all(each["loss_in_points"] >= 0 for each in curve["picks"])
     monkeypatch.setattr(on_gpu, "RESULTS", tmp_path / "kept")
     on_gpu.main(["--report", str(tmp_path / "on-gpu.json")])

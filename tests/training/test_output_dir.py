@@ -19,9 +19,9 @@ from aselect_hf.training.arguments import (
     TaskDataArguments,
     TaskModelArguments,
     TrainingArguments,
-    parse_arguments,
 )
 from aselect_hf.training.output_dir import REPORT_BYTES, hold_output_dir
+from aselect_hf.training.parsing import parse_arguments
 
 DATACLASSES = (TaskModelArguments, TaskDataArguments, TrainingArguments, PretrainModelArguments, PretrainingArguments)
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.selection.rule import rule
 
 
-def select(inputs: SelectionInputs, *, timestep: int | None = None) -> TimestepSelection:
-    """Take `timestep`; default a tenth of the schedule, about where DDAE found DiT-XL/2's optimum (t = 81 to 121)."""
+@rule("fixed", labels="none", explanation="Takes the timestep that is given.", num_images=64, runs=0, audited=False)
+def select_fixed(inputs: SelectionInputs, *, timestep: int | None = None) -> TimestepSelection:
+    """Take a timestep as given; by default where DDAE found DiT-XL/2's optimum, about (t = 81 to 121).
+
+    Args:
+        timestep: The timestep (default: a tenth of the schedule).
+    """
     schedule = inputs.model.noise_schedule
     chosen = schedule.num_train_timesteps // 10 if timestep is None else schedule.check_timestep(timestep)
     return TimestepSelection(

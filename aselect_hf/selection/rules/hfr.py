@@ -7,7 +7,7 @@ ratio of pure noise of the same sigma, run through the same network, is subtract
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,38 +15,58 @@ import torch
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
+from aselect_hf.selection.rule import Criterion, rule
 from aselect_hf.selection.search import SEARCHES, choose
 from aselect_hf.selection.sweep import HFRSweep
 
+SCORE_NAME = "HFR minus HFR of pure noise"
 
-def select(
+
+def hfr_score(ratios: np.ndarray, noise_correction: bool = True) -> float:
+    """Mean over images of the ratio, less that of the image's noise: of `(images, 2)`."""
+    return float((ratios[:, 0] - ratios[:, 1] if noise_correction else ratios[:, 0]).mean())
+
+
+@rule(
+    "hfr",
+    labels="none",
+    explanation="Takes the timestep whose feature has the highest High-Frequency Ratio, the share of its spectrum "
+    "above a cutoff, by default less that of pure noise.",
+    num_images=64,
+    runs=2,
+    criterion=Criterion(hfr_score, "ratios", SCORE_NAME),
+)
+def select_hfr(
     inputs: SelectionInputs,
     *,
     noise_correction: bool = True,
-    search: str = "full",
+    search: Literal["full", "coarse_to_fine"] = "full",
     early_stopping: float | None = None,
     cutoff: float = 0.15,
     dims: int = 2,
-    spectrum: str = "power",
+    spectrum: Literal["power", "amplitude"] = "power",
     remove_mean: bool = False,
     standardize: bool = False,
 ) -> TimestepSelection:
     """Score candidate timesteps by HFR and take the highest.
 
-    Candidates that were not scored are not in the result's `timesteps`. With `early_stopping`, candidates are dropped
-    after different numbers of images: every score is the mean over the images that its candidate has seen (the others
-    are `None` in `per_image_scores`), and `num_images` is the number that the last one has seen.
+    Each image has its own noise, and its score is the difference of the two runs with it. Candidates that were not
+    scored are not in the result's `timesteps`. With `early_stopping`, candidates are dropped after different numbers of
+    images: every score is the mean over the images that its candidate has seen (the others are `None` in
+    `per_image_scores`), and `num_images` is the number that the last one has seen. See `search.race`,
+    `search.coarse_to_fine` and `high_frequency_ratio`.
 
     Args:
-        noise_correction: subtract the ratio of pure noise (`sigma * noise`, no image) from that of the images. Each
-            image has its own noise, and its score is the difference of the two runs with it.
-        search: `"full"`, or `"coarse_to_fine"`: about half the runs, the same choice where the curve has one peak; see
-            `search.coarse_to_fine`.
-        early_stopping: probability, between 0 and 1, that is accepted of stopping on a worse timestep: images are run
-            in growing batches, and timesteps that are surely worse than the leader are dropped; see `search.race`.
-            `None` scores all images.
-        cutoff, dims, spectrum, remove_mean: see `high_frequency_ratio`.
-        standardize: standardize channels over all images first, see `standardize_channels`; not with `early_stopping`.
+        noise_correction: Subtract the HFR of pure noise from that of the images (default: True).
+        search: "full" scores every candidate; "coarse_to_fine" about half of them, with the same choice where the
+            curve has one peak (default: full).
+        early_stopping: Accepted probability of a worse timestep; candidates that are surely worse than the leader are
+            dropped while images are added (default: None, every image is scored).
+        cutoff: Cycles per token above which a frequency is high (default: 0.15).
+        dims: 2 for the spectrum over the patch grid, 1 for that of the token sequence (default: 2).
+        spectrum: "power" for squared magnitudes, or "amplitude" (default: power).
+        remove_mean: Leave the zero frequency out of the total (default: False).
+        standardize: Standardize channels over all images first; not with early stopping (default: False).
 
     Raises:
         ValueError: fewer than two images (no standard error), NaN pixels, a cutoff that leaves no bins, an unknown
@@ -71,14 +91,8 @@ def select(
     high_frequency_ratio(torch.zeros(1, grid[0] * grid[1], 1), grid, **spectrum_options)  # refuses bad options early
 
     num = len(inputs.timesteps)
-    sweep = HFRSweep(inputs, spectrum_options, standardize)
-
-    def scores(candidates: list[int], num_images: int) -> np.ndarray:
-        sweep.run(candidates, num_images)
-        raw, control = (x[:num_images, candidates] for x in (sweep.raw, sweep.control))
-        return raw - control if noise_correction else raw
-
-    best = choose(scores, num, count, search, early_stopping)
+    sweep = HFRSweep(inputs, spectrum_options, standardize, noise_correction)
+    best = choose(sweep.scores, num, count, search, early_stopping)
     scored = np.flatnonzero(np.isfinite(sweep.raw[0]))
     seen = np.isfinite(sweep.raw[:, scored]).sum(axis=0)
     raw, control = (x[: seen.max(), scored] for x in (sweep.raw, sweep.control))
@@ -92,7 +106,7 @@ def select(
         standard_errors=(np.nanstd(per_image, axis=0, ddof=1) / seen**0.5).tolist(),
         cost=sweep.cost(),
         schedule=inputs.model.noise_schedule.to_dict(),
-        score_name="HFR minus HFR of pure noise" if noise_correction else "HFR",
+        score_name=SCORE_NAME if noise_correction else "HFR",
         options={
             "noise_correction": noise_correction,
             "search": search,

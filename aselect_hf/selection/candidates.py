@@ -1,0 +1,57 @@
+"""The timesteps that are compared by default, as many as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aselect_hf.modeling.noise_schedule import NoiseSchedule
+
+NUM_TIMESTEPS = 20
+NUM_GATE_TIMESTEPS = 16
+NOISIEST = 0.95  # of the schedule
+CLEANEST_LOG_SNR = 10.0
+
+
+def default_timesteps(schedule: NoiseSchedule, num: int = NUM_TIMESTEPS) -> list[int]:
+    """Candidates dense at low noise: quadratic from 0 to 0.95 of the schedule (ours)."""
+    if num < 1:
+        raise ValueError(f"the number of timesteps must be at least 1, got {num}")
+    last = NOISIEST * (schedule.num_train_timesteps - 1)
+    return sorted({round(last * (index / max(num - 1, 1)) ** 2) for index in range(num)})
+
+
+def gate_timesteps(schedule: NoiseSchedule, num: int = NUM_GATE_TIMESTEPS) -> list[int]:
+    """Candidates of the gate: `num` different ones, evenly in log-SNR from t = 0 to 0.95 of the schedule (ours).
+
+    Where t = 0 is cleaner than a log-SNR of 10 (flow matching: exactly clean), the others are spread from there.
+    """
+    last = round(NOISIEST * (schedule.num_train_timesteps - 1))
+    if not 1 <= num <= last + 1:
+        raise ValueError(f"the number of timesteps must lie in 1..{last + 1}, got {num}")
+    spread = np.linspace(min(schedule.log_snr(0), CLEANEST_LOG_SNR), schedule.log_snr(last), num)
+    steps = [0]
+    for index, log_snr in enumerate(spread[1:].tolist(), start=1):
+        highest = last - (num - 1 - index)  # so that the rest still finds places
+        steps.append(min(max(round(schedule.timestep_from_log_snr(log_snr)), steps[-1] + 1), highest))
+    return steps
+
+
+def candidate_timesteps(
+    schedule: NoiseSchedule, timesteps: Sequence[int] | int | None, even_in_log_snr: bool = False
+) -> list[int]:
+    """The candidates, ascending: those given, or that many of the default ones.
+
+    Raises:
+        ValueError: there are none, or one is not on the schedule.
+    """
+    propose = gate_timesteps if even_in_log_snr else default_timesteps
+    if timesteps is None:
+        return propose(schedule)
+    if isinstance(timesteps, int):
+        return propose(schedule, timesteps)
+    candidates = sorted({schedule.check_timestep(t, "timesteps") for t in timesteps})
+    if not candidates:
+        raise ValueError("timesteps must not be empty")
+    return candidates

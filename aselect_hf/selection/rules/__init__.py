@@ -1,0 +1,11 @@
+"""The rules, one file a family: each registers itself in `RULES` when it is imported, and this imports them all."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from aselect_hf.selection.rule import RULES
+
+__all__ = ["RULES"]
+
+for module in sorted(each.name for each in iter_modules(__path__)):
+    import_module(f"{__name__}.{module}")

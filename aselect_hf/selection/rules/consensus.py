@@ -1,0 +1,60 @@
+"""Consensus: how well a candidate tells the clusters of images that the candidates agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from transformers.utils import logging
+
+from aselect_hf.selection.criteria import clusters_logme, consensus
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.judges import Judge, Judged
+from aselect_hf.selection.result import TimestepSelection
+from aselect_hf.selection.rule import Criterion, rule
+from aselect_hf.selection.scoring import KINDS, select_without_labels
+from aselect_hf.selection.uncertainty import Evidence, Jackknife
+
+logger = logging.get_logger(__name__)
+
+LEAST_FOR_CLUSTERS = 128
+"""Images below which `consensus` is often far off (`docs/evidence.md`, the column of 64 images)."""
+SCORE_NAME = "LogME of the clusters that timesteps agree on"
+
+
+@rule(
+    "consensus",
+    labels="none",
+    explanation="Takes the timestep whose features best recover the clusters of images that all timesteps agree on.",
+    num_images=256,
+    chooses_feature=True,
+    criterion=Criterion(lambda candidates: consensus(candidates).scores, "images", SCORE_NAME, together=True),
+)
+def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS) -> TimestepSelection:
+    """Score each candidate by the clusters that they share, see `criteria.consensus`; with the stored noise.
+
+    Clusters are of all features together where `feature="auto"`. The jackknife of the standard errors holds them fixed.
+
+    Args:
+        pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
+        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+
+    Raises:
+        ValueError: fewer than 3 images, NaN pixels, an unknown kind.
+    """
+    count = len(inputs.images)
+    if count < LEAST_FOR_CLUSTERS:
+        logger.warning("consensus has %d images: below %d its pick is often far off", count, LEAST_FOR_CLUSTERS)
+    jackknife = Jackknife.of(count, inputs.seed)
+    judge = Judge("consensus", SCORE_NAME, partial(_judge, jackknife=jackknife, seed=inputs.seed), together=True)
+    return select_without_labels(inputs, "consensus", pool_size=pool_size, kinds=kinds, judge=judge)
+
+
+def _judge(candidates: list[np.ndarray], jackknife: Jackknife, seed: int) -> Judged:
+    found = consensus([candidate[:, 0] for candidate in candidates], seed=seed)
+
+    def evidence(candidate: np.ndarray) -> Evidence:
+        return jackknife.evidence(lambda rows: clusters_logme(candidate[rows, 0], found.clusters[:, rows]))
+
+    return Judged(found.scores, evidence)

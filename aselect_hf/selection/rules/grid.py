@@ -1,0 +1,153 @@
+"""Exhaustive grid search: a probe at every timestep, of images or of tokens, compared on validation images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.metrics import accuracy_score
+from tqdm.auto import tqdm
+
+from aselect_hf.data.feature_cache import CachedFeatures, pooled_features, token_features
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import split_train_validation
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.probe import fit_in_parallel, fit_probe
+from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.selection.rule import rule
+from aselect_hf.selection.samples import check_truth, resolve_task
+from aselect_hf.selection.ties import best_of
+from aselect_hf.selection.tokens import choose_tokens
+from aselect_hf.selection.uncertainty import iou_counts, iou_error, mean_iou_of
+from aselect_hf.tasks import Task
+
+HELD_OUT = 0.2
+
+
+@dataclass
+class Samples:
+    """What a probe sees of a data set: an image's pooled feature with its label, or a token with its class.
+
+    Args:
+        features: one row a sample, at every timestep.
+        labels, images: `(samples,)`, the class, and the image it is of.
+    """
+
+    features: CachedFeatures
+    labels: np.ndarray
+    images: np.ndarray
+
+
+@rule(
+    "grid",
+    labels="all",
+    explanation="Trains a probe on all labeled images at every timestep and takes the best on validation images.",
+    num_images=None,
+    audited=False,
+)
+def select_grid(
+    inputs: SelectionInputs,
+    *,
+    task: str | None = None,
+    probe: Literal["linear", "knn"] = "linear",
+    pool_size: int = 1,
+    max_tokens: int = 20_000,
+) -> TimestepSelection:
+    """Train and validate a probe on the feature at every candidate timestep and take the best.
+
+    Classification: a sample is an image, its feature pooled; the score is accuracy, with its binomial standard error.
+    Segmentation: a sample is a token, its class the commonest of its patch's pixels (tokens of ignored pixels are left
+    out); the score is the mean IoU over validation tokens, averaged over the classes that are there or predicted; its
+    standard error is by bootstrap over validation images, the same resamples at every timestep.
+
+    Args:
+        task: What to tell, "classification" or "segmentation" (default: segmentation where the images have masks).
+        probe: "linear" for logistic regression, or "knn" for nearest neighbors (default: linear).
+        pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
+        max_tokens: Random tokens to train on, and to validate on, at most, for segmentation (default: 20000).
+
+    Raises:
+        ValueError: the images have no labels (or masks).
+    """
+    resolved = resolve_task(inputs.images, task)
+    options: dict[str, Any] = {"task": resolved.name, "probe": probe}
+    train_data, validation_data = split(inputs, resolved)
+    if resolved.dense:
+        train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
+        options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
+    else:
+        options["pool_size"] = pool_size
+        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
+    for values in (*train.features.values, *validation.features.values):
+        inputs.check_finite(values)
+    started = time.perf_counter()
+    columns = range(len(inputs.timesteps))
+    fits = fit_in_parallel(
+        partial(_score, train, validation, column, probe, resolved, inputs.seed) for column in columns
+    )
+    bar = tqdm(fits, total=len(columns), desc="probes", unit="timestep", disable=not inputs.progress)
+    scores, errors = zip(*bar, strict=True)
+    seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
+    return TimestepSelection(
+        method="grid",
+        feature=inputs.feature,
+        timestep=inputs.timesteps[best_of(scores)],
+        timesteps=inputs.timesteps,
+        scores=list(scores),
+        standard_errors=list(errors),
+        cost=SelectionCost(
+            forward_passes=train.features.forward_passes + validation.features.forward_passes,
+            seconds=seconds,
+            flops=train.features.flops + validation.features.flops,
+        ),
+        schedule=inputs.model.noise_schedule.to_dict(),
+        score_name=resolved.score_name,
+        options=options | {"validation_images": len(validation_data)},
+        num_images=len(train_data),
+        seed=inputs.seed,
+    )
+
+
+def split(inputs: SelectionInputs, task: Task) -> tuple[ImageData, ImageData]:
+    """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
+    images, validation = inputs.images, inputs.validation
+    for data in filter(None, (images, validation)):
+        check_truth(data, task, "grid trains probes and needs")
+    if validation is not None:
+        return images, validation
+    return split_train_validation(images, HELD_OUT, inputs.seed)
+
+
+def image_samples(inputs: SelectionInputs, data: ImageData, pool_size: int) -> Samples:
+    """Every image, with its label."""
+    features = pooled_features(
+        inputs.model, data, inputs.timesteps, inputs.feature,
+        pool_size=pool_size, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+    )  # fmt: skip
+    return Samples(features, np.asarray(data.labels), np.arange(len(data)))
+
+
+def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> Samples:
+    """At most `max_tokens` random tokens that are not ignored; images without any are not run."""
+    chosen = choose_tokens(inputs, data, max_tokens)
+    features = token_features(
+        inputs.model, chosen.data, inputs.timesteps, inputs.feature,
+        tokens=chosen.tokens, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
+    )  # fmt: skip
+    return Samples(features, chosen.labels, chosen.images)
+
+
+def _score(train: Samples, validation: Samples, column: int, probe: str, task: Task, seed: int) -> tuple[float, float]:
+    """Validation score of a probe at one timestep, and its standard error."""
+    features, truth = validation.features.values[column], validation.labels
+    fitted = fit_probe(
+        train.features.values[column], train.labels, features, truth,
+        kind=probe, metric=mean_iou_of if task.dense else accuracy_score,
+    )  # fmt: skip
+    score = fitted.validation_score
+    if not task.dense:
+        return score, (score * (1 - score) / len(truth)) ** 0.5
+    return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)

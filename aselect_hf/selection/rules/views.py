@@ -1,0 +1,91 @@
+"""Several views of every image: LiDAR, retrieval, signal to noise. Each view has noise of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aselect_hf.selection import criteria
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.judges import by_outcomes
+from aselect_hf.selection.result import TimestepSelection
+from aselect_hf.selection.rule import RULES, Criterion, rule
+from aselect_hf.selection.scoring import KINDS, select_without_labels
+
+
+@rule(
+    "lidar",
+    labels="none",
+    explanation="Takes the timestep whose features have the highest effective rank between images, "
+    "measured against that between crops of one image (LiDAR).",
+    num_images=256,
+    runs=4,
+    chooses_feature=True,
+    criterion=Criterion(criteria.lidar, "augmented views", "LiDAR (effective rank)"),
+)
+def select_lidar(
+    inputs: SelectionInputs, *, num_views: int = 4, pool_size: int = 1, kinds: Sequence[str] = KINDS
+) -> TimestepSelection:
+    """Score each candidate by `criteria.lidar`, of random crops and flips.
+
+    Args:
+        num_views: Views of every image, at least 2, the same at every timestep (default: 4).
+        pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
+        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+
+    Raises:
+        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
+    """
+    return select_without_labels(inputs, "lidar", num_views=num_views, pool_size=pool_size, kinds=kinds)
+
+
+@rule(
+    "retrieval",
+    labels="none",
+    explanation="Takes the timestep at which an image is most often found again among other crops of all images.",
+    num_images=256,
+    runs=2,
+    chooses_feature=True,
+    criterion=Criterion(criteria.view_retrieval, "augmented views", "images found among other views"),
+)
+def select_retrieval(
+    inputs: SelectionInputs, *, num_views: int = 2, pool_size: int = 1, kinds: Sequence[str] = KINDS
+) -> TimestepSelection:
+    """Score each candidate by `criteria.retrieved`, of random crops and flips.
+
+    Args:
+        num_views: Views of every image, at least 2, the same at every timestep (default: 2).
+        pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
+        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+
+    Raises:
+        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
+    """
+    judge = by_outcomes(RULES["retrieval"], criteria.retrieved)
+    return select_without_labels(
+        inputs, "retrieval", num_views=num_views, pool_size=pool_size, kinds=kinds, judge=judge
+    )
+
+
+@rule(
+    "snr",
+    labels="none",
+    explanation="Takes the timestep whose features vary most between images, rather than with the noise of one image.",
+    num_images=256,
+    runs=2,
+    chooses_feature=True,
+    criterion=Criterion(criteria.signal_to_noise, "noise views", "share of variance between images"),
+)
+def select_snr(
+    inputs: SelectionInputs, *, num_views: int = 2, pool_size: int = 1, kinds: Sequence[str] = KINDS
+) -> TimestepSelection:
+    """Score each candidate by `criteria.signal_to_noise`, of the same image under different noise.
+
+    Args:
+        num_views: Views of every image, at least 2, the same at every timestep (default: 2).
+        pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
+        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+
+    Raises:
+        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
+    """
+    return select_without_labels(inputs, "snr", num_views=num_views, pool_size=pool_size, kinds=kinds)

@@ -1,0 +1,135 @@
+"""What rules with a criterion share: one sweep of the candidates over a sample of images, then a judge.
+
+With `feature="auto"` many blocks and kinds come from the same sweep, and block and kind are chosen together with the
+timestep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from aselect_hf.data.feature_cache import KeptRows, pooled_rows
+from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
+from aselect_hf.selection.feature_sweep import VIEWS, Views, stored_noise_view, sweep_features
+from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.judges import Judge, by_jackknife
+from aselect_hf.selection.probe import fit_in_parallel
+from aselect_hf.selection.result import SelectionCost, TimestepSelection
+from aselect_hf.selection.rule import AUTO, RULES
+from aselect_hf.selection.ties import ROUNDING, best_of
+from aselect_hf.selection.uncertainty import Jackknife
+
+KINDS = ("query", "key", "value", "attention", "mlp", "hidden")
+"""Kinds of features that `feature="auto"` chooses among by default."""
+LEAST_IMAGES = 3
+PERTURBATIONS = 3
+
+
+def select_without_labels(
+    inputs: SelectionInputs,
+    name: str,
+    *,
+    num_views: int | None = None,
+    pool_size: int = 1,
+    kinds: Sequence[str] = KINDS,
+    judge: Judge | None = None,
+) -> TimestepSelection:
+    """Select by the criterion of a rule without labels, on the views of the images that it sees.
+
+    Args:
+        name: of the rule.
+        num_views: of every image, the same at every timestep; `None` where the criterion sees one.
+        judge: default the criterion, with standard errors by the jackknife.
+
+    Raises:
+        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
+    """
+    rule = RULES[name]
+    assert rule.criterion is not None
+    started = time.perf_counter()
+    check_count(name, inputs)
+    if num_views is not None and num_views < 2:
+        raise ValueError(f"num_views must be at least 2, got {num_views}")
+    count, options = len(inputs.images), {} if num_views is None else {"num_views": num_views}
+    rows = pooled_rows(inputs.model, count, pool_size)
+    if num_views is None:
+        views = stored_noise_view(inputs, inputs.images)
+    else:
+        views = VIEWS[rule.criterion.sees](inputs, num_views)
+    judge = judge or by_jackknife(rule, Jackknife.of(count, inputs.seed))
+    return select_by_judge(inputs, judge, views, rows, kinds, options | {"pool_size": pool_size}, started)
+
+
+def check_count(name: str, inputs: SelectionInputs) -> None:
+    """Refuse fewer images than a standard error needs."""
+    if len(inputs.images) < LEAST_IMAGES:
+        raise ValueError(
+            f"{name} needs at least {LEAST_IMAGES} images for its standard errors, got {len(inputs.images)}"
+        )
+
+
+def select_by_judge(
+    inputs: SelectionInputs,
+    judge: Judge,
+    views: Views,
+    rows: KeptRows,
+    kinds: Sequence[str],
+    options: dict[str, Any],
+    started: float,
+) -> TimestepSelection:
+    """Sweep, judge every feature at every candidate, take the best."""
+    model, auto = inputs.model, inputs.feature == AUTO
+    features = _features_of(kinds, model.config.num_hidden_layers) if auto else [inputs.feature]
+    swept = sweep_features(
+        model, views, inputs.timesteps, features, rows,
+        batch_size=inputs.fixed_batch_size, progress=inputs.progress, name=judge.rule,
+    )  # fmt: skip
+    cells = [swept.values[name][column] for name in features for column in range(len(inputs.timesteps))]
+    for name in features:
+        inputs.check_finite(swept.values[name], name)
+    judged = judge.judge(cells)
+    bar = tqdm(judged.scores, total=len(cells), desc=f"{judge.rule} scores", unit="score", disable=not inputs.progress)
+    scores = np.array([*bar]).reshape(len(features), -1)
+    chosen, best = np.unravel_index(best_of(scores.ravel()), scores.shape)
+    own = swept.values[features[chosen]]
+    evidence = [*fit_in_parallel(partial(judged.evidence, cell) for cell in own)]
+    per_image = [each.per_image for each in evidence if each.per_image is not None]
+    return TimestepSelection(
+        method=judge.rule,
+        feature=features[chosen],
+        timestep=inputs.timesteps[best],
+        timesteps=inputs.timesteps,
+        scores=scores[chosen].tolist(),
+        standard_errors=[each.standard_error for each in evidence],
+        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started + views.saved, swept.flops),
+        schedule=model.noise_schedule.to_dict(),
+        score_name=judge.score_name,
+        options=options | ({"feature": AUTO, "kinds": list(kinds)} if auto else {}),
+        num_images=len(inputs.images),
+        seed=inputs.seed,
+        per_image_scores=np.stack(per_image, axis=1).tolist() if per_image else None,
+        feature_scores=dict(zip(features, scores.tolist(), strict=True)) if auto else None,
+        perturbed_timesteps=None if auto and judge.together else _perturbed(inputs, judge, own),
+    )
+
+
+def _perturbed(inputs: SelectionInputs, judge: Judge, cells: np.ndarray) -> list[int]:
+    """See `TimestepSelection.perturbed_timesteps`: the picks among changed `cells` `(timesteps, rows, ...)`."""
+    rng, picks = np.random.default_rng(inputs.seed), []
+    for _ in range(PERTURBATIONS):
+        changed = [cell * (1 + ROUNDING * rng.standard_normal(cell.shape)) for cell in cells]
+        picks.append(inputs.timesteps[best_of([*judge.judge(changed).scores])])
+    return picks
+
+
+def _features_of(kinds: Sequence[str], num_layers: int) -> list[str]:
+    """Names of the features of these kinds, in order of computation."""
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(FEATURE_KINDS):
+        raise ValueError(f"kinds must be a list of names out of {', '.join(FEATURE_KINDS)}; got {kinds!r}")
+    return [name for name in list_features(num_layers) if parse_feature(name, num_layers).kind in kinds]
