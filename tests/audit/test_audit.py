@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aselect_hf import cli, select_timestep
+from aselect_cli import app
+from aselect_hf import select_timestep
 from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep
 from aselect_hf.audit.audit import regret_by
 from aselect_hf.conversion import load_model, save_model
@@ -214,7 +215,7 @@ def files(make_model, tmp_path) -> tuple[Path, Path]:
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["aselect", "audit", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit:
-        cli.main()
+        app.main()
     return exit.value.code or 0
 
 

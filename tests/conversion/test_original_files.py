@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aselect_hf import ASelectDiTModel, cli
+from aselect_cli import app
+from aselect_hf import ASelectDiTModel
 from aselect_hf.conversion import convert_checkpoint, load_checkpoint
 from aselect_hf.conversion.locate import kind_by_name
 from aselect_hf.modeling.features import FEATURE_KINDS
@@ -139,12 +140,12 @@ def test_the_command_asks_and_takes_what_the_file_does_not_say(
     for options, asked in (([], "num_condition_classes=5"), (["--num-condition-classes", "5"], "model_time=")):
         monkeypatch.setattr("sys.argv", command + options)
         with pytest.raises(SystemExit):
-            cli.main()
+            app.main()
         assert asked in capsys.readouterr().err
     options += ["--model-time", "noise_fraction", "--dtype", "bfloat16"]
     monkeypatch.setattr("sys.argv", command + options)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert not ended.value.code
     model = load_checkpoint(tmp_path / "out")
     assert (model.config.noise_schedule["model_time"], model.dtype) == ("noise_fraction", torch.bfloat16)

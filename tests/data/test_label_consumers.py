@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import DataLoader, default_collate
 
-from aselect_hf import cli, select_timestep
+from aselect_cli import app
+from aselect_hf import select_timestep
 from aselect_hf.audit import audit_timestep
 from aselect_hf.compare.run import compare_strategies
 from aselect_hf.conversion import save_model
@@ -201,7 +202,7 @@ class TestCommands:
             monkeypatch.chdir(tmp_path)
             code: Any = 0
             try:
-                cli.main()
+                app.main()
             except SystemExit as stopped:
                 code = stopped.code or 0
             captured = capsys.readouterr()

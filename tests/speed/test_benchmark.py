@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from aselect_hf import cli
+from aselect_cli import app
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.cost import count_flops, feature_flops
 from aselect_hf.speed import CUT, DIFFUSERS, FIXED, OURS, VIT, Benchmark, benchmark_model
@@ -197,7 +197,7 @@ def test_the_command_writes_json_and_table(
     arguments = ["--batch_sizes", "1,2", "--rounds", "3", "--device", "cpu", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["aselect", "benchmark", "sample", *arguments])
     with pytest.raises(SystemExit, match=r"^0$"):
-        cli.main()
+        app.main()
     table = output.with_suffix(".md").read_text()
     assert table in capsys.readouterr().out
     content = json.loads(output.read_text())
