@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
@@ -27,16 +27,16 @@ def count_flops(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def encode_flops(model: ASelectDiTModel) -> float:
+def encode_flops(model: NoisyBackbone) -> float:
     """Operations to encode one image of the trained resolution; 0 in pixel space."""
     if model.vae is None:
         return 0.0
     side = model.config.image_size or 0
-    pixels = torch.zeros(1, model.vae.config.in_channels, side, side, device=model.device, dtype=model.vae.dtype)
+    pixels = torch.zeros(1, model.config.image_channels, side, side, device=model.device, dtype=model.vae.dtype)
     return count_flops(lambda: model.encode(pixels))
 
 
-def feature_flops(model: ASelectDiTModel, *features: str) -> float:
+def feature_flops(model: NoisyBackbone, *features: str) -> float:
     """Operations of one run from latents to `features` at the trained resolution (one noise draw)."""
     config = model.config
     latents = torch.zeros(1, config.num_channels, config.sample_size, config.sample_size, device=model.device)

@@ -115,9 +115,7 @@ def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
 def set_vae(model: ASelectDiTModel, vae: Any, decoder: bool) -> None:
     """Put an autoencoder inside a model, encoder only unless `decoder`."""
     fields = model.config.to_diff_dict() | vae_fields(vae, decoder) | {"image_size": None}
-    checked = ASelectDiTConfig(
-        **{key: value for key, value in fields.items() if key in ASelectDiTConfig.__annotations__}
-    )
+    checked = model.config.from_dict(fields)
     for name in ("vae_config", "vae_decoder", "image_size"):
         setattr(model.config, name, getattr(checked, name))
     vae = copy.deepcopy(vae)  # it may be somebody's own

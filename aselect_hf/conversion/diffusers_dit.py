@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
@@ -42,6 +43,8 @@ CONDITION_KEYS = {
     "fc2": "timestep_embedder.linear_2",
     "class_embedding": "class_embedder.embedding_table",
 }
+HOOKED = {"hidden": "", "query": "attn1.to_q", "key": "attn1.to_k", "value": "attn1.to_v"}
+"""Features that a hook on a block of diffusers can read, with the module that gives them."""
 ACTIVATIONS = {"gelu-approximate": "gelu_pytorch_tanh", "gelu": "gelu"}
 SCHEDULER_FIELDS = (
     "num_train_timesteps",
@@ -241,6 +244,21 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     }
     transformer.load_state_dict(theirs)
     return transformer.to(model.dtype).eval(), _scheduler_of(model)
+
+
+def diffusers_peer(model: ASelectDiTModel, feature: str) -> tuple[Any, Any, torch.nn.Module]:
+    """As `to_diffusers`, to compare with on the device of `model`, and the module whose output is `feature`.
+
+    The transformer has the model's own timestep frequencies, which diffusers cannot save.
+    """
+    twin = copy.copy(model)
+    twin.config = copy.deepcopy(model.config)
+    twin.config.timestep_freq_shift = 1
+    transformer, scheduler = to_diffusers(twin)
+    for block in transformer.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = model.config.timestep_freq_shift
+    block, kind = model.config.resolve_feature(feature)
+    return transformer.to(model.device), scheduler, transformer.transformer_blocks[block].get_submodule(HOOKED[kind])
 
 
 def _scheduler_of(model: ASelectDiTModel) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
@@ -24,7 +25,7 @@ from aselect_hf.hub.card_sections import TEMPLATES, render_card
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.selection import TimestepSelection
 
 Results = Comparison | Sequence[EvaluationResult]
@@ -79,7 +80,7 @@ def prepare_upload(
     content = CardContent(
         config,
         repo_id,
-        architecture=(config.architectures or ["ASelectDiTModel"])[0],
+        architecture=(config.architectures or [config.auto_classes["AutoModel"].rpartition(".")[2]])[0],
         num_parameters=count_parameters(folder, () if config.fixed_timestep else DERIVED_KEYS),
         selection=selection,
         results=[] if results is None or isinstance(results, Comparison) else list(results),
@@ -185,7 +186,7 @@ class ConfigFile(TypedDict, total=False):
     label2id: dict[str, int] | None
 
 
-def read_config(folder: Path) -> ASelectDiTConfig:
+def read_config(folder: Path) -> NoisyBackboneConfig:
     """The config of a saved model, none of its code being run.
 
     Raises:
@@ -193,7 +194,10 @@ def read_config(folder: Path) -> ASelectDiTConfig:
     """
     try:
         check_types(read_json(folder / "config.json"), ConfigFile)
-        return ASelectDiTConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if isinstance(config, NoisyBackboneConfig):
+            return config
+        raise ValueError(f"model_type {config.model_type!r} is another package's")
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines())
         raise ValueError(f"{folder / 'config.json'} does not describe a model of this package: {reason}") from error

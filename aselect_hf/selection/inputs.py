@@ -11,7 +11,7 @@ import torch
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import cached_latents
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -32,7 +32,7 @@ class SelectionInputs:
         progress: show a progress bar.
     """
 
-    model: ASelectDiTModel
+    model: NoisyBackbone
     images: ImageData
     validation: ImageData | None
     feature: str

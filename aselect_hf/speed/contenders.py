@@ -14,10 +14,9 @@ from torch import nn
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer, ViTPatchEmbeddings
 
-from aselect_hf.conversion import set_vae, to_diffusers
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.features import FEATURE_KINDS, parse_feature
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.conversion import HOOKED, diffusers_peer, set_vae
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """By how much a feature may differ from diffusers', relative to its greatest value, in the least precise dtype used."""
@@ -29,8 +28,6 @@ CUT = "diffusers, cut in the hook"
 VIT = "plain ViT (limit)"
 OURS = "ours"
 FIXED = "ours, fixed timestep"
-HOOKED = {"hidden": "", "query": "attn1.to_q", "key": "attn1.to_k", "value": "attn1.to_v"}
-"""Features that a hook can read, with the module of a diffusers block that gives them."""
 
 
 @dataclass
@@ -55,23 +52,17 @@ class Contender:
 class Peers:
     """Everything that the contenders are made of, built from one model."""
 
-    def __init__(self, model: ASelectDiTModel, feature: str) -> None:
+    def __init__(self, model: NoisyBackbone, feature: str) -> None:
         config = model.config
         self.model, self.feature, self.timestep = model, feature, model.default_timestep
         self.fixed = model if config.fixed_timestep else model.fix_timestep(self.timestep, feature).eval()
         self.vit = PlainViT(config, feature).to(model.device, model.dtype).eval()
         self.transformer: Any = None
         self.no_diffusers = ""
-        twin = _with_vae(model, None)
-        twin.config.timestep_freq_shift = 1  # the only one that diffusers can save; what the model has is set below
         try:
-            self.transformer, self.scheduler = to_diffusers(twin)
+            self.transformer, self.scheduler, self.hooked = diffusers_peer(model, feature)
         except ValueError as error:
             self.no_diffusers = str(error)
-            return
-        self.transformer.to(model.device)
-        for block in self.transformer.transformer_blocks:
-            block.norm1.emb.time_proj.downscale_freq_shift = config.timestep_freq_shift
 
     def from_latents(self) -> list[Contender]:
         """All that start at what the DiT sees."""
@@ -108,15 +99,12 @@ class Peers:
             contenders.append(Contender(f"{FIXED}, {name}", run, [dit], tolerance if same else None))
         return contenders
 
-    def _ours(self, model: ASelectDiTModel, argument: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _ours(self, model: NoisyBackbone, argument: str) -> Callable[[torch.Tensor], torch.Tensor]:
         chosen: dict[str, Any] = {"feature": self.feature, "timestep": self.timestep}
         return lambda batch: model(**{argument: batch}, **chosen).last_hidden_state
 
     def _hooked(self, cut: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         """The feature as a forward hook on diffusers' DiT finds it; `cut` leaves the network there."""
-        config = self.model.config
-        index, kind = parse_feature(self.feature, config.num_hidden_layers)
-        module = self.transformer.transformer_blocks[index].get_submodule(HOOKED[kind])
 
         def run(latents: torch.Tensor) -> torch.Tensor:
             found: list[torch.Tensor] = []
@@ -131,8 +119,8 @@ class Peers:
             steps = torch.full((len(latents),), self.timestep, device=latents.device)
             noisy = torch.cat([self.scheduler.add_noise(latents.float(), each, steps) for each in noise])
             steps = steps.repeat(len(draws))
-            labels = torch.full_like(steps, config.num_condition_classes)
-            handle = module.register_forward_hook(hook)
+            labels = torch.full_like(steps, self.model.config.null_class)
+            handle = self.hooked.register_forward_hook(hook)
             try:
                 self.transformer(noisy.to(self.transformer.dtype), timestep=steps, class_labels=labels)
             except FoundError:
@@ -151,25 +139,16 @@ class FoundError(Exception):
 class PlainViT(nn.Module):
     """transformers' ViT layers on the same tokens: as many whole blocks as the feature takes, no class token."""
 
-    def __init__(self, config: ASelectDiTConfig, feature: str) -> None:
+    def __init__(self, config: NoisyBackboneConfig, feature: str) -> None:
         super().__init__()
-        index, kind = parse_feature(feature, config.num_hidden_layers)
-        attends = FEATURE_KINDS.index(kind) > FEATURE_KINDS.index("value")
-        vit = ViTConfig(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=int(config.hidden_size * config.mlp_ratio),
-            hidden_act=config.hidden_act,
-            qkv_bias=config.attention_bias,
-            image_size=config.sample_size,
-            patch_size=config.patch_size,
-            num_channels=config.num_channels,
-        )
+        block, kind = config.resolve_feature(feature)
+        attends = config.feature_kinds.index(kind) > config.feature_kinds.index("value")
+        vit = ViTConfig(**config.vit_fields())
         vit._attn_implementation = "sdpa"
         self.num_noise_draws = config.num_noise_draws
         self.patch_embeddings = ViTPatchEmbeddings(vit)
-        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, config.hidden_size))
-        self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(index + attends))
+        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, vit.hidden_size))
+        self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(block + 1 if attends else block))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """`(batch * draws, tokens, width)`: every noise draw of a DiT is one more image for a ViT."""
@@ -180,19 +159,19 @@ class PlainViT(nn.Module):
         return hidden_states
 
 
-def checked_feature(config: ASelectDiTConfig, feature: str | None) -> str:
+def checked_feature(config: NoisyBackboneConfig, feature: str | None) -> str:
     """The feature to measure."""
     middle = f"blocks.{max(0, config.num_hidden_layers // 2 - 1)}.hidden"
     default = str(config.feature) if config.fixed_timestep else middle
-    name = parse_feature(feature or default, config.num_hidden_layers)
-    if config.fixed_timestep and str(name) not in (config.fixed_to or {})["features"]:
+    name = config.resolve_feature(feature or default)
+    if config.fixed_timestep and str(name) not in config.list_features():
         raise config.fixed_error(f"feature {feature!r}")
     if not config.fixed_timestep and name.kind not in HOOKED:
         raise ValueError(f"feature must be of a kind that a hook reads ({', '.join(HOOKED)}), got {feature!r}")
     return str(name)
 
 
-def _with_vae(model: ASelectDiTModel, vae: Any) -> ASelectDiTModel:
+def _with_vae(model: NoisyBackbone, vae: Any) -> NoisyBackbone:
     """A model that shares all weights with `model` but the VAE; `None` takes it out."""
     twin = copy.copy(model)
     twin._modules = dict(model._modules)

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from aselect_hf.cost import count_flops
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.speed.contenders import DIFFUSERS, VIT, Contender, Peers, checked_feature, dtype_name
 from aselect_hf.speed.table import Benchmark, Row
 from aselect_hf.versions import hardware, installed_versions
@@ -26,7 +26,7 @@ MAX_SECONDS = 20.0
 
 @torch.no_grad()
 def benchmark_model(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     *,
     name: str = "model",
     feature: str | None = None,
@@ -60,7 +60,7 @@ def benchmark_model(
     peers = Peers(model.eval(), checked_feature(config, feature))
     kinds = {"latents": (config.num_channels, config.sample_size)}
     if pixels and model.vae is not None:
-        kinds["pixels"] = (model.vae.config.in_channels, config.image_size or 0)
+        kinds["pixels"] = (config.image_channels, config.image_size or 0)
     skipped = [{"model": name, "contender": "diffusers", "reason": peers.no_diffusers}] if peers.no_diffusers else []
     result = Benchmark([], skipped, describe_protocol(model.device, rounds, max_seconds))
     for kind, (channels, side) in kinds.items():

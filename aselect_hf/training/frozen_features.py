@@ -34,7 +34,7 @@ def keep_features(
     """
     config = objective.dit.config
     tokens = 1 if objective.pools else config.num_patches
-    shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.hidden_size)
+    shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.feature_width(*objective.features))
     needed = BYTES * int(np.prod(shape))
     check_space(path.parent, needed, "the features", hint=": use --cache_features False")
     accelerator.wait_for_everyone()  # all have looked before one takes the room

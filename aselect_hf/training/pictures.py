@@ -93,7 +93,7 @@ def save_widget_examples(model: HeadModel, data: ImageData, dataset: str, folder
         folder: for `widget.json` and the pictures.
     """
     config = model.config
-    if config.vae_config is None and config.num_channels not in (1, 3):
+    if not config.takes_pictures:
         return
     task = task_of_model(model)
     processor = make_image_processor(config, task.whole_image)

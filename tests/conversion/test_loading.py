@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTModel
 from aselect_hf.conversion import convert_checkpoint, load_checkpoint, load_model, locate, save_model
 from aselect_hf.conversion.locate import LOADING_KEYWORDS, LoadingOptions
-from aselect_hf.modeling.configuration_aselect_dit import NEVER_STORED
+from aselect_hf.modeling.configuration_noisy_backbone import NEVER_STORED
 
 READERS: dict[str, Callable[..., Any]] = {
     "from_diffusers": ASelectDiTModel.from_diffusers,
