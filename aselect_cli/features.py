@@ -78,13 +78,11 @@ def features(
 
 def _list(config: Any) -> Answer:
     """Names and shapes of all features of a model."""
-    from aselect_hf.modeling.features import list_features
-
-    names = config.fixed_to["features"] if config.fixed_to else list_features(config.num_hidden_layers)
-    tokens, width = config.num_patches, config.hidden_size
+    widths, tokens = {name: config.feature_width(name) for name in config.list_features()}, config.num_patches
     marks = {config.feature: "  <- config.feature"}
-    text = "\n".join(f"{name:28s} (batch, {tokens}, {width}){marks.get(name, '')}" for name in names)
-    return Answer(text, {"features": names, "default": config.feature, "tokens": tokens, "width": width})
+    text = "\n".join(f"{name:28s} (batch, {tokens}, {width}){marks.get(name, '')}" for name, width in widths.items())
+    width = config.feature_width(config.feature)
+    return Answer(text, {"features": list(widths), "default": config.feature, "tokens": tokens, "width": width})
 
 
 def _names_from_training(images: ImageData, data: str, image_column: str, label_column: str | None) -> list[str]:

@@ -22,7 +22,7 @@ from aselect_hf.audit.suspicions import (
 from aselect_hf.audit.verdicts import FEW_LABELED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import AUTO, RULES, TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
 from aselect_hf.selection.rule import WITHOUT_LABELS
@@ -36,7 +36,7 @@ LEAST_CURVE = 3
 
 
 def audit_timestep(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     images: Any,
     *,
     method: str = AUTO,
@@ -168,7 +168,7 @@ def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> t
 
 
 def _curves(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     picked: TimestepSelection,
     grid: list[int],
@@ -235,7 +235,7 @@ def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: boo
 
 
 def audited_timesteps(
-    model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
+    model: NoisyBackbone, picked: TimestepSelection, timesteps: Sequence[int] | int | None
 ) -> list[int]:
     """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
 

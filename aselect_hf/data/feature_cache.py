@@ -31,7 +31,7 @@ from aselect_hf.files import (
     read_json,
 )
 from aselect_hf.modeling.features import tokens_to_map
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 logger = logging.get_logger(__name__)
 
@@ -61,20 +61,20 @@ class KeptRows:
     Args:
         description: names the choice in the cache's key.
         first_rows: `(images + 1,)`, the first row of every image, and the number of rows.
-        columns: of every row.
+        cells: features side by side in every row.
         rows_of: the rows of a batch from its tokens `(batch, tokens, width)`, their grid, and its first image.
         whole_image: read the whole image instead of its center, see `image_pixels`.
     """
 
     description: str
     first_rows: np.ndarray
-    columns: int
+    cells: int
     rows_of: Callable[[torch.Tensor, tuple[int, int], int], torch.Tensor]
     whole_image: bool = False
 
 
 def pooled_features(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     timesteps: list[int],
     feature: str,
@@ -101,7 +101,7 @@ def pooled_features(
 
 
 def token_features(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     timesteps: list[int],
     feature: str,
@@ -121,7 +121,7 @@ def token_features(
     return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
 
 
-def pooled_rows(model: ASelectDiTModel, num_images: int, pool_size: int) -> KeptRows:
+def pooled_rows(model: NoisyBackbone, num_images: int, pool_size: int) -> KeptRows:
     """One row an image, see `pooled_features`."""
     if not 1 <= pool_size <= min(model.config.grid_size):
         raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
@@ -129,11 +129,10 @@ def pooled_rows(model: ASelectDiTModel, num_images: int, pool_size: int) -> Kept
     def pool(tokens: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
         return adaptive_avg_pool2d(tokens_to_map(tokens, grid_size), pool_size).flatten(1)
 
-    columns = pool_size**2 * model.config.hidden_size
-    return KeptRows(f"pooled {pool_size}", np.arange(num_images + 1), columns, pool)
+    return KeptRows(f"pooled {pool_size}", np.arange(num_images + 1), pool_size**2, pool)
 
 
-def token_rows(model: ASelectDiTModel, data: ImageData, tokens: np.ndarray) -> KeptRows:
+def token_rows(model: NoisyBackbone, data: ImageData, tokens: np.ndarray) -> KeptRows:
     """One row a token, see `token_features`."""
     per_image = model.config.num_patches
     first_rows = np.searchsorted(tokens, per_image * np.arange(len(data) + 1))
@@ -148,11 +147,11 @@ def token_rows(model: ASelectDiTModel, data: ImageData, tokens: np.ndarray) -> K
         return batch.flatten(0, 1)[torch.from_numpy(rows).to(batch.device)]
 
     description = f"tokens {hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest()}"
-    return KeptRows(description, first_rows, model.config.hidden_size, pick, whole_image=True)
+    return KeptRows(description, first_rows, 1, pick, whole_image=True)
 
 
 def _cached(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     timesteps: list[int],
     feature: str,
@@ -162,7 +161,7 @@ def _cached(
     progress: bool,
 ) -> CachedFeatures:
     folder = as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, kept.description)
-    shape = (int(kept.first_rows[-1]), kept.columns)
+    shape = (int(kept.first_rows[-1]), kept.cells * model.config.feature_width(feature))
     files = {t: FeatureFile(folder / f"t{t:05d}.npy", t, shape) for t in timesteps}
     check_writable(folder / "lock")
     with FileLock(folder / "lock"):
@@ -178,23 +177,14 @@ def _cached(
     )
 
 
-def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, kept: str) -> str:
+def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) -> str:
     """Hash of everything the features depend on, but the timestep; `kept` describes what is kept of the tokens."""
-    config = model.config
-    choices = {
-        "data": data.fingerprint,
-        "feature": feature,
-        "kept": kept,
-        "sizes": [config.num_attention_heads, config.patch_size, config.image_size, config.timestep_freq_shift],
-        "numerics": [config.hidden_act, config.mlp_norm_eps, config.noise_seed],
-        "schedule": config.noise_schedule,
-        "vae": config.vae_config,
-    }
+    choices = {"data": data.fingerprint, "feature": feature, "kept": kept} | model.fingerprint_fields()
     return fingerprint(model.state_dict(), choices)
 
 
 def _compute(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     missing: list[FeatureFile],
     feature: str,
@@ -227,7 +217,7 @@ def _compute(
 
 
 def _latents(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     first: int,
     whole_image: bool,
@@ -235,7 +225,7 @@ def _latents(
     batch_size: int,
     progress: bool,
 ) -> tuple[Iterator[torch.Tensor], float]:
-    """Batches of what the DiT sees of the images from `first` on, and the seconds that their encoding took."""
+    """Batches of what the network sees of the images from `first` on, and the seconds that their encoding took."""
     if first == len(data):
         return iter(()), 0.0
     if model.vae is None:
