@@ -55,7 +55,7 @@ def test_a_second_run_is_refused_while_the_first_works(tmp_path):
 def test_the_room_for_the_model_is_there_at_the_end_whoever_fills_the_disk(small_disk):
     folder = small_disk(REPORT_BYTES + 2**20)
     with (
-        pytest.raises(ValueError, match=r"output folder .*disk-0 has 0.01 GB free, the final model need"),
+        pytest.raises(ValueError, match=r"output folder .*disk-0 has 0.01 GB free, but 0.01 GB is needed for"),
         hold_output_dir(folder, 2**20 + 1),
     ):
         pass
