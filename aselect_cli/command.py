@@ -65,7 +65,7 @@ def _parameter(option: SourceOption, panel: str | None) -> inspect.Parameter:
     kind = str if option.type is list else option.type
     metavar = "NAME,NAME,..." if option.type is list else None
     info = typer.Option(help=option.help, rich_help_panel=panel, metavar=metavar)
-    annotation = Annotated[kind | None, info]
+    annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
