@@ -49,8 +49,8 @@ def compare(
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.compare import check_strategies, compare_strategies, options_by_rule
-    from aselect_hf.data.classes import share_classes
     from aselect_hf.data.sources import refuse_shared_splits
+    from aselect_hf.data.splits import share_classes
     from aselect_hf.files import check_writable, read_json
 
     rules = [name.strip() for name in methods.split(",")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from aselect_hf.audit.suspicions import (
     doubt_of_agreement,
     doubt_of_pick,
     shares_of_picks,
-    untrained_twin,
     warn_of_model,
     warn_of_pick,
 )
-from aselect_hf.audit.verdicts import FEW_LABELLED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
+from aselect_hf.audit.verdicts import FEW_LABELED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
@@ -89,89 +89,149 @@ def audit_timestep(
         raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
     elif selection.schedule != model.config.noise_schedule:
         raise ValueError("selection was made for another noise schedule than the model's")
-    data = ImageData.of(images, num_images or NUM_AUDITED)
-    labelled = data.masks is not None or has_classes(data.labels)
-    warnings = []
-    if labelled and data.masks is None:
-        if unlabelled := data.num_unlabelled:
-            warnings.append(f"{unlabelled:,} of {len(data):,} images have no label: not used")
-        data = data.labelled()
-    data = data.sample(num_images or NUM_AUDITED, seed, per_class=LEAST_PER_CLASS if labelled else 0)
-    data = data.readable(on_error)
-    run: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "cache_dir": cache_dir}
-    run |= {"progress": progress}
-    if selection is None:
+    data, labeled, warnings = _audited_images(images, num_images or NUM_AUDITED, seed, on_error)
+    run: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
+    picked = selection
+    if picked is None:
         if method == AUTO:
             method = automatic_method(data)
             report_unused_labels(data, method)
         if "pool_size" in RULES[method].options:
             options["pool_size"] = pool_size
-        picked = select_timestep(model, data, method=method, feature=feature, timesteps=timesteps, **run, **options)
-    else:
-        picked = selection
+        run_picked = run | {"feature": feature, "timesteps": timesteps, "num_images": num_images}
+        picked = select_timestep(model, data, method=method, **run_picked, **options)
+    run["feature"] = picked.feature
     grid = audited_timesteps(model, picked, timesteps)
-    run |= {"feature": picked.feature, "timesteps": grid}
-    name = rule_name(picked, grid)
-    hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
-    rule = "ridge" if labelled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
-    if rule == "hfr":
-        checked = hfr
-    elif rule == name and picked.timesteps == grid:
-        checked = picked
-    else:
-        if labelled:
-            run["num_images"] = num_images or NUM_AUDITED
-        checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
-    pick = grid.index(picked.timestep)
+    curves = _curves(model, data, picked, grid, labeled, num_images, pool_size, run)
+    checked = curves.checked
     shares = shares_of_picks(picked, grid, seed)
-    warnings += warn_of_pick(hfr, picked, name, shares)
+    warnings += warn_of_pick(curves.hfr, picked, curves.name, shares)
     correlation = None if checked is picked else rank_correlation(picked, checked)
-    regret = regret_by(checked, pick, seed)
+    regret = regret_by(checked, grid.index(picked.timestep), seed)
     chance = untrained = None
-    if labelled:
-        informative = True
-        if data.masks is None:
-            chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
-            if checked.per_image_scores is not None:
-                informative = best_exceeds(np.array(checked.per_image_scores), chance, seed)
-        itself = "ridge" in (picked.method, picked.options.get("second"))
-        verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
-        for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
-            other = grid.index(t)
-            worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
-            if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
-                verdict, sentence = worse[0], f"the pick depends on rounding, which may give t = {t}; {worse[1]}"
+    if labeled:
+        chance, informative = _chance(data, checked, seed)
+        verdict, sentence = _judge_with_labels(curves, regret, tolerance, informative, seed)
         if checked is not selection:
             run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
-            twin = select_timestep(untrained_twin(model), data, method=rule, pool_size=pool_size, **run)
+            twin = select_timestep(model.untrained_twin(), data, method=curves.rule, pool_size=pool_size, **run)
             untrained = twin.scores[0]
             warnings += warn_of_model(checked, twin, seed)
-        if checked.num_images < FEW_LABELLED:
-            warnings.append(f"the probe has only {checked.num_images} images: label {FEW_LABELLED} or more")
     else:
-        if data.labels is not None:
-            warnings.append(
-                f"the labels are not of 2 classes with 2 images each ({data.describe_classes()}): they were not used"
-            )
-        if rule == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
-            warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
-        doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(hfr, picked, name, shares)
-        verdict, sentence = judge_by_agreement(picked, checked, name, grid, correlation, regret.lower > 0, doubt)
+        doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(curves.hfr, picked, curves.name, shares)
+        verdict, sentence = judge_by_agreement(picked, checked, curves.name, grid, correlation, regret.lower > 0, doubt)
     return Audit(
         verdict=verdict,
         sentence=sentence,
-        warnings=warnings,
-        method=name,
-        checked_by=rule,
+        warnings=warnings + _warnings_of_check(data, checked, labeled),
+        method=curves.name,
+        checked_by=curves.rule,
         timestep=picked.timestep,
-        selections={"hfr": hfr, name: picked, rule: checked},
+        selections={"hfr": curves.hfr, curves.name: picked, curves.rule: checked},
         pick_shares=None if shares is None else shares.tolist(),
-        regret=regret if labelled else None,
+        regret=regret if labeled else None,
         chance=chance,
         untrained=untrained,
         rank_correlation=correlation,
         tolerance=tolerance,
     )
+
+
+@dataclass
+class _Curves:
+    """The selections that an audit compares.
+
+    Args:
+        name: of the rule that picked, see `Audit.method`.
+        rule: the one that checks.
+        grid: timesteps of the curves of HFR and of the check.
+    """
+
+    name: str
+    rule: str
+    grid: list[int]
+    hfr: TimestepSelection
+    picked: TimestepSelection
+    checked: TimestepSelection
+
+
+def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> tuple[ImageData, bool, list[str]]:
+    """A sample of the images, whether they are labeled (with classes or masks), and a warning of what is left out."""
+    data, warnings = ImageData.of(images, num_images), []
+    labeled = data.masks is not None or has_classes(data.labels)
+    if labeled and data.masks is None:
+        if data.num_unlabelled:
+            warnings.append(f"{data.num_unlabelled:,} of {len(data):,} images have no label: not used")
+        data = data.labelled()
+    data = data.sample(num_images, seed, per_class=LEAST_PER_CLASS if labeled else 0)
+    return data.readable(on_error), labeled, warnings
+
+
+def _curves(
+    model: ASelectDiTModel,
+    data: ImageData,
+    picked: TimestepSelection,
+    grid: list[int],
+    labeled: bool,
+    num_images: int | None,
+    pool_size: int,
+    run: dict[str, Any],
+) -> _Curves:
+    """HFR's curve and that of the rule that checks, over the grid; each is run unless it is the pick's own."""
+    run = run | {"timesteps": grid, "num_images": num_images}
+    name = rule_name(picked, grid)
+    hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
+    rule = "ridge" if labeled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
+    if rule == "hfr":
+        checked = hfr
+    elif rule == name and picked.timesteps == grid:
+        checked = picked
+    else:
+        if labeled:
+            run["num_images"] = num_images or NUM_AUDITED
+        checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
+    return _Curves(name, rule, grid, hfr, picked, checked)
+
+
+def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[float | None, bool]:
+    """Accuracy of always answering the commonest class, and whether the probe is above it somewhere; of masks none."""
+    if data.masks is not None:
+        return None, True
+    chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
+    if checked.per_image_scores is None:
+        return chance, True
+    return chance, best_exceeds(np.array(checked.per_image_scores), chance, seed)
+
+
+def _judge_with_labels(
+    curves: _Curves, regret: Regret, tolerance: float, informative: bool, seed: int
+) -> tuple[str, str]:
+    """Verdict and sentence by the probe, of the worst of the timesteps that rounding may give."""
+    picked, checked, grid = curves.picked, curves.checked, curves.grid
+    itself = "ridge" in (picked.method, picked.options.get("second"))
+    pick = grid.index(picked.timestep)
+    verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
+    for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
+        other = grid.index(t)
+        worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
+        if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
+            verdict, sentence = worse[0], f"the pick depends on rounding, which may give t = {t}; {worse[1]}"
+    return verdict, sentence
+
+
+def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: bool) -> list[str]:
+    """What the check lacks: images, or labels that it could use."""
+    if labeled:
+        if checked.num_images < FEW_LABELED:
+            return [f"the probe has only {checked.num_images} images: label {FEW_LABELED} or more"]
+        return []
+    warnings = []
+    if data.labels is not None:
+        classes = data.describe_classes()
+        warnings.append(f"the labels are not of 2 classes with 2 images each ({classes}): they were not used")
+    if checked.method == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+        warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
+    return warnings
 
 
 def audited_timesteps(

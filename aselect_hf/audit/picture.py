@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, band, sigma_axis
+from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, Curve, band, sigma_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from aselect_hf.audit.result import Audit
-    from aselect_hf.selection.result import TimestepSelection
+
+class AuditedCurves(Protocol):
+    """What the picture shows of an audit."""
+
+    verdict: str
+    sentence: str
+    method: str
+    checked_by: str
+    timestep: int
+    pick_shares: list[float] | None
+    chance: float | None
+    untrained: float | None
+
+    @property
+    def hfr(self) -> Curve: ...
+
+    @property
+    def picked(self) -> Curve: ...
+
+    @property
+    def checked(self) -> Curve: ...
 
 
-def plot_audit(audit: Audit, path: Path) -> None:
+def plot_audit(audit: AuditedCurves, path: Path) -> None:
     """The sentence, over HFR's curves, that of the rule that picked and of the check, and the bootstrap's picks.
 
     The pick is a line through all.
     """
     from matplotlib.figure import Figure
 
-    hfr, picked, checked = audit.selections["hfr"], audit.picked, audit.checked
+    hfr, picked, checked = audit.hfr, audit.picked, audit.checked
     colors = {"trust": COLORS["accuracy"], "uncertain": COLORS["control"], "do not trust": COLORS["chosen"]}
     heights = {"parts": 1.0, "corrected": 1.2, "check": 1.2}
     if audit.checked_by == "hfr":
@@ -79,6 +98,6 @@ def plot_audit(audit: Audit, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def mark_best(axis: Axes, selection: TimestepSelection, color: str) -> None:
+def mark_best(axis: Axes, selection: Curve, color: str) -> None:
     label = f"its best: t = {selection.timestep}"
     axis.axvline(selection.timestep, color=COLORS[color], ls="--", lw=1, label=label)

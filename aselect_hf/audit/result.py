@@ -59,6 +59,11 @@ class Audit(Record):
         return self.selections[self.method]
 
     @property
+    def hfr(self) -> TimestepSelection:
+        """The corrected HFR of every candidate, whichever rule picked."""
+        return self.selections["hfr"]
+
+    @property
     def checked(self) -> TimestepSelection:
         """The selection by the rule that checks."""
         return self.selections[self.checked_by]

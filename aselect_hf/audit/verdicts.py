@@ -6,7 +6,8 @@ from aselect_hf.audit.regret import Regret
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.rule import WITHOUT_LABELS
 
-TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
+TRUST, UNCERTAIN, DO_NOT_TRUST = "trust", "uncertain", "do not trust"
+VERDICTS = (TRUST, UNCERTAIN, DO_NOT_TRUST)
 
 # What the verdicts rest on (ours).
 TOLERANCE = 2.0
@@ -15,7 +16,7 @@ NEAR = 1
 """Places on the grid by which two picks may differ and still agree."""
 ALIKE = 0.5
 """Rank correlation of two curves from which their rules agree."""
-FEW_LABELLED = 100
+FEW_LABELED = 100
 
 
 def judge_by_probe(
@@ -93,14 +94,14 @@ def judge_by_agreement(
         reason = (
             f"no labels, and nothing to choose: all {len(picked.scores)} candidates score the same by {written(name)}"
         )
-        return DO_NOT_TRUST, f"{reason}; label {FEW_LABELLED} images and run again"
+        return DO_NOT_TRUST, f"{reason}; label {FEW_LABELED} images and run again"
     picks = f"{written(name)} t = {picked.timestep}, {written(checked.method)} t = {checked.timestep}"
     places = abs(grid.index(picked.timestep) - grid.index(checked.timestep))
     agreement = verdict_of_agreement(places, correlation, refuted, picked.method == WITHOUT_LABELS)
     if agreement == DO_NOT_TRUST:
         return (
             DO_NOT_TRUST,
-            f"no labels, and independent rules disagree ({picks}); label {FEW_LABELLED} images and run again",
+            f"no labels, and independent rules disagree ({picks}); label {FEW_LABELED} images and run again",
         )
     evidence = picks if correlation is None else f"{picks}, rank correlation {correlation:.2f}"
     if agreement == TRUST and not doubt:
@@ -114,7 +115,7 @@ def judge_by_agreement(
         how = "pick the same timestep, but " + ("one has no curve" if correlation is None else "their curves differ")
     else:
         how = "agree only in part"
-    return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}); label {FEW_LABELLED} images to be sure"
+    return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}); label {FEW_LABELED} images to be sure"
 
 
 def verdict_of_agreement(places: int, correlation: float | None, refuted: bool, best_rule: bool) -> str:

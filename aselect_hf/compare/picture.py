@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, band, sigma_axis
-
-if TYPE_CHECKING:
-    from aselect_hf.compare.table import Comparison
+from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, Curve, band, sigma_axis
 
 
-def plot_comparison(comparison: Comparison, path: Path) -> None:
+class ComparedCurve(Protocol):
+    """What the picture shows of a row of the table."""
+
+    strategy: str
+
+    @property
+    def selection(self) -> Curve: ...
+
+    @property
+    def test_accuracy_mean(self) -> float: ...
+
+
+def plot_comparison(rows: Sequence[ComparedCurve], path: Path) -> None:
     """Probe accuracy, HFR and gate weights over the noise axis in one picture, each strategy's choice as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 5.6), layout="constrained")
     left = figure.subplots()
-    selections = {row.strategy: row.selection for row in comparison.rows}
+    selections = {row.strategy: row.selection for row in rows}
     if grid := selections.get("grid"):
         band(
             left, grid.timesteps, 100 * np.array(grid.scores), 100 * np.array(grid.standard_errors),
@@ -36,12 +46,12 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         outer.spines.right.set_position(("outward", 55 if hfr else 0))
         band(outer, gate.timesteps, gate.scores, gate.standard_errors, gate.score_name, "gate")
         outer.set_ylabel(gate.score_name)
-    for row, style in zip(comparison.rows, ("-", "--", "-.", ":"), strict=False):
+    for row, style in zip(rows, ("-", "--", "-.", ":"), strict=False):
         timestep, accuracy = row.selection.timestep, 100 * row.test_accuracy_mean
         label = f"{row.strategy}: t = {timestep}, test {accuracy:.1f} %"
         left.axvline(timestep, color=COLORS["chosen"], ls=style, lw=1.2, label=label)
     left.set_xlabel(TIMESTEP_LABEL)
     left.grid(alpha=0.25)
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    sigma_axis(left, comparison.rows[0].selection.noise_schedule)
+    sigma_axis(left, rows[0].selection.noise_schedule)
     figure.savefig(path, dpi=130)

@@ -18,9 +18,10 @@ import torch
 
 from aselect_hf.audit import audit_timestep
 from aselect_hf.compare.table import Comparison, ComparisonRow
-from aselect_hf.data.classes import share_classes, stratified_sample
+from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.splits import share_classes
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep
@@ -28,6 +29,7 @@ from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.request import check_request, rules_with
 from aselect_hf.selection.rules import RULES
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
@@ -77,7 +79,7 @@ def compare_strategies(
     splits = share_classes({name: splits[name] for name in SPLITS})
     run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
-    chosen["grid"] = {"probe": probe, "pool_size": pool_size, "task": "classification"} | chosen.get("grid", {})
+    chosen["grid"] = {"probe": probe, "pool_size": pool_size, "task": CLASSIFICATION.name} | chosen.get("grid", {})
     rows: list[ComparisonRow] = []
     scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:

@@ -124,7 +124,7 @@ class Comparison(Record):
         with atomic_files(folder) as temporary:
             write_json(temporary / "compare.json", content)
             write_text(temporary / "compare.md", self.markdown())
-            plot_comparison(self, temporary / "compare.png")
+            plot_comparison(self.rows, temporary / "compare.png")
             for row in self.rows:
                 row.selection.save(temporary / f"selection-{row.strategy}.json")
             if self.audit is not None:

@@ -1,58 +1,47 @@
-"""Classes: what a label is, which images have none, and one numbering for all splits of a data set."""
+"""Class labels: how they are read, which images have none, and one numbering for all splits of a data set."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers.utils import logging
 
-from aselect_hf.data.masks import MaskClasses
-from aselect_hf.modeling.image_processing_aselect_dit import IGNORED
-
-if TYPE_CHECKING:
-    from aselect_hf.data.image_data import ImageData
-
 logger = logging.get_logger(__name__)
 
 UNLABELLED = -1
 """The class of an image that has no label, as in test splits on the Hub."""
 IGNORE_INDEX = -100
-"""What PyTorch's losses leave out by default: no label either."""
-ACCEPTED = "accepted is one class per image: an integer, text, a boolean or a ClassLabel; -1, None, NaN: no label"
+"""The target that PyTorch's losses ignore by default; here it also means that an image has no label."""
+ACCEPTED = "give one class per image: an integer, text, a boolean or a ClassLabel (-1, None or NaN: no label)"
 FLOATS = ("floating", "mixed-integer-float")
-BINARY_MASKS = (
-    'divide the masks by 255, or name both values, as {"0": "background", "255": "foreground"} in an id2label.json '
-    "beside the images, as mask_names, or in training as --classes 0=background 255=foreground"
-)
 SHOWN = 5
-"""Names that a message lists before it only counts."""
+"""How many names a message lists; it only counts the rest."""
 
 
 def read_labels(
     values: Any, names: Sequence[str] | None = None, what: str = "the labels"
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Classes of images, from any list, array, tensor or column of labels.
+    """Convert a list, array, tensor or column of labels to class numbers.
 
-    Integers stay as they are, and so do floats that are whole numbers: pandas turns integers beside missing values into
-    those. Text, booleans and other floats are numbered by their sorted names. `-1`, `-100`, `None`, NaN and empty text
-    mean that an image has no label.
+    Integers are kept. Floats that are whole numbers are read as integers, because pandas stores integers with missing
+    values as floats. Text, booleans and other floats are numbered in the order of their sorted names. `-1`, `-100`,
+    `None`, NaN and empty text mean that an image has no label.
 
     Args:
         values: one label per image.
-        names: of all classes, in order; `values` are then numbers of names, or names themselves.
-        what: what to call the labels in errors.
+        names: names of all classes, in order. `values` then hold indices of names, or the names themselves.
+        what: how errors refer to the labels.
 
     Returns:
-        `(images,)` int64, `UNLABELLED` where there is no label; and the names of the classes, `None` for integers.
+        `(images,)` int64, `UNLABELLED` for images without a label; and the class names, `None` for unnamed integers.
 
     Raises:
-        ValueError: several classes an image, continuous numbers, or another kind of value; a class without a name.
+        ValueError: an image has several classes, a value is not a class, or a class has no name.
     """
     column = _column(values)
     labelled = ~(column.isna() | column.map(lambda value: isinstance(value, str) and not value)).to_numpy(bool)
@@ -65,7 +54,7 @@ def read_labels(
         labels[labelled] = _integers(found, names, what)
     elif kind in ("string", "boolean", *FLOATS):
         if kind in FLOATS and found.nunique() > 2 * len(found) ** 0.5:
-            raise ValueError(f"{what} are continuous, such as {found.iloc[0]:g} (a regression target); {ACCEPTED}")
+            raise ValueError(f"{what} are continuous numbers such as {found.iloc[0]:g}, not classes; {ACCEPTED}")
         if names is None:
             names = ["False", "True"] if kind == "boolean" else [_name(value) for value in sorted(found.unique())]
         labels[labelled] = _numbers([_name(value) for value in found], names, what, "their names")
@@ -75,7 +64,7 @@ def read_labels(
 
 
 def is_labelled(value: Any) -> bool:
-    """Whether one label is none of those that mean that there is none."""
+    """Whether a value is a label, and not one of the values that mean "no label"."""
     return value is not None and value == value and value not in (UNLABELLED, IGNORE_INDEX, "")
 
 
@@ -86,15 +75,15 @@ def match_labels(
     what: str = "the images",
     whose: str = "the given names",
 ) -> np.ndarray:
-    """Labels numbered by `own` names, numbered by `names` instead; images without a label keep `UNLABELLED`.
+    """Renumber labels from their `own` names to `names`; images without a label keep `UNLABELLED`.
 
     Args:
-        own: names of the labels; `None`: each integer is its own name, or where `names` are no integers, the number of
-            one of them.
-        what, whose: what to call images and `names` in the error.
+        own: class names that the labels index. If `None`, each integer is its own name; if `names` are not integers,
+            it is an index into `names`.
+        what, whose: how the error refers to the images and to `names`.
 
     Raises:
-        ValueError: images have a class that is not in `names`.
+        ValueError: an image has a class that is not in `names`.
     """
     if own is None and not all(name.removeprefix("-").isdecimal() for name in names):
         own = [*names, *map(str, range(len(names), 1 + int(labels.max(initial=0))))]
@@ -107,14 +96,14 @@ def match_labels(
 
 
 def present_names(labels: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
-    """Names of the classes that images have, in order; integers without names are their own."""
+    """Names of the classes that images have, in order; the name of an unnamed integer is the integer itself."""
     if labels is None:
         return []
     return [str(number) if names is None else names[number] for number in np.unique(labels[labels != UNLABELLED])]
 
 
 def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2, num_images: int = 2) -> bool:
-    """Whether so many classes have so many images each: 2 with 2 is what a leave-one-out probe needs."""
+    """Whether `num_classes` classes have `num_images` images each (a leave-one-out probe needs 2 classes with 2)."""
     if labels is None:
         return False
     present = np.asarray(labels)
@@ -123,7 +112,7 @@ def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2,
 
 
 def listed(names: Sequence[Any], counts: Sequence[int] | None = None) -> str:
-    """Names for a message, in quotes; of many, the first few and how many more; with `counts`, the rarest first."""
+    """Quote names for a message: the first `SHOWN`, and how many more there are; with `counts`, the rarest first."""
     shown = [f"'{name}'" for name in names]
     if counts is not None:
         shown = [f"{shown[at]} {counts[at]:,}" for at in sorted(range(len(shown)), key=counts.__getitem__)]
@@ -132,12 +121,12 @@ def listed(names: Sequence[Any], counts: Sequence[int] | None = None) -> str:
 
 
 def stratified_sample(labels: np.ndarray, num: int, seed: int, per_class: int = 1) -> np.ndarray:
-    """Indices of `num` random images in random order, of every class its share.
+    """Draw indices of `num` random images in random order; each class keeps its share of the images.
 
     Args:
-        labels: `(images,)`, the class of each.
-        per_class: so many images of every class (or all that it has) come before the shares; where there is no room for
-            all classes, random ones are left out.
+        labels: `(images,)`, class of each image.
+        per_class: images of each class (or all, if it has fewer) that are drawn before the shares are. If there is no
+            room for all classes, random classes are left out.
     """
     generator = np.random.default_rng(seed)
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -150,97 +139,8 @@ def stratified_sample(labels: np.ndarray, num: int, seed: int, per_class: int = 
     return generator.permutation(order[np.lexsort((turns, shares, ~reserved))[:num]])
 
 
-def share_classes(
-    splits: Mapping[str, ImageData], names: Sequence[str] | None = None, *, whole: bool = True
-) -> dict[str, ImageData]:
-    """All splits with the classes of the first one, matched by name, without the images that have no label.
-
-    The names of integers are those integers: ids 0, 1000, 2000 become the classes 0, 1, 2 with the names "0", "1000",
-    "2000". Images that are left out and classes without images are reported.
-
-    Args:
-        splits: by what to call them in messages, the training images first.
-        names: of all classes, in order; default: those of the first split.
-        whole: whether the first split is all there is to train on; the beginning of a stream is not.
-
-    Raises:
-        ValueError: a split has no labels, or images of a class that the first one does not have; the message names it.
-    """
-    first = next(iter(splits))
-    labelled = {split: data.labelled() for split, data in splits.items()}
-    whose = "the given names" if names else f"the {first} images"
-    names = list(names or labelled[first].class_names)
-    shared = {
-        split: data.with_classes(names, f"the {split} images ({data.name})", whose) for split, data in labelled.items()
-    }
-    if whole and len(splits) > 1:
-        _report_absent(shared, names)
-    return shared
-
-
-def share_mask_classes(
-    splits: Mapping[str, ImageData],
-    progress: bool = True,
-    cache_dir: str | Path | None = None,
-    *,
-    whole: bool = True,
-) -> dict[str, ImageData]:
-    """All splits with the classes in the masks of the first one, or those that have names; matched by name.
-
-    Every mask is read once. Pixel values other than 0, 1, 2, ... become the classes 0, 1, 2, ... with their value as
-    name. Classes without pixels are reported.
-
-    Args:
-        splits: by what to call them in messages, the training images first.
-        cache_dir: see `ImageData.mask_pixel_values`.
-        whole: see `share_classes`.
-
-    Raises:
-        ValueError: masks hold nothing but 0 and 255 ("ignored"), or a class that the first split does not have.
-    """
-    first = next(iter(splits))
-    values = {split: data.mask_pixel_values(progress, cache_dir) for split, data in splits.items()}
-    declared = splits[first].mask_classes
-    classes = declared or MaskClasses.found(values[first], splits[first].reduce_labels)
-    shared = {}
-    for split, data in splits.items():
-        masks = f"the {split} masks ({data.name})"
-        own = classes if declared is None else data.mask_classes or classes
-        if {*values[split]} == {0, IGNORED} and IGNORED not in own.values:
-            raise ValueError(f"{masks} hold nothing but 0 and {IGNORED}, and {IGNORED} means 'ignored': {BINARY_MASKS}")
-        if not own.names:
-            raise ValueError(f"all pixels of {data.name} are ignored")
-        names = dict(zip(own.values, own.names, strict=True))
-        unknown = [str(value) for value in own.unknown(values[split])]
-        unknown += [name for value, name in names.items() if value in values[split] and name not in classes.names]
-        if unknown:
-            whose = f"the {first} masks have" if split != first else "the classes with names are"
-            raise ValueError(f"{masks} hold {_classes(unknown)}, but {whose} {listed(classes.names)}")
-        absent = [name for value, name in names.items() if value not in values[split]]
-        if absent and (whole or split != first):
-            logger.warning_once(f"no pixel of {masks} has {_classes(absent)}")
-        shared[split] = data.with_mask_classes(own.ordered_as(classes.names))
-    return shared
-
-
-def _report_absent(splits: Mapping[str, ImageData], names: Sequence[str]) -> None:
-    """Name the classes that training images lack, and those that others lack although training images have them."""
-    first, *others = splits
-    present = {split: set(present_names(data.labels, names)) for split, data in splits.items()}
-    for split in splits:
-        expected = names if split == first else [name for name in names if name in present[first]]
-        if absent := [name for name in expected if name not in present[split]]:
-            logger.warning_once(f"no {split} image ({splits[split].name}) has {_classes(absent)}")
-    for split in others:
-        if unlearned := [name for name in names if name in present[split] and name not in present[first]]:
-            logger.warning_once(
-                f"{split} images have {_classes(unlearned)}, which no {first} image has: predictions for them are "
-                "always wrong"
-            )
-
-
 def _column(values: Any) -> pd.Series:
-    """Labels as a column; what several classes an image are given as is a list in each row."""
+    """Labels as a column; if images have several classes each, its rows are lists."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     if isinstance(values, np.ndarray) and values.ndim == 1:
@@ -249,14 +149,14 @@ def _column(values: Any) -> pd.Series:
 
 
 def _name(value: Any) -> str:
-    """A label as text; a whole number the same whether its split has fractions beside it or not."""
+    """A label as text; a whole number has the same name as an integer and as a float."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.ndarray:
     lowest, highest = int(found.min()), int(found.max())
     if highest > np.iinfo(np.int64).max:
-        raise ValueError(f"{what} hold {highest}, which has more than 64 bits; {ACCEPTED}")
+        raise ValueError(f"{what} hold {highest}, which does not fit in 64 bits; {ACCEPTED}")
     numbers = found.to_numpy().astype(np.int64)
     numbers[numbers == IGNORE_INDEX] = UNLABELLED
     if names is not None and not UNLABELLED <= numbers.min() <= numbers.max() < len(names):
@@ -266,25 +166,26 @@ def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.nd
 
 
 def _numbers(found: Sequence[str], names: Sequence[str], what: str, whose: str) -> list[int]:
-    """The number of every name that was found."""
-    numbers = {name: number for number, name in reversed([*enumerate(names)])}  # of equal names, the first
+    """The index in `names` of every name that was found."""
+    numbers = {name: number for number, name in reversed([*enumerate(names)])}  # the first of equal names wins
     if unknown := sorted({name for name in found if name not in numbers}):
         raise ValueError(
-            f"{what} have {_classes(unknown)}, which {whose} lack (they are {listed(names)}): leave these out, or add "
-            "them there"
+            f"{what} have {described_classes(unknown)}, which {whose} lack (known: {listed(names)}): "
+            "remove these images, or add the missing classes"
         )
     return [numbers[name] for name in found]
 
 
-def _classes(names: Sequence[str]) -> str:
+def described_classes(names: Sequence[str]) -> str:
+    """Class names for use in a sentence, preceded by "the class" or "the classes"."""
     return f"the class{'es' if len(names) > 1 else ''} {listed(names)}"
 
 
 def _described(value: Any) -> str:
-    """A label that is no class, with an example."""
+    """Describe labels that are not classes, with an example."""
     shown = textwrap.shorten(str(value), 60)
     if isinstance(value, Mapping):
         return f"structs such as {shown}"
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | str):
-        return f"lists such as {shown} (several classes an image, or one-hot vectors: take their argmax)"
+        return f"lists such as {shown} (several classes per image, or one-hot vectors: take their argmax)"
     return f"{type(value).__name__} such as {shown}, or values of several kinds"

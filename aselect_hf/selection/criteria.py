@@ -152,14 +152,6 @@ def signal_to_noise(views: Array) -> float:
     return float(between / (between + within)) if between > 0 else 0.0
 
 
-def ridge_loo(features: Array, labels: Any, *, groups: Any = None) -> float:
-    """Share of samples that ridge regression on the others classifies correctly, from 0 to 1; see `ridge_predictions`.
-
-    Without any information this is below chance: the class of the sample left out is rarer among the others.
-    """
-    return float((ridge_predictions(features, labels, groups=groups).classes == np.asarray(labels)).mean())
-
-
 class RidgePredictions(NamedTuple):
     """Leave-one-out predictions.
 
@@ -192,6 +184,8 @@ def ridge_predictions(
     mean = one_hot.mean(axis=0)
     coefficients = left.T @ one_hot
     tried, errors = penalties * max(np.square(scales).sum(), 1.0), []
+    sizes = np.array([len(group) for group in members])
+    alike = [np.stack([members[at] for at in np.flatnonzero(sizes == size)]) for size in np.unique(sizes)]
     predictions = []
     for penalty in tried:
         shrink = scales**2 / (scales**2 + penalty)
@@ -199,18 +193,14 @@ def ridge_predictions(
         if groups is None:
             residuals /= 1 - 1 / len(rows) - (left**2 @ shrink)[:, None]
         else:
-            for group in members:
-                hat = 1 / len(rows) + (left[group] * shrink) @ left[group].T
-                residuals[group] = np.linalg.solve(np.eye(len(group)) - hat, residuals[group])
+            for some in alike:  # groups of one size at once: many are small
+                own = left[some]
+                hat = 1 / len(rows) + (own * shrink) @ own.swapaxes(1, 2)
+                residuals[some] = np.linalg.solve(np.eye(some.shape[1]) - hat, residuals[some])
         errors.append(float(np.square(residuals).sum()))
         predictions.append(near_best(one_hot - residuals).argmax(axis=1))
     best = best_of(-np.array(errors))
     return RidgePredictions(classes[predictions[best]], float(tried[best]))
-
-
-def knn_loo(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> float:
-    """Share of samples whose neighbors have mostly their class, from 0 to 1; see `knn_predictions`."""
-    return float((knn_predictions(features, labels, k, groups=groups) == np.asarray(labels)).mean())
 
 
 def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:

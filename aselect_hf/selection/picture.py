@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, band, sigma_axis
-
-if TYPE_CHECKING:
-    from aselect_hf.selection.result import TimestepSelection
+from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, Curve, band, sigma_axis
 
 
-def plot_selection(selection: TimestepSelection, path: Path, beside: TimestepSelection | None = None) -> None:
+def plot_selection(selection: Curve, path: Path, beside: Curve | None = None) -> None:
     """The score with a band of 1.96 standard errors, the choice as a line; above it raw score and control, if any.
 
     Args:

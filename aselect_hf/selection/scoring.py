@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
-from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
+from aselect_hf.selection.feature_sweep import VIEWS, Views, stored_noise_view, sweep_features
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, by_jackknife
 from aselect_hf.selection.probe import fit_in_parallel
@@ -61,7 +61,7 @@ def select_without_labels(
     if num_views is None:
         views = stored_noise_view(inputs, inputs.images)
     else:
-        views = (noise_views if rule.criterion.sees == "noise views" else augmented_views)(inputs, num_views)
+        views = VIEWS[rule.criterion.sees](inputs, num_views)
     judge = judge or by_jackknife(rule, Jackknife.of(count, inputs.seed))
     return select_by_judge(inputs, judge, views, rows, kinds, options | {"pool_size": pool_size}, started)
 

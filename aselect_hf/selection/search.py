@@ -8,6 +8,7 @@ by image: what an image adds to all of its scores cancels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -29,14 +30,11 @@ def choose(scores: Scores, num: int, num_images: int, search: str = "full", earl
     """The best of `num` ordered candidates by mean score over at most `num_images`.
 
     Args:
-        search, early_stopping: see `hfr.select`.
+        search, early_stopping: see `rules.hfr.select_hfr`.
     """
     looks = [num_images] if early_stopping is None else looks_at(num_images)
     level = (early_stopping or LEADERS_ALPHA) / (max(1, num - 1) * len(looks))
-
-    def leaders_of(candidates: list[int]) -> list[int]:
-        return race(scores, candidates, looks, level)
-
+    leaders_of = partial(race, scores, looks=looks, level=level)
     return leaders_of(list(range(num)))[0] if search == "full" else coarse_to_fine(leaders_of, num)
 
 

@@ -16,7 +16,8 @@ from aselect_hf.selection.candidates import candidate_timesteps
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels, task_of
 from aselect_hf.selection.result import TimestepSelection
-from aselect_hf.selection.rule import AUTO, WITH_LABELS
+from aselect_hf.selection.rule import AUTO, WITH_LABELS, Rule
+from aselect_hf.selection.rule_table import rule_list
 from aselect_hf.selection.rules import RULES
 from aselect_hf.selection.samples import refuse_copies, sample_for
 from aselect_hf.versions import installed_versions
@@ -45,28 +46,26 @@ def select_timestep(
     Args:
         model: the backbone.
         images: a pixel tensor `(batch, channels, height, width)` in [-1, 1], a list of PIL images or paths, a
-            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. `"gate"` needs labels,
-            `"grid"` labels or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of images;
-            others: see `ImageData.of`).
-        method: `"auto"`, see `automatic_method`; or a name in `STRATEGIES`: `"hfr"` (no labels), `"gate"` (learned
-            weights over timesteps), `"grid"` (a probe at every timestep), `"fixed"`; criteria without labels
-            `"consensus"`, `"rankme"`, `"alpha_req"`, `"lidar"`, `"retrieval"`, `"snr"`, with a few `"ridge"`, `"knn"`,
-            `"logme"`, see `aselect_hf.selection.criteria`; `"shortlist"`: one of the former, then one of the latter.
-        feature: `blocks.<i>.<kind>`; default `model.config.feature`; `"auto"`: chosen together with the timestep, by
-            the criteria and `"shortlist"` only.
-        timesteps: candidates, or how many of the default ones (dense at low noise; `"gate"`: even in log-SNR).
-        num_images: random images to use, all where there are no more; default 64, 256 for criteria without labels and
-            500 for those with, of every class its share. `"gate"` and `"grid"` always use all. Images without a label
-            are left out where labels are needed.
+            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. Rules that need labels
+            take class labels, or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of
+            images; for others see `ImageData.of`), except `"gate"`, which needs class labels.
+        method: one of the rules below, or `"auto"`, see `automatic_method`.
+        feature: `blocks.<i>.<kind>` (default: `model.config.feature`). `"auto"` chooses it together with the timestep,
+            where the rule can.
+        timesteps: candidates, or how many of the default ones (default: 20, dense at low noise; `"gate"`: 16, even in
+            log-SNR).
+        num_images: random images to use, of every class its share; all where there are no more (default: the rule's).
+            Rules that need all labels always use all. Images without a label are left out where labels are needed.
         seed: of the sample of images and of every other random draw.
-        validation: images with labels or masks on which `"grid"` compares; default a fifth of `images`.
-        batch_size: forward passes run at once; default 64, or for `"hfr"` on an accelerator as many as fit its memory.
+        validation: images with labels or masks on which `"grid"` compares (default: a fifth of `images`).
+        batch_size: forward passes run at once (default: 64; `"hfr"` on an accelerator: as many as fit its memory).
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
         cache_dir: folder for VAE latents and for the features of `"grid"`.
         progress: show a progress bar.
-        options: of the strategy; see `aselect_hf.selection.hfr.select` (`noise_correction`, `search`, ...),
-            `gate.select`, `grid.select` (`task`, `probe`, ...), `fixed.select`,
-            `criterion.select_unlabelled`, `select_by_views`, `select_ridge`, `select_knn`, `select_shortlist`.
+        options: of the rule; `docs/rules.md` lists them all.
+
+    Rules:
+        {rules}
 
     Returns:
         A `TimestepSelection`; `.apply(model)` writes it into the model's config. Scores that differ by rounding only
@@ -76,6 +75,10 @@ def select_timestep(
         ValueError: an argument is wrong, or all images are the same; the message names the argument, what was given
             and what is accepted.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if model.config.fixed_timestep:
+        raise model.config.fixed_error("selecting a timestep")
     check_request(method, options, feature)
     if method == AUTO:
         images = ImageData.of(images, num_images or RULES[WITH_LABELS].num_images)
@@ -84,10 +87,6 @@ def select_timestep(
         check_request(method, options)
     rule = RULES[method]
     options = rule.renamed(options)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if model.config.fixed_timestep:
-        raise model.config.fixed_error("selecting a timestep")
     candidates = candidate_timesteps(model.noise_schedule, timesteps, rule.even_in_log_snr)
     if rule.num_images is None:
         num_images = None
@@ -101,18 +100,24 @@ def select_timestep(
     name = feature or str(model.config.feature)
     if name != AUTO:
         name = str(parse_feature(name, model.config.num_hidden_layers))
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            selection = rule.select(
-                SelectionInputs(model, data, held_out, name, candidates, seed, batch_size, cache_dir, progress),
-                **options,
-            )
-    finally:
-        model.train(training)
+    inputs = SelectionInputs(model, data, held_out, name, candidates, seed, batch_size, cache_dir, progress)
+    selection = _run(rule, inputs, options)
     selection.model = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     selection.versions = installed_versions()
     for doubt in selection.doubts():
         logger.warning("%s", doubt)
     return selection
+
+
+select_timestep.__doc__ = (select_timestep.__doc__ or "").replace("{rules}", rule_list(indent=8))
+
+
+def _run(rule: Rule, inputs: SelectionInputs, options: dict[str, Any]) -> TimestepSelection:
+    """Run a rule, the model in evaluation mode."""
+    training = inputs.model.training
+    inputs.model.eval()
+    try:
+        with torch.inference_mode():
+            return rule.select(inputs, **options)
+    finally:
+        inputs.model.train(training)

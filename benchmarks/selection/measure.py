@@ -1,15 +1,16 @@
 """Exhaustive probe curves of every block and kind, and what every rule would have picked.
 
-    python -m benchmarks.selection.measure fashion-mnist nuclei --root data
+    python -m benchmarks.selection.measure fashion-mnist nuclei --root data --device cuda
 
 Protocol. 20 candidate timesteps, dense at low noise; all blocks, the kinds of `feature="auto"`; token means, or single
 tokens with their class for segmentation. The truth is the validation score (accuracy, or mean IoU of tokens) of a ridge
 classifier (penalty by generalised cross-validation on training features), mean over three seeds that train on their own
 80 % each. Every rule sees random samples, without replacement, of up to 1,000 training images (300 for views, 128 for
-HFR), of the size that it has by default (HFR 64, label-free criteria 256, few labels 500 images or the tokens of 64):
-1 sample for every feature; for the checkpoint's own one 20, and 20 of 64 images, and where features depend on the
-stored noise, 20 with another draw of it. The audit is that of every timestep by leave-one-out ridge, on 1,000 labeled
-images and on 5 samples of 500 (of masks: 6 samples of 4,000 tokens).
+HFR), of the size that it has by default (HFR 64, label-free criteria 256, few labels 500 images, of every class its
+share, or 4,000 tokens of 500 images), and the views: 1 sample for every feature; for the checkpoint's own one 20, and
+20 of 64 images (of masks 8 tokens each), and where features depend on the stored noise, 20 with another draw of it. The
+audit is that of every timestep by leave-one-out ridge, on 1,000 labeled images and on 5 samples of 500 (of masks: 6
+samples of 4,000 tokens).
 Writes `benchmarks/results/selection/<pair>.json`; `report.py` makes tables and picture.
 """
 
@@ -22,26 +23,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from aselect_hf.audit import NUM_AUDITED
 from aselect_hf.audit.regret import best_exceeds, paired_regret
+from aselect_hf.data.classes import stratified_sample
 from aselect_hf.files import write_text
-from aselect_hf.selection.criteria import ridge_predictions
 from aselect_hf.selection.probe import fit_in_parallel
-from aselect_hf.selection.rules.few_labels import MAX_TOKENS
-from aselect_hf.selection.uncertainty import iou_counts, iou_influence
+from aselect_hf.selection.rule import Rule
+from aselect_hf.selection.rules import RULES
+from aselect_hf.selection.rules.few_labels import MAX_TOKENS, ridge_classes
+from aselect_hf.selection.samples import LEAST_PER_CLASS
+from aselect_hf.selection.uncertainty import class_score, iou_counts, iou_influence
+from aselect_hf.tasks import Task, find_task
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection.pairs import PAIRS, Pair, coarse_labels
-from benchmarks.selection.rules import FEW_IMAGES, IMAGES, LABELLED, NUM_LABELLED, RULES, Rule, score_of_classes
+from benchmarks.selection.rules import MEASURED, criterion_of
 from benchmarks.selection.sources import Features, Sources
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
 SEEDS, SAMPLES, OWN_SAMPLES, OTHER_NOISE = 3, 1, 20, (1,)
-AUDITS = ((NUM_AUDITED, 0), *((NUM_LABELLED, seed) for seed in range(5)))
-LABELLED_TILES = 64
+FEW_IMAGES, FEW_LABELS = RULES["hfr"].num_images, RULES["ridge"].num_images
+AUDITS = ((NUM_AUDITED, 0), *((FEW_LABELS, seed) for seed in range(5)))
+CPU = torch.device("cpu")
 
 
 class Measurement:
@@ -59,9 +66,9 @@ class Measurement:
     def run(self) -> dict[str, Any]:
         """The content of the pair's JSON."""
         sources, own = self.sources, self.sources.default_feature
-        curves = self.curves(sources.labelled_rows, sources.validation_rows)
+        curves = self.curves(sources.labeled_rows, sources.validation_rows)
         scores = {
-            name: self._scores(rule, sources[rule.source], rule.num_images, SAMPLES) for name, rule in RULES.items()
+            name: self._scores(rule, sources.seen_by(rule), rule.num_images, SAMPLES) for name, rule in MEASURED.items()
         }
         fresh = self.curves(*sources.fresh_noise_rows([own]))[own] if self.pair.fresh_noise else None
         return {
@@ -73,13 +80,17 @@ class Measurement:
             "truth": {name: _mean_and_deviation(x) for name, x in curves.items()},
             "fresh_noise_truth": None if fresh is None else _mean_and_deviation(fresh),
             "scores": {rule: {name: _rounded(x) for name, x in found.items()} for rule, found in scores.items()},
-            "own_scores": {name: self._own_scores(rule) for name, rule in RULES.items()},
+            "own_scores": {name: self._own_scores(rule) for name, rule in MEASURED.items()},
             "audit": self._audit(),
             "images": {"train": len(sources.train), "validation": len(sources.validation)},
             "protocol": (__doc__ or "").split("Protocol. ")[1].split("\nWrites")[0].replace("\n", " "),
-            "hardware": hardware(sources.model.device),
+            "hardware": self._hardware(),
             "versions": installed_versions(),
         }
+
+    def _hardware(self) -> str:
+        device = self.sources.model.device
+        return hardware(CPU) if device.type == "cpu" else f"features on {hardware(device)}, scores on {hardware(CPU)}"
 
     def _truth_of(self, data: Any) -> tuple[np.ndarray, np.ndarray | None]:
         labels, images = self.sources.truth(data)
@@ -109,34 +120,43 @@ class Measurement:
         jobs = [
             partial(self._score, rule, cells, rows)
             for rows in rows_of_samples
-            for cells in ([every] if rule.together else every)
+            for cells in ([every] if criterion_of(rule).together else every)
         ]
-        found = [*tqdm(fit_in_parallel(jobs), total=len(jobs), desc=rule.source, unit="score")]
+        found = [*tqdm(fit_in_parallel(jobs), total=len(jobs), desc=rule.name, unit="score")]
         cells = np.array(found).reshape(samples, len(values), -1)
         return {name: cells[:, index] for index, name in enumerate(values)}
 
     def _score(self, rule: Rule, values: Any, rows: np.ndarray) -> Any:
-        if rule.together:
-            return rule.score([each[rows] for each in values])
-        if rule.source != LABELLED:
-            return rule.score(values[rows], None, None)
-        return rule.score(values[rows], self.labels[rows], None if self.images is None else self.images[rows])
+        criterion = criterion_of(rule)
+        if criterion.together:
+            return criterion.score([each[rows] for each in values])
+        if rule.labels == "none":
+            return criterion.score(values[rows])
+        return criterion.score(values[rows], self.labels[rows], None if self.images is None else self.images[rows])
 
     def _samples(self, rule: Rule, values: Features, num_images: int, samples: int) -> list[np.ndarray]:
-        """Rows of random images."""
-        tokens = rule.source == LABELLED and self.images is not None
-        available = self.num_images if tokens else next(iter(values.values())).shape[1]
-        count = LABELLED_TILES if tokens else num_images
-        chosen = [np.random.default_rng(100 + seed).permutation(available)[:count] for seed in range(samples)]
-        return [np.flatnonzero(np.isin(self.images, each)) for each in chosen] if tokens else chosen
+        """Rows of random images, chosen as `select_timestep` chooses them."""
+        seeds = range(100, 100 + samples)
+        if rule.labels != "none" and self.images is not None:
+            return [self._tokens(num_images, seed) for seed in seeds]
+        if rule.labels != "none":
+            return [stratified_sample(self.labels, num_images, seed, LEAST_PER_CLASS) for seed in seeds]
+        available = next(iter(values.values())).shape[1]
+        return [np.random.default_rng(seed).permutation(available)[:num_images] for seed in seeds]
+
+    def _tokens(self, num_images: int, seed: int) -> np.ndarray:
+        """Rows of random images' tokens, at most `MAX_TOKENS` of them."""
+        generator = np.random.default_rng(seed)
+        rows = np.flatnonzero(np.isin(self.images, generator.permutation(self.num_images)[:num_images]))
+        return np.sort(generator.permutation(rows)[:MAX_TOKENS])
 
     def _own_scores(self, rule: Rule) -> dict[str, Any]:
         """Of the checkpoint's feature: `(draws of noise, samples, timesteps)`; of few images `(samples, timesteps)`."""
         sources, own = self.sources, self.sources.default_feature
-        draws = [sources.default_rows if rule.source == LABELLED else {own: sources[rule.source][own]}]
+        draws = [{own: sources.seen_by(rule)[own]}]
         few = self._scores(rule, draws[0], FEW_IMAGES, OWN_SAMPLES)[own]
-        if rule.source in (LABELLED, IMAGES):
-            draws += [sources.with_other_noise(rule.source, seed) for seed in OTHER_NOISE]
+        if criterion_of(rule).sees in ("labeled rows", "images"):
+            draws += [sources.with_other_noise(criterion_of(rule).sees, seed) for seed in OTHER_NOISE]
         usual = [self._scores(rule, draw, rule.num_images, OWN_SAMPLES)[own] for draw in draws]
         return {"usual": _rounded(np.stack(usual)), "few": _rounded(few)}
 
@@ -147,7 +167,7 @@ class Measurement:
         for count, seed in AUDITS:
             order = np.random.default_rng(100 + seed).permutation(len(self.labels))
             rows = np.sort(order[: count if self.images is None else MAX_TOKENS])
-            outcomes = np.stack([self._outcomes(each[rows], rows) for each in values], axis=1)
+            outcomes = np.stack([*fit_in_parallel(partial(self._outcomes, x[rows], rows) for x in values)], axis=1)
             chance = np.bincount(self.labels[rows]).max() / len(rows)
             regrets = [
                 paired_regret(self.sources.timesteps, outcomes, pick, seed=0) for pick in range(outcomes.shape[1])
@@ -163,7 +183,7 @@ class Measurement:
         labels, images = self.labels[rows], None if self.images is None else self.images[rows]
         if images is not None:
             images = np.unique(images, return_inverse=True)[1]
-        classes = ridge_predictions(values, labels, groups=images).classes
+        classes = ridge_classes(values, labels, images)
         return (
             (classes == labels).astype(float) if images is None else iou_influence(iou_counts(labels, classes, images))
         )
@@ -179,7 +199,7 @@ def _probe(
 ) -> float:
     scaler = StandardScaler().fit(features[subset])
     classifier = RidgeClassifierCV(alphas=np.logspace(-1, 4, 6)).fit(scaler.transform(features[subset]), labels[subset])
-    return score_of_classes(truth, classifier.predict(scaler.transform(validation)), images)
+    return class_score(truth, classifier.predict(scaler.transform(validation)), images)
 
 
 def _mean_and_deviation(curves: np.ndarray) -> dict[str, list[float]]:
@@ -194,13 +214,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", choices=PAIRS)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of checkpoints and data, see pairs.py")
+    parser.add_argument("--device", default="cpu", help="where the networks run; scores are computed on the CPU")
     arguments = parser.parse_args()
-    known: dict[tuple[str, str, bool], Sources] = {}
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU, too, features are those of float32
+    known: dict[tuple[str, str, Task], Sources] = {}
     for pair in (PAIRS[name] for name in arguments.pairs):
         model, data = (x if x == "sample" else str(arguments.root / x) for x in (pair.model, pair.data))
-        key = (model, data, pair.task == "segmentation")
+        key = (model, data, find_task(pair.task))
         if key not in known:
-            known[key] = Sources(*key)
+            known[key] = Sources(*key, device=arguments.device)
         content = Measurement(pair, known[key]).run()
         RESULTS.mkdir(parents=True, exist_ok=True)
         write_text(RESULTS / f"{pair.name}.json", json.dumps(content))

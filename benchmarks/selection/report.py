@@ -19,17 +19,18 @@ import numpy as np
 from matplotlib import pyplot
 from scipy.stats import spearmanr
 
-from aselect_hf import selection
 from aselect_hf.audit import NUM_AUDITED, TOLERANCE, TRUST, VERDICTS, verdict_of, verdict_of_agreement
 from aselect_hf.audit.regret import Regret
 from aselect_hf.files import atomic_file, read_json, write_text
 from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rules import RULES
 from benchmarks.selection.pairs import PAIRS
-from benchmarks.selection.rules import AUDITED, COMBINATIONS, LABELLED, NUM_LABELLED, RULES
+from benchmarks.selection.rules import COMBINED, MEASURED, combine, criterion_of, parts_of
 
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
 DOCS = Path(__file__).parents[2] / "docs"
 GUESSES = {"fixed t = 100": 100, "fixed t = 0": 0}
+AUDITED = ("hfr", "consensus", "logme", "fixed t = 100")
 
 AGREEMENTS = (("hfr", "consensus"), ("rankme", "consensus"), ("consensus", "hfr"), ("hfr", "retrieval"))
 LOSSES = (0, 0.5, 1, 2, 3, 5)
@@ -46,8 +47,8 @@ def scores_of(content: Content, rule: str, kind: str) -> np.ndarray:
     """
     if rule in GUESSES:
         return -np.abs(np.array(content["timesteps"]) - float(GUESSES[rule]))[None]
-    if rule in COMBINATIONS:
-        return COMBINATIONS[rule].combine([scores_of(content, part, kind) for part in COMBINATIONS[rule].parts])
+    if rule in COMBINED:
+        return combine(COMBINED[rule], [scores_of(content, part, kind) for part in parts_of(COMBINED[rule])])
     found = np.array(content["own_scores"][rule][kind])
     return found.reshape(-1, found.shape[-1])
 
@@ -56,9 +57,9 @@ def feature_scores(content: Content, rule: str) -> dict[str, np.ndarray]:
     """Of every feature: `(samples, timesteps)`."""
     if rule in GUESSES:
         return {name: scores_of(content, rule, "usual") for name in content["truth"]}
-    if rule in COMBINATIONS:
-        parts = [feature_scores(content, part) for part in COMBINATIONS[rule].parts]
-        return {name: COMBINATIONS[rule].combine([part[name] for part in parts]) for name in content["truth"]}
+    if rule in COMBINED:
+        parts = [feature_scores(content, part) for part in parts_of(COMBINED[rule])]
+        return {name: combine(COMBINED[rule], [part[name] for part in parts]) for name in content["truth"]}
     return {name: np.array(x) for name, x in content["scores"][rule].items()}
 
 
@@ -88,7 +89,7 @@ def figures(content: Content, rule: str) -> dict[str, Any]:
         "rank": float(np.nanmean([_correlation(x.mean(axis=0), truth[name]) for name, x in everywhere.items()])),
         "own": float((flat.max() - own[picks]).mean()),
     }
-    if rule in selection.RULES and selection.RULES[rule].chooses_feature:
+    if rule in RULES and RULES[rule].chooses_feature:
         stacked = np.concatenate([*everywhere.values()], axis=1)
         found["auto"] = float((flat.max() - flat[stacked.argmax(axis=1)]).mean())
     return found
@@ -120,7 +121,7 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
     """A line a rule: mean and greatest of the pairs' mean regrets, over all pairs of a role."""
     rows = []
     for rule, pairs in found.items():
-        cells = [rule, "yes" if _labelled(rule) else "no", str(_runs(rule))]
+        cells = [rule, "yes" if _labeled(rule) else "no", str(_runs(rule))]
         for role in ("develop", "confirm"):
             own = [pairs[pair]["regrets"] for pair in roles if roles[pair] == role]
             cells.append(f"{np.mean(own):.1f} ({interval(np.mean(own, axis=0))})")
@@ -145,7 +146,7 @@ def short(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) ->
     """The README's table: mean over pairs, and the worst pair's mean."""
     rows = []
     for rule, pairs in found.items():
-        cells = [rule, "yes" if _labelled(rule) else "no", str(_runs(rule))]
+        cells = [rule, "yes" if _labeled(rule) else "no", str(_runs(rule))]
         for role in ("develop", "confirm"):
             means = [pairs[pair]["regrets"].mean() for pair in roles if roles[pair] == role]
             cells.append(f"{np.mean(means):.1f} ({max(means):.1f})")
@@ -190,7 +191,7 @@ def curves(contents: list[Content]) -> str:
 def audits(contents: list[Content]) -> str:
     """What the audit says of picks that lose more than `TOLERANCE` points, and of others."""
     rows = []
-    for count, name in itertools.product((NUM_AUDITED, NUM_LABELLED), (*AUDITED, "every timestep")):
+    for count, name in itertools.product((NUM_AUDITED, RULES["ridge"].num_images), (*AUDITED, "every timestep")):
         cases = [case for content in contents for case in audit_cases(content, name, count)]
         rows.append([str(count), name, *_verdicts(cases)])
     return table(["labeled images", "pick of", *VERDICT_HEADS], rows)
@@ -263,16 +264,16 @@ def audit_cases(content: Content, rule: str, labelled: int) -> list[tuple[float,
     return cases
 
 
-def _labelled(rule: str) -> bool:
-    parts = COMBINATIONS[rule].parts if rule in COMBINATIONS else (rule,)
-    return any(part in RULES and RULES[part].source == LABELLED for part in parts)
+def _labeled(rule: str) -> bool:
+    known = MEASURED | COMBINED
+    return rule in known and known[rule].labels != "none"
 
 
 def _runs(rule: str) -> int:
-    if rule in COMBINATIONS:
-        sources = {RULES[part].source: _runs(part) for part in COMBINATIONS[rule].parts}
-        return sum(sources.values())
-    return RULES[rule].num_images * RULES[rule].passes if rule in RULES else 0
+    """Runs of the network at a timestep; those that parts of a rule share count once."""
+    if rule in COMBINED:
+        return sum({criterion_of(MEASURED[part]).sees: _runs(part) for part in parts_of(COMBINED[rule])}.values())
+    return MEASURED[rule].num_images * MEASURED[rule].runs if rule in MEASURED else 0
 
 
 def draw_regrets(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> None:
@@ -393,7 +394,7 @@ def main() -> None:
     parser.parse_args()
     contents = [read_json(path) for name in PAIRS if (path := RESULTS / f"{name}.json").is_file()]
     roles = {content["pair"]: content["role"] for content in contents}
-    rules = (*RULES, *COMBINATIONS, *GUESSES)
+    rules = (*MEASURED, *COMBINED, *GUESSES)
     found = {rule: {content["pair"]: figures(content, rule) for content in contents} for rule in rules}
     print(short(found, roles))
     draw_regrets(found, roles)

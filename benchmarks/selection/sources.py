@@ -17,12 +17,14 @@ from aselect_hf.data.sources import load_images
 from aselect_hf.modeling.features import list_features, parse_feature
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import default_timesteps
-from aselect_hf.selection.feature_sweep import Views, augmented_views, noise_views, stored_noise_view, sweep_features
+from aselect_hf.selection.feature_sweep import VIEWS, Views, noise_views, stored_noise_view, sweep_features
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.rule import Rule
 from aselect_hf.selection.scoring import KINDS
 from aselect_hf.selection.tokens import choose_tokens
-from benchmarks.selection.rules import AUGMENTED, IMAGES, LABELLED, NOISY, RATIOS
+from aselect_hf.tasks import Task
+from benchmarks.selection.rules import criterion_of
 
 TRAIN, VALIDATION, VIEWED, RATIOED = 1000, 1000, 300, 128
 TRAIN_TOKENS, VALIDATION_TOKENS = 8000, 6000
@@ -37,7 +39,7 @@ class Sources:
 
     Args:
         model, data: a folder, a Hub id or `"sample"`.
-        segmentation: rows with labels are tokens.
+        task: what labels are of: images, or tokens of masks.
         device: where the model runs.
         num_train, num_validation: images at most.
         feature_filter: of `(name, the checkpoint's own feature, number of blocks)`, whether to measure it; default all
@@ -48,41 +50,54 @@ class Sources:
         self,
         model: str,
         data: str,
-        segmentation: bool,
+        task: Task,
         *,
         device: str | torch.device = "cpu",
         num_train: int = TRAIN,
         num_validation: int = VALIDATION,
         feature_filter: Callable[[str, str, int], bool] | None = None,
     ) -> None:
-        self.model_name, self.segmentation = model, segmentation
+        self.model_name, self.task = model, task
         self.model: ASelectDiTModel = load_model(model).to(device).eval()
         layers = self.model.config.num_hidden_layers
         self.timesteps = default_timesteps(self.model.noise_schedule)
         self.default_feature = str(parse_feature(str(self.model.config.feature), layers))
         wanted = feature_filter or (lambda name, own, depth: parse_feature(name, depth).kind in KINDS)
         self.features = [name for name in list_features(layers) if wanted(name, self.default_feature, layers)]
-        train = ImageData.of(load_images(data, "train", masks=segmentation))
-        if (validation := _validation(data, segmentation)) is None:
+        train = ImageData.of(load_images(data, "train", masks=task.dense))
+        if (validation := _validation(data, task.dense)) is None:
             rows = np.random.default_rng(0).permutation(len(train))
             train, validation = train.subset(rows[:-num_validation]), train.subset(rows[-num_validation:])
         self.train, self.validation = train.sample(num_train, 0), validation.sample(num_validation, 0)
         self._known: dict[str, Features] = {}
 
     def __getitem__(self, source: str) -> Features:
-        """The features that rules of this source see, of all names."""
-        if source == IMAGES and not self.segmentation:
-            source = LABELLED
+        """Features of all names, from a source without views."""
+        if source == "images" and not self.task.dense:
+            source = "labeled rows"
         if source not in self._known:
             self._known[source] = self._compute(source)
         return self._known[source]
 
+    def seen_by(self, rule: Rule) -> Features:
+        """Features of all names, as a rule sees them."""
+        sees = criterion_of(rule).sees
+        if sees not in VIEWS:
+            return self[sees]
+        key = f"{rule.runs} {sees}"
+        if key not in self._known:
+            some = self._viewed
+            views = VIEWS[sees](self._inputs(some), rule.runs)
+            kept = pooled_rows(self.model, len(some), 1)
+            self._known[key] = self._sweep(self.model, views, kept, self.features, key)
+        return self._known[key]
+
     def with_other_noise(self, source: str, seed: int) -> Features:
         """Labeled rows or image means of the default feature, with another draw of the stored noise."""
-        key = f"{LABELLED if not self.segmentation else source} with noise {seed}"
+        key = f"{source if self.task.dense else 'labeled rows'} with noise {seed}"
         if key not in self._known:
             model = load_model(self.model_name, noise_seed=seed).to(self.model.device).eval()
-            if self.segmentation and source == IMAGES:
+            if self.task.dense and source == "images":
                 self._known[key] = self._image_means([self.default_feature], model)
             else:
                 self._known[key] = self._rows(self.train, [self.default_feature], model)
@@ -91,16 +106,16 @@ class Sources:
     @property
     def default_rows(self) -> Features:
         """Labeled rows of the default feature."""
-        return {self.default_feature: self[LABELLED][self.default_feature]}
+        return {self.default_feature: self["labeled rows"][self.default_feature]}
 
     @cached_property
     def validation_rows(self) -> Features:
         return self._rows(self.validation, self.features, self.model)
 
     @property
-    def labelled_rows(self) -> Features:
+    def labeled_rows(self) -> Features:
         """Labeled rows of all features."""
-        return self[LABELLED]
+        return self["labeled rows"]
 
     def fresh_noise_rows(self, features: list[str]) -> tuple[Features, Features]:
         """Training and validation rows, each image with noise of its own."""
@@ -112,7 +127,7 @@ class Sources:
 
     def truth(self, data: ImageData) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels of the rows, and of which image each is where they are tokens."""
-        if not self.segmentation:
+        if not self.task.dense:
             return np.asarray(data.labels), None
         chosen = self._chosen(data)
         return chosen.labels, chosen.images
@@ -125,15 +140,13 @@ class Sources:
 
     def _compute(self, source: str) -> Features:
         model, features = self.model, self.features
-        if source == LABELLED:
+        if source == "labeled rows":
             return self._rows(self.train, features, model)
-        if source == IMAGES:
+        if source == "images":
             return self._image_means(features, model)
-        some = self._viewed
-        if source == RATIOS:
-            return self._ratios(some.subset(range(min(RATIOED, len(some)))))
-        views = {AUGMENTED: augmented_views, NOISY: noise_views}[source](self._inputs(some), 2)
-        return self._sweep(model, views, pooled_rows(model, len(some), 1), features, source)
+        if source == "ratios":
+            return self._ratios(self._viewed.subset(range(min(RATIOED, len(self._viewed)))))
+        raise KeyError(f"{source} are seen with a number of views: seen_by")
 
     @property
     def _viewed(self) -> ImageData:
@@ -142,19 +155,19 @@ class Sources:
     def _image_means(self, features: list[str], model: ASelectDiTModel) -> Features:
         some = self._viewed
         views, kept = stored_noise_view(self._inputs(some, model), some), pooled_rows(model, len(some), 1)
-        return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, IMAGES).items()}
+        return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "images").items()}
 
     def _rows(
         self, data: ImageData, features: list[str], model: ASelectDiTModel, noise_seed: int | None = None
     ) -> Features:
         """Rows of images or of tokens, with the stored noise, or with each image's own from a seed."""
-        if self.segmentation:
+        if self.task.dense:
             chosen = self._chosen(data)
             data, kept = chosen.data, token_rows(model, chosen.data, chosen.tokens)
         else:
             kept = pooled_rows(model, len(data), 1)
         if noise_seed is None:
-            views = stored_noise_view(self._inputs(data, model), data, segmentation=kept.segmentation)
+            views = stored_noise_view(self._inputs(data, model), data, whole_image=kept.whole_image)
         else:
             views = noise_views(self._inputs(data, model, noise_seed), 1)
         return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "rows").items()}

@@ -41,7 +41,7 @@ import pytest
         (["compair", "x", "y"], "Did you mean 'compare'"),
         (["select", "{checkpoint}", "{pictures}", "--dtype", "int8"], "dtype must be one of"),
         (["select", "{checkpoint}", "{pictures}", "--output-dir", "{checkpoint}/config.json"], "is not writable"),
-        (["select", "{checkpoint}", "{pictures}", "--save-model", "{checkpoint}"], "exists already"),
+        (["select", "{checkpoint}", "{pictures}", "--save-model", "{checkpoint}"], "already exists"),
         (["features", "{checkpoint}"], "DATA is missing"),
         (["benchmark", "{checkpoint}", "--batch_sizes", "1,b"], "batch_sizes must be integers"),
         (["benchmark", "{checkpoint}", "--batch_sizes", "0"], "batch_sizes must be positive"),

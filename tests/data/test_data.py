@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from aselect_hf.data.image_data import ImageData, split_train_validation
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.images import image_pixels
 from aselect_hf.data.sources import load_images
+from aselect_hf.data.splits import split_train_validation
 
 GREY = {"num_channels": 1, "patch_size": 4, "sample_size": 8}
 

@@ -12,6 +12,7 @@ from aselect_hf.selection import RULES, criteria
 from aselect_hf.selection.feature_sweep import SMALLEST_CROP, augmented_views, random_resized_crop
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.scoring import KINDS
+from tests.selection.test_criteria import knn_loo, ridge_loo
 
 TIMESTEPS = [10, 20, 30, 40]
 METHODS = [name for name, rule in RULES.items() if rule.chooses_feature]
@@ -141,8 +142,8 @@ def test_scores_are_the_criterions_of_the_models_own_features(model, labelled, m
     pooled = torch.nn.functional.adaptive_avg_pool2d(found.flatten(0, 1), 2).flatten(1).unflatten(0, (36, 4))
     judge = {
         "rankme": criteria.rankme,
-        "ridge": lambda x: criteria.ridge_loo(x, labelled.labels),
-        "knn": lambda x: criteria.knn_loo(x, labelled.labels, 5),
+        "ridge": lambda x: ridge_loo(x, labelled.labels),
+        "knn": lambda x: knn_loo(x, labelled.labels, 5),
         "logme": lambda x: criteria.logme(x, labelled.labels),
     }[method]
     np.testing.assert_allclose(scores, [judge(pooled[:, column]) for column in range(4)], atol=1e-4)
