@@ -208,8 +208,7 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     """Convert a model to a diffusers transformer and a scheduler with its noise schedule.
 
     Raises:
-        ValueError: diffusers' class does not support the network (flow matching, an MLP ratio other than 4, a fixed
-            timestep, another activation).
+        ValueError: the model has flow matching, a fixed timestep, an MLP ratio other than 4, or no GELU activation.
     """
     config, schedule = model.config, model.noise_schedule
     if config.fixed_timestep:

@@ -89,9 +89,8 @@ def pooled_features(
     Each image has one row of `pool_size^2 * width` columns. With `pool_size` 1 the row is the mean over all tokens, the
     usual protocol. With 2 it holds the mean of each quarter of the image, 4 times as wide, and keeps coarse positions.
     Results are cached under `cache_dir`, one file per timestep, in a folder named by a hash of weights, images,
-    preprocessing and feature. After an interruption, the next run continues after the last finished image. Every file
-    has a checksum, verified once per process; a damaged file is reported and computed again. VAE latents come from
-    `cached_latents`, under `cache_dir/latents`.
+    preprocessing and feature. After an interruption, the next run continues after the last finished image. Checksums
+    are verified once per process; damaged files are reported and computed again. Latents are in `cache_dir/latents`.
 
     Raises:
         ValueError: `cache_dir` is not writable or has too little space left, or the features are not finite.
@@ -111,13 +110,13 @@ def token_features(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> CachedFeatures:
-    """Compute a feature of chosen tokens at every timestep; images are preprocessed for segmentation.
+    """Compute a feature of chosen tokens at every timestep, from whole images as for segmentation.
 
-    Results are cached as by `pooled_features`, one row per token.
+    Results have one row per token and are cached as by `pooled_features`.
 
     Args:
-        tokens: ascending indices of tokens in the whole data set: token `k` of image `i` is `i * num_patches + k`,
-            row-major on the patch grid of the trained resolution.
+        tokens: ascending indices of tokens in the data set: token `k` of image `i` is `i * num_patches + k`, row-major
+            on the patch grid of the trained resolution.
     """
     kept = token_rows(model, data, tokens)
     return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)

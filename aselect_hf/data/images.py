@@ -28,12 +28,10 @@ TOLERANCE = 0.01  # by which values of pixel tensors may leave [-1, 1]
 
 
 def read_image(item: Any, name: str) -> Image.Image | torch.Tensor:
-    """Read an item as an 8-bit image of mode L or RGB, see `eight_bit_image`.
-
-    Tensors give float pixels instead; uint8 tensors are scaled to [-1, 1].
+    """Read an item as an 8-bit image of mode L or RGB (see `eight_bit_image`); tensors become float pixels.
 
     Args:
-        item: PIL image, tensor, array, path, the bytes of a file, or a row of a data set with one of these.
+        item: PIL image, array, path, the bytes of a file, a tensor (uint8 is scaled to [-1, 1]), or a row with one.
         name: how errors refer to the item if it has no path.
 
     Raises:

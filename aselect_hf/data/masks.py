@@ -34,7 +34,7 @@ class MaskClasses:
     def __post_init__(self) -> None:
         if len(self.names) > IGNORED:
             raise ValueError(
-                f"the masks hold {len(self.names):,} classes, at most {IGNORED} are supported (are they instances?)"
+                f"the masks hold {len(self.names):,} classes, but at most {IGNORED} are supported (are they instances?)"
             )
 
     @classmethod

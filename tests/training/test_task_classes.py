@@ -280,5 +280,5 @@ class TestMasks:
 
     def test_more_classes_than_ignored_leaves_room_for_are_refused(self):
         masks = np.arange(280).reshape(70, 2, 2)
-        with pytest.raises(ValueError, match="masks of 279 classes: at most 255"):
+        with pytest.raises(ValueError, match="the masks hold 279 classes, but at most 255"):
             share_mask_classes({"training": ImageData(torch.zeros(70, 1, 2, 2), masks=masks)}, progress=False)
