@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy aselect_hf
+	$(BIN)/mypy aselect_hf aselect_cli
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	# The same picks by other instructions of the processor.
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PICKS)

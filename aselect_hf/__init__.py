@@ -1,4 +1,11 @@
-"""Diffusion Transformers as vision backbones, at the timestep their own features choose."""
+"""Diffusion Transformers as vision backbones, at the timestep their own features choose.
+
+Importing the package registers its config, models and image processor with the Auto classes of transformers. Names that
+need more than transformers are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoBackbone,
@@ -10,8 +17,6 @@ from transformers import (
 )
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
-from aselect_hf.conversion import convert_checkpoint
-from aselect_hf.hub import push_to_hub
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
@@ -20,8 +25,14 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
-from aselect_hf.selection import TimestepSelection, select_timestep
-from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
+
+if TYPE_CHECKING:
+    from aselect_hf.audit import audit_timestep
+    from aselect_hf.compare import compare_strategies
+    from aselect_hf.conversion import convert_checkpoint
+    from aselect_hf.hub import push_to_hub
+    from aselect_hf.selection import TimestepSelection, select_timestep
+    from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 
 __version__ = "0.1.0"
 
@@ -35,6 +46,19 @@ AutoImageProcessor.register(ASelectDiTConfig, image_processor_classes={"pil": AS
 # (`AutoVideoProcessor.register` would say the same, but needs torchvision.)
 VIDEO_PROCESSOR_MAPPING.register(ASelectDiTConfig, {"torchvision": None}, exist_ok=True)  # type: ignore[arg-type]
 
+LAZY = {
+    "TimestepSelection": "selection",
+    "audit_timestep": "audit",
+    "compare_strategies": "compare",
+    "convert_checkpoint": "conversion",
+    "high_frequency_ratio": "selection.high_frequency_ratio",
+    "push_to_hub": "hub",
+    "select_timestep": "selection",
+}
+"""Public names that are imported on first use, and where each is found."""
+ROOMS = ("audit", "compare", "conversion", "data", "hub", "selection")
+"""Subpackages that are imported on first use, as in `aselect_hf.hub.push_folder`."""
+
 __all__ = [
     "ASelectDiTBackbone",
     "ASelectDiTConfig",
@@ -42,9 +66,26 @@ __all__ = [
     "ASelectDiTForSemanticSegmentation",
     "ASelectDiTModel",
     "TimestepSelection",
+    "audit_timestep",
+    "compare_strategies",
     "convert_checkpoint",
     "high_frequency_ratio",
     "make_image_processor",
     "push_to_hub",
     "select_timestep",
 ]
+
+
+if not TYPE_CHECKING:  # or type checkers would believe every name to be there
+
+    def __getattr__(name: str) -> Any:
+        if name in ROOMS:
+            return import_module(f"{__name__}.{name}")
+        if name not in LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY, *ROOMS})

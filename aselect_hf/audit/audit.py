@@ -16,7 +16,6 @@ from aselect_hf.audit.suspicions import (
     doubt_of_agreement,
     doubt_of_pick,
     shares_of_picks,
-    untrained_twin,
     warn_of_model,
     warn_of_pick,
 )
@@ -115,7 +114,7 @@ def audit_timestep(
         verdict, sentence = _judge_with_labels(curves, regret, tolerance, informative, seed)
         if checked is not selection:
             run |= {"num_images": checked.num_images, "timesteps": [checked.timestep]}
-            twin = select_timestep(untrained_twin(model), data, method=curves.rule, pool_size=pool_size, **run)
+            twin = select_timestep(model.untrained_twin(), data, method=curves.rule, pool_size=pool_size, **run)
             untrained = twin.scores[0]
             warnings += warn_of_model(checked, twin, seed)
     else:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import numpy as np
-import torch
 
 from aselect_hf.audit.regret import paired_regret, pick_shares
 from aselect_hf.audit.verdicts import written
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.rule import WITHOUT_LABELS
 from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
@@ -104,16 +99,6 @@ def _is_stable(shares: np.ndarray) -> bool:
     """Whether the commonest pick and its neighbors on the grid are nearly all of them."""
     mode = int(shares.argmax())
     return bool(shares[max(mode - 1, 0) : mode + 2].sum() >= STABLE_SHARE)
-
-
-def untrained_twin(model: ASelectDiTModel) -> ASelectDiTModel:
-    """The same network, stored noise and VAE, with random weights: what a probe reads from architecture alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        twin: Any = type(model)(copy.deepcopy(model.config))
-    twin.to(model.device, next(model.layers.parameters()).dtype)  # the VAE may be of another one
-    twin.vae = model.vae
-    return twin.eval()
 
 
 def warn_of_model(probe: TimestepSelection, twin: TimestepSelection, seed: int) -> list[str]:

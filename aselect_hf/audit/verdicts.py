@@ -6,7 +6,8 @@ from aselect_hf.audit.regret import Regret
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.rule import WITHOUT_LABELS
 
-TRUST, UNCERTAIN, DO_NOT_TRUST = VERDICTS = ("trust", "uncertain", "do not trust")
+TRUST, UNCERTAIN, DO_NOT_TRUST = "trust", "uncertain", "do not trust"
+VERDICTS = (TRUST, UNCERTAIN, DO_NOT_TRUST)
 
 # What the verdicts rest on (ours).
 TOLERANCE = 2.0

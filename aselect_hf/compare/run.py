@@ -27,8 +27,9 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.selection import select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
-from aselect_hf.selection.request import check_request
+from aselect_hf.selection.request import check_request, rules_with
 from aselect_hf.selection.rules import RULES
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.versions import hardware, installed_versions
 
 SPLITS = ("train", "validation", "test")
@@ -77,7 +78,8 @@ def compare_strategies(
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = share_classes({name: splits[name] for name in SPLITS})
     run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
-    chosen = {"grid": {"probe": probe, "pool_size": pool_size, "task": "classification"}} | (strategy_options or {})
+    chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
+    chosen["grid"] = {"probe": probe, "pool_size": pool_size, "task": CLASSIFICATION.name} | chosen.get("grid", {})
     rows: list[ComparisonRow] = []
     scored: dict[int, tuple[float, list[float]]] = {}
     for strategy in strategies:
@@ -136,9 +138,28 @@ def check_strategies(
             )
 
 
+def options_by_rule(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Hand each option to all of the compared rules that have it.
+
+    Raises:
+        ValueError: none has it; the message names the rules that have.
+    """
+    shared: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        owners = rules_with(name)
+        if not set(owners) & set(rules):
+            named = " or ".join(map(repr, owners))
+            raise ValueError(
+                f"{name} of {named} is given, but strategies are {', '.join(rules)}: add {named}, or leave it out"
+            )
+        for rule in set(owners) & set(rules):
+            shared.setdefault(rule, {})[name] = value
+    return shared
+
+
 def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
     """The row of HFR, or else the first whose pick is worth an audit; `None` where there is none."""
-    worth = [row for row in rows if RULES[row.strategy].audited]
+    worth = [row for row in rows if RULES[row.selection.method].audited]
     return next((row for row in worth if row.strategy == "hfr"), worth[0] if worth else None)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import PureWindowsPath
 from typing import Any, TypeVar
 
-from aselect_hf.modeling.configuration_aselect_dit import SECRET_NAME, SECRET_WORD
+from aselect_hf.modeling.configuration_noisy_backbone import SECRET_NAME, SECRET_WORD
 
 HIDDEN = "***"
 SECRETS = {

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from aselect_hf.compare.table import Comparison
 from aselect_hf.files import as_path, check_types, read_json
 from aselect_hf.hub.redaction import publishable
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.reporting.markdown import Markdown
 
 
@@ -112,7 +112,7 @@ def is_hub_id(name: str) -> bool:
     return name != "sample" and not as_path(name).exists()
 
 
-def results_of(comparison: Comparison, config: ASelectDiTConfig, dataset: str | None) -> list[EvaluationResult]:
+def results_of(comparison: Comparison, config: NoisyBackboneConfig, dataset: str | None) -> list[EvaluationResult]:
     """The figure of a comparison that is this checkpoint's: the row of its own timestep and feature, if there is one.
 
     Args:

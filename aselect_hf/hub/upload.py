@@ -13,17 +13,19 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
 from aselect_hf.compare.table import Comparison
 from aselect_hf.conversion import DERIVED_KEYS, detect_format
 from aselect_hf.files import as_path, check_types, read_json
+from aselect_hf.hub.card import CardContent, TrainingRecord
+from aselect_hf.hub.card_sections import TEMPLATES, render_card
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
-from aselect_hf.hub.model_card import TEMPLATES, CardContent, TrainingRecord
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.selection import TimestepSelection
 
 Results = Comparison | Sequence[EvaluationResult]
@@ -72,21 +74,13 @@ def prepare_upload(
         ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
     """
     folder = as_path(folder)
-    if detect_format(folder) != "aselect":
-        raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
-    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
-        raise ValueError(f"{folder} holds pickles, which are never pushed: remove {', '.join(pickles)}")
-    files: dict[str, Path | bytes] = {
-        path.name: path.absolute()
-        for path in sorted(folder.iterdir())
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)
-    }
+    files = model_files(folder)
     config = read_config(folder)
     refuse_secrets(folder / "config.json")
     content = CardContent(
         config,
         repo_id,
-        architecture=(config.architectures or ["ASelectDiTModel"])[0],
+        architecture=(config.architectures or [config.auto_classes["AutoModel"].rpartition(".")[2]])[0],
         num_parameters=count_parameters(folder, () if config.fixed_timestep else DERIVED_KEYS),
         selection=selection,
         results=[] if results is None or isinstance(results, Comparison) else list(results),
@@ -102,18 +96,45 @@ def prepare_upload(
         files |= {name: folder.absolute() / name for name in pictures_of(examples)}
     if content.has_processor:
         files.setdefault("handler.py", TEMPLATES / "handler.py")
+    return Upload(files | record_files(content, renew_selection=selection is not None), render_card(content))
+
+
+def model_files(folder: Path) -> dict[str, Path | bytes]:
+    """What belongs to a saved model, by name.
+
+    Raises:
+        ValueError: not a saved model of this package, or pickled weights.
+    """
+    if detect_format(folder) != "aselect":
+        raise ValueError(f"{folder} is a diffusers checkpoint: convert it first, with `aselect convert`")
+    if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+        raise ValueError(f"{folder} holds pickles, which are never pushed: remove {', '.join(pickles)}")
+    return {
+        path.name: path.absolute()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)
+    }
+
+
+def record_files(content: CardContent, renew_selection: bool) -> dict[str, Path | bytes]:
+    """The records that the card tells of, and their pictures.
+
+    Args:
+        renew_selection: with the selection itself; its picture is drawn anyway.
+    """
+    files: dict[str, Path | bytes] = {}
+    selection, audit, repo_id = content.selection, content.audit, content.repo_id
     if content.training:
         files["training.json"] = json.dumps(content.training, indent=1).encode()
-    if selection is not None and content.selection is not None:
-        files["selection.json"] = written(replace(content.selection, model=repo_id).save, "selection.json")
-    if content.selection is not None and content.selection.scores:
-        files["selection.png"] = written(content.selection.plot, "selection.png")
-    if content.audit is not None:
-        renamed = {name: replace(each, model=repo_id) for name, each in content.audit.selections.items()}
-        files["audit.json"] = written(replace(content.audit, selections=renamed).save, "audit.json")
-        files["audit.png"] = written(content.audit.plot, "audit.png")
-    files |= {path: text.encode() for path, text in eval_result_files(content.results).items()}
-    return Upload(files, content.card())
+    if selection is not None and renew_selection:
+        files["selection.json"] = written(replace(selection, model=repo_id).save, "selection.json")
+    if selection is not None and selection.scores:
+        files["selection.png"] = written(selection.plot, "selection.png")
+    if audit is not None:
+        renamed = {name: replace(each, model=repo_id) for name, each in audit.selections.items()}
+        files["audit.json"] = written(replace(audit, selections=renamed).save, "audit.json")
+        files["audit.png"] = written(audit.plot, "audit.png")
+    return files | {path: text.encode() for path, text in eval_result_files(content.results).items()}
 
 
 def prepare_folder(
@@ -165,7 +186,7 @@ class ConfigFile(TypedDict, total=False):
     label2id: dict[str, int] | None
 
 
-def read_config(folder: Path) -> ASelectDiTConfig:
+def read_config(folder: Path) -> NoisyBackboneConfig:
     """The config of a saved model, none of its code being run.
 
     Raises:
@@ -173,7 +194,10 @@ def read_config(folder: Path) -> ASelectDiTConfig:
     """
     try:
         check_types(read_json(folder / "config.json"), ConfigFile)
-        return ASelectDiTConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if isinstance(config, NoisyBackboneConfig):
+            return config
+        raise ValueError(f"model_type {config.model_type!r} is another package's")
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines())
         raise ValueError(f"{folder / 'config.json'} does not describe a model of this package: {reason}") from error

@@ -1,4 +1,4 @@
-"""What a feature depends on inside a DiT, and what can therefore be frozen, or adapted."""
+"""What a feature depends on inside a DiT, and what can therefore be frozen."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .features import FEATURE_KINDS, parse_feature
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
-"""Linear layers of the attention; with a fixed timestep the first three are one."""
+from .features import FEATURE_KINDS
 
 _ATTENTION = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
 _PARTS = {
@@ -30,7 +27,7 @@ _PARTS = {
 
 def unused_parts(dit: Any, features: Sequence[str]) -> list[nn.Module]:
     """The parts of an `ASelectDiTModel` that none of `features` depends on."""
-    names = [parse_feature(name, dit.config.num_hidden_layers) for name in features]
+    names = [dit.config.resolve_feature(name) for name in features]
     deepest = max(name.block for name in names)
     kinds = [name.kind for name in names if name.block == deepest]
     unused = [*dit.layers[deepest + 1 :]]
@@ -40,13 +37,3 @@ def unused_parts(dit: Any, features: Sequence[str]) -> list[nn.Module]:
     unused += dit.condition_embeddings[deepest + 1 :]  # there is more than one only where every block has its own
     used = {part for kind in kinds for part in _PARTS[kind]}
     return unused + [dit.layers[deepest].get_submodule(part) for part in _PARTS["hidden"] if part not in used]
-
-
-def attention_projections(dit: Any, features: Sequence[str]) -> list[str]:
-    """Names of the attention's linear layers that `features` depend on, as in `dit.named_modules()`."""
-    unused = {module for part in unused_parts(dit, features) for module in part.modules()}
-    return [
-        name
-        for name, module in dit.layers.named_modules(prefix="layers")
-        if name.endswith(PROJECTIONS) and module not in unused
-    ]

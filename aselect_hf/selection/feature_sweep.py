@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data.feature_cache import KeptRows
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.inputs import SelectionInputs
 
 SMALLEST_CROP = 0.2
@@ -46,9 +46,9 @@ class FeatureSweep:
     flops: float
 
 
-def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, segmentation: bool = False) -> Views:
+def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, whole_image: bool = False) -> Views:
     """Every image of `data` once, as the model itself sees it: whole or center, with the stored evaluation noise."""
-    latents, saved = inputs.latents(data, segmentation=segmentation)
+    latents, saved = inputs.latents(data, whole_image=whole_image)
     latents = latents.to(inputs.model.device)
     return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), saved)
 
@@ -93,7 +93,7 @@ def random_resized_crop(image: torch.Tensor, draws: torch.Tensor) -> torch.Tenso
 
 
 def sweep_features(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     views: Views,
     timesteps: list[int],
     features: list[str],
@@ -111,8 +111,9 @@ def sweep_features(
     views of 256 images at 20 timesteps: 47 MB; 168 of them (all blocks, the kinds of `"auto"`): 8 GB.
     """
     num_views, count = views.latents.shape[:2]
-    shape = (len(timesteps), int(rows.first_rows[-1]), num_views, rows.columns)
-    values = {feature: np.empty(shape, dtype=np.float32) for feature in features}
+    shape = (len(timesteps), int(rows.first_rows[-1]), num_views)
+    columns = {feature: rows.cells * model.config.feature_width(feature) for feature in features}
+    values = {feature: np.empty((*shape, columns[feature]), dtype=np.float32) for feature in features}
     draws = views.noise.shape[1]
     passes = len(timesteps) * num_views * draws * count
     grid_size = model.grid_size(views.latents)
@@ -148,5 +149,5 @@ def _encode_crops(inputs: SelectionInputs, crops: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _noise(shape: tuple[int, ...], generator: torch.Generator, model: ASelectDiTModel) -> torch.Tensor:
+def _noise(shape: tuple[int, ...], generator: torch.Generator, model: NoisyBackbone) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(model.device)

@@ -11,7 +11,7 @@ import torch
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import cached_latents
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -32,7 +32,7 @@ class SelectionInputs:
         progress: show a progress bar.
     """
 
-    model: ASelectDiTModel
+    model: NoisyBackbone
     images: ImageData
     validation: ImageData | None
     feature: str
@@ -60,7 +60,7 @@ class SelectionInputs:
                 "check the images and the weights" + ("" if dtype == "float32" else ", or load the model in float32")
             )
 
-    def latents(self, data: ImageData, *, segmentation: bool = False) -> tuple[torch.Tensor, float]:
+    def latents(self, data: ImageData, *, whole_image: bool = False) -> tuple[torch.Tensor, float]:
         """What the DiT sees of every image; with a VAE, kept under `cache_dir/latents` as by `pooled_features`.
 
         Returns:
@@ -68,12 +68,12 @@ class SelectionInputs:
         """
         model, batch_size = self.model, self.fixed_batch_size
         if model.vae is None:
-            batches = data.batches(model.config, batch_size, segmentation=segmentation)
+            batches = data.batches(model.config, batch_size, whole_image=whole_image)
             return torch.cat([model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]), 0.0
         started = time.perf_counter()
         folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
         cache = cached_latents(
-            model, data, segmentation=segmentation, batch_size=batch_size, cache_dir=folder, progress=self.progress
+            model, data, whole_image=whole_image, batch_size=batch_size, cache_dir=folder, progress=self.progress
         )
         saved = cache.seconds - (time.perf_counter() - started)
         return cache.gather(range(len(data))).float(), saved

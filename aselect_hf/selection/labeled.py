@@ -43,10 +43,10 @@ def labeled_rows(name: str, inputs: SelectionInputs, task: str | None, pool_size
         ValueError: fewer than 3 images, no labels (or masks), or fewer than 2 classes with 2 images each.
     """
     check_count(name, inputs)
-    task, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
-    check_truth(data, task, f"{name} learns from a few")
-    options: dict[str, Any] = {"task": task}
-    if task == "classification":
+    learned, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
+    check_truth(data, learned, f"{name} learns from a few")
+    options: dict[str, Any] = {"task": learned.name}
+    if not learned.dense:
         labels, images = np.asarray(data.labels), None
         if not has_classes(labels):
             raise ValueError(
@@ -62,5 +62,5 @@ def labeled_rows(name: str, inputs: SelectionInputs, task: str | None, pool_size
             raise ValueError(f"{name} needs tokens of 2 classes and {LEAST_IMAGES} images; {data.name} has fewer")
         rows = token_rows(model, data, chosen.tokens)
         options["tokens"] = len(labels)
-    views = stored_noise_view(inputs, data, segmentation=rows.segmentation)
+    views = stored_noise_view(inputs, data, whole_image=rows.whole_image)
     return LabeledRows(views, rows, labels, images, options)

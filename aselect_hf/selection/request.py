@@ -12,6 +12,7 @@ from aselect_hf.data.image_data import NOT_GIVEN, ImageData
 from aselect_hf.selection.rule import AUTO, WITH_LABELS, WITHOUT_LABELS, Rule
 from aselect_hf.selection.rules import RULES
 from aselect_hf.selection.samples import resolve_task
+from aselect_hf.tasks import Task, find_task
 
 logger = logging.get_logger(__name__)
 
@@ -57,9 +58,9 @@ def report_unused_labels(data: ImageData, method: str) -> None:
         logger.warning_once(f"no labels are used, so the rule is {method}: {why}")
 
 
-def task_of(rule: Rule, data: ImageData, options: Mapping[str, Any]) -> str | None:
-    """What a rule learns from: `"classification"` (labels), `"segmentation"` (masks), or `None` (images alone)."""
+def task_of(rule: Rule, data: ImageData, options: Mapping[str, Any]) -> Task | None:
+    """What a rule learns; `None` where it looks at images alone."""
     parts = [RULES.get(options.get(name, rule.options[name].default)) for name in rule.parts]
     if rule.labels == "none" or (parts and all(part is None or part.labels == "none" for part in parts)):
         return None
-    return rule.tasks[0] if len(rule.tasks) == 1 else resolve_task(data, options.get("task"))
+    return find_task(rule.tasks[0]) if len(rule.tasks) == 1 else resolve_task(data, options.get("task"))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from aselect_hf.tasks import TASKS
+
 if TYPE_CHECKING:
     from aselect_hf.selection.result import TimestepSelection
 
@@ -73,7 +75,7 @@ class Rule:
     chooses_feature: bool = False
     audited: bool = True
     even_in_log_snr: bool = False
-    tasks: tuple[str, ...] = ("classification", "segmentation")
+    tasks: tuple[str, ...] = tuple(TASKS)
     parts: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
 

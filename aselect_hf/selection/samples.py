@@ -7,42 +7,43 @@ import torch
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.splits import share_classes, share_mask_classes
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION, Task, find_task
 
-TASKS = ("classification", "segmentation")
 LEAST_PER_CLASS = 2
 """Images that a leave-one-out probe needs of a class: a random sample takes so many of every class where it can."""
 
 
-def resolve_task(images: ImageData, task: str | None) -> str:
-    """`task` checked; by default segmentation where the images have masks."""
-    if task not in (None, *TASKS):
-        raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
-    return task or ("classification" if images.masks is None else "segmentation")
+def resolve_task(images: ImageData, task: str | None) -> Task:
+    """The task of this name; by default segmentation where the images have masks."""
+    if task is not None:
+        return find_task(task)
+    return CLASSIFICATION if images.masks is None else SEGMENTATION
 
 
-def check_truth(data: ImageData, task: str, purpose: str) -> None:
+def check_truth(data: ImageData, task: Task, purpose: str) -> None:
     """Refuse images without the labels or masks of a task.
 
     Args:
         purpose: the beginning of the message: what needs them.
     """
-    if task == "classification" and data.labels is None:
+    if task.needs == "labels" and data.labels is None:
         raise ValueError(f"{purpose} labels; {data.name} has none: {data.no_labels}")
-    if task == "segmentation" and data.masks is None:
+    if task.needs == "masks" and data.masks is None:
         raise ValueError(f"{purpose} masks; {data.name} has none")
 
 
 def sample_for(
-    task: str | None, data: ImageData, held_out: ImageData | None, num_images: int | None, seed: int, on_error: str
+    task: Task | None, data: ImageData, held_out: ImageData | None, num_images: int | None, seed: int, on_error: str
 ) -> tuple[ImageData, ImageData | None]:
     """Random images for a task, and those held out: with labels or masks of the same classes where it needs them."""
     splits = {"training": data} | ({"validation": held_out} if held_out is not None else {})
-    if task == "classification" and all(each.labels is not None for each in splits.values()):
+    needs = None if task is None else task.needs
+    if needs == "labels" and all(each.labels is not None for each in splits.values()):
         splits = share_classes(splits)
-    per_class = LEAST_PER_CLASS if task == "classification" else 0
+    per_class = LEAST_PER_CLASS if needs == "labels" else 0
     splits["training"] = splits["training"].sample(num_images, seed, per_class=per_class)
     splits = {name: each.readable(on_error) for name, each in splits.items()}
-    if task == "segmentation" and all(each.masks is not None for each in splits.values()):
+    if needs == "masks" and all(each.masks is not None for each in splits.values()):
         splits = share_mask_classes(splits)
     return splits["training"], splits.get("validation")
 

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from aselect_hf.selection.ties import best_of
+
 MAX_LOG_SNR = 20.0
 """Cleaner inputs than this (a sigma of 1/20,000), up to exactly clean ones, are the same to the gate."""
 FINAL_TEMPERATURE = 0.05
@@ -156,7 +158,7 @@ class TimestepGate(nn.Module):
         """
         weights = self.weights()
         if self.settled < 0:
-            self.settled.copy_(weights.argmax())
+            self.settled.fill_(best_of(weights.tolist()))
         indices = self.settled.expand(batch_size, 1)
         only = nn.functional.one_hot(self.settled, len(weights)) + 0 * weights
         return Visits(indices, only[indices], only)
@@ -204,7 +206,8 @@ class TimestepGate(nn.Module):
     @property
     def timestep(self) -> int:
         """The candidate of the highest weight, or the one that was settled on."""
-        return int(self.timesteps[self.settled if self.settled >= 0 else self.weights().argmax()])
+        favorite = int(self.settled)
+        return int(self.timesteps[favorite if favorite >= 0 else best_of(self.weights().tolist())])
 
     def named_weights(self, temperature: float = 1.0) -> dict[int, float]:
         """Weights by timestep."""

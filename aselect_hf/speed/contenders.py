@@ -1,4 +1,4 @@
-"""Who is measured: ours, diffusers' network and a plain ViT, ready to give one feature."""
+"""The contenders: our model, diffusers' network and a plain ViT, each set up to compute one feature."""
 
 from __future__ import annotations
 
@@ -14,34 +14,31 @@ from torch import nn
 from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer, ViTPatchEmbeddings
 
-from aselect_hf.conversion import set_vae, to_diffusers
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.features import FEATURE_KINDS, parse_feature
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.conversion import HOOKED, diffusers_peer, set_vae
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""By how much a feature may differ from diffusers', relative to its greatest value, in the least precise dtype used."""
+"""Largest accepted difference between features relative to the greatest value, by the least precise dtype in use."""
 TF32_TOLERANCE = 0.02
-"""The same for float32 on a GPU that rounds its factors to TF32, as cuDNN does by default in convolutions."""
+"""The tolerance for float32 on a GPU that rounds factors to TF32, as cuDNN does by default in convolutions."""
 
 DIFFUSERS = "diffusers, whole network"
 CUT = "diffusers, cut in the hook"
 VIT = "plain ViT (limit)"
 OURS = "ours"
 FIXED = "ours, fixed timestep"
-HOOKED = {"hidden": "", "query": "attn1.to_q", "key": "attn1.to_k", "value": "attn1.to_v"}
-"""Features that a hook can read, with the module of a diffusers block that gives them."""
 
 
 @dataclass
 class Contender:
-    """Something that gives the feature `(batch, tokens, width)` of an input, with all the weights that it needs."""
+    """A function from an input to its feature `(batch, tokens, width)`, with the modules whose weights it uses."""
 
     name: str
     run: Callable[[torch.Tensor], torch.Tensor]
     modules: Sequence[nn.Module]
     tolerance: float | None
-    """How far its feature may be from the first contender's, relative to its size; `None`: it is another function."""
+    """Largest accepted relative difference from the first contender's feature; `None`: it computes something else."""
 
     def timed(self, batch: torch.Tensor) -> float:
         """Seconds of one run."""
@@ -53,28 +50,22 @@ class Contender:
 
 
 class Peers:
-    """Everything that the contenders are made of, built from one model."""
+    """The networks that the contenders run, all built from one model."""
 
-    def __init__(self, model: ASelectDiTModel, feature: str) -> None:
+    def __init__(self, model: NoisyBackbone, feature: str) -> None:
         config = model.config
         self.model, self.feature, self.timestep = model, feature, model.default_timestep
         self.fixed = model if config.fixed_timestep else model.fix_timestep(self.timestep, feature).eval()
         self.vit = PlainViT(config, feature).to(model.device, model.dtype).eval()
         self.transformer: Any = None
         self.no_diffusers = ""
-        twin = _with_vae(model, None)
-        twin.config.timestep_freq_shift = 1  # the only one that diffusers can save; what the model has is set below
         try:
-            self.transformer, self.scheduler = to_diffusers(twin)
+            self.transformer, self.scheduler, self.hooked = diffusers_peer(model, feature)
         except ValueError as error:
             self.no_diffusers = str(error)
-            return
-        self.transformer.to(model.device)
-        for block in self.transformer.transformer_blocks:
-            block.norm1.emb.time_proj.downscale_freq_shift = config.timestep_freq_shift
 
     def from_latents(self) -> list[Contender]:
-        """All that start at what the DiT sees."""
+        """Contenders that start from latents."""
         tolerance = tolerance_of(self.model)
         contenders = []
         if self.transformer is not None:
@@ -88,7 +79,7 @@ class Peers:
         return [*contenders, Contender(VIT, self.vit, [self.vit], None)]
 
     def from_pixels(self) -> list[Contender]:
-        """All that start at pixels: diffusers with the model's own VAE, ours with several."""
+        """Contenders that start from pixels: diffusers with the model's own VAE, ours with several VAEs."""
         config, vae = self.model.config, self.model.vae
         contenders = []
         if self.transformer is not None:
@@ -108,15 +99,12 @@ class Peers:
             contenders.append(Contender(f"{FIXED}, {name}", run, [dit], tolerance if same else None))
         return contenders
 
-    def _ours(self, model: ASelectDiTModel, argument: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _ours(self, model: NoisyBackbone, argument: str) -> Callable[[torch.Tensor], torch.Tensor]:
         chosen: dict[str, Any] = {"feature": self.feature, "timestep": self.timestep}
         return lambda batch: model(**{argument: batch}, **chosen).last_hidden_state
 
     def _hooked(self, cut: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The feature as a forward hook on diffusers' DiT finds it; `cut` leaves the network there."""
-        config = self.model.config
-        index, kind = parse_feature(self.feature, config.num_hidden_layers)
-        module = self.transformer.transformer_blocks[index].get_submodule(HOOKED[kind])
+        """Read the feature with a forward hook on diffusers' DiT; `cut` stops the network in the hook."""
 
         def run(latents: torch.Tensor) -> torch.Tensor:
             found: list[torch.Tensor] = []
@@ -131,8 +119,8 @@ class Peers:
             steps = torch.full((len(latents),), self.timestep, device=latents.device)
             noisy = torch.cat([self.scheduler.add_noise(latents.float(), each, steps) for each in noise])
             steps = steps.repeat(len(draws))
-            labels = torch.full_like(steps, config.num_condition_classes)
-            handle = module.register_forward_hook(hook)
+            labels = torch.full_like(steps, self.model.config.null_class)
+            handle = self.hooked.register_forward_hook(hook)
             try:
                 self.transformer(noisy.to(self.transformer.dtype), timestep=steps, class_labels=labels)
             except FoundError:
@@ -145,34 +133,25 @@ class Peers:
 
 
 class FoundError(Exception):
-    """Leaves a network from inside a hook."""
+    """Raised in a hook to stop the network."""
 
 
 class PlainViT(nn.Module):
-    """transformers' ViT layers on the same tokens: as many whole blocks as the feature takes, no class token."""
+    """transformers' ViT layers on the same tokens: as many whole blocks as the feature needs, and no class token."""
 
-    def __init__(self, config: ASelectDiTConfig, feature: str) -> None:
+    def __init__(self, config: NoisyBackboneConfig, feature: str) -> None:
         super().__init__()
-        index, kind = parse_feature(feature, config.num_hidden_layers)
-        attends = FEATURE_KINDS.index(kind) > FEATURE_KINDS.index("value")
-        vit = ViTConfig(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=int(config.hidden_size * config.mlp_ratio),
-            hidden_act=config.hidden_act,
-            qkv_bias=config.attention_bias,
-            image_size=config.sample_size,
-            patch_size=config.patch_size,
-            num_channels=config.num_channels,
-        )
+        block, kind = config.resolve_feature(feature)
+        attends = config.feature_kinds.index(kind) > config.feature_kinds.index("value")
+        vit = ViTConfig(**config.vit_fields())
         vit._attn_implementation = "sdpa"
         self.num_noise_draws = config.num_noise_draws
         self.patch_embeddings = ViTPatchEmbeddings(vit)
-        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, config.hidden_size))
-        self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(index + attends))
+        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, vit.hidden_size))
+        self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(block + 1 if attends else block))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """`(batch * draws, tokens, width)`: every noise draw of a DiT is one more image for a ViT."""
+        """Return `(batch * draws, tokens, width)`: each noise draw of the DiT counts as another image for the ViT."""
         latents = latents.repeat(self.num_noise_draws, 1, 1, 1).to(self.position_embeddings.dtype)
         hidden_states = self.position_embeddings + self.patch_embeddings(latents)
         for layer in self.layers:
@@ -180,20 +159,20 @@ class PlainViT(nn.Module):
         return hidden_states
 
 
-def checked_feature(config: ASelectDiTConfig, feature: str | None) -> str:
-    """The feature to measure."""
+def checked_feature(config: NoisyBackboneConfig, feature: str | None) -> str:
+    """Check the feature to measure, or choose the default (see `benchmark_model`)."""
     middle = f"blocks.{max(0, config.num_hidden_layers // 2 - 1)}.hidden"
     default = str(config.feature) if config.fixed_timestep else middle
-    name = parse_feature(feature or default, config.num_hidden_layers)
-    if config.fixed_timestep and str(name) not in (config.fixed_to or {})["features"]:
+    name = config.resolve_feature(feature or default)
+    if config.fixed_timestep and str(name) not in config.list_features():
         raise config.fixed_error(f"feature {feature!r}")
     if not config.fixed_timestep and name.kind not in HOOKED:
-        raise ValueError(f"feature must be of a kind that a hook reads ({', '.join(HOOKED)}), got {feature!r}")
+        raise ValueError(f"feature must be of a kind that a hook can read ({', '.join(HOOKED)}), got {feature!r}")
     return str(name)
 
 
-def _with_vae(model: ASelectDiTModel, vae: Any) -> ASelectDiTModel:
-    """A model that shares all weights with `model` but the VAE; `None` takes it out."""
+def _with_vae(model: NoisyBackbone, vae: Any) -> NoisyBackbone:
+    """A copy of a model that shares all weights but has another VAE (`None`: no VAE)."""
     twin = copy.copy(model)
     twin._modules = dict(model._modules)
     twin.config = copy.deepcopy(model.config)
@@ -212,7 +191,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def tolerance_of(model: Any) -> float:
-    """How far a feature of this model may be from that of a peer."""
+    """Largest accepted relative difference of a feature of this model from a peer's."""
     rounded = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     tf32 = model.dtype == torch.float32 and model.device.type == "cuda" and rounded
     return TF32_TOLERANCE if tf32 else TOLERANCES[model.dtype]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -63,3 +66,13 @@ def positions_of(micro_step: int, process_index: int, num_processes: int, batch_
     """
     first = (micro_step * num_processes + process_index) * batch_size
     return range(first, first + batch_size)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Leave every global generator as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

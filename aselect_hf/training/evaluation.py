@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from aselect_hf.tasks import Task
 from aselect_hf.training.metrics import Accuracy, MeanIoU, PixelAccuracy, TopKAccuracy, confusion_matrices
 from aselect_hf.training.objective import TaskObjective
-from aselect_hf.training.task_data import TaskDataset
+from aselect_hf.training.task_dataset import TaskDataset
 
 NUM_SCORED_CLASSES = "num_scored_classes"
 
@@ -30,18 +31,13 @@ class HeadEvaluation:
         accelerator: Accelerator,
         loader: DataLoader,
         label_names: list[str],
-        segmentation: bool,
+        task: Task,
         ignore_index: int,
     ) -> None:
         self.accelerator = accelerator
         self.dataset: TaskDataset = loader.dataset  # type: ignore[assignment]
         self.loader = accelerator.prepare(loader)
-        self.label_names, self.segmentation, self.ignore_index = label_names, segmentation, ignore_index
-
-    @property
-    def main_metric(self) -> str:
-        """The metric that chooses."""
-        return "mean_iou" if self.segmentation else "accuracy"
+        self.label_names, self.task, self.ignore_index = label_names, task, ignore_index
 
     @torch.no_grad()
     def run(self, objective: torch.nn.Module, description: str) -> list[dict[str, float]]:
@@ -51,22 +47,26 @@ class HeadEvaluation:
         quiet = not self.accelerator.is_local_main_process
         for batch in tqdm(self.loader, desc=description, leave=False, disable=quiet):
             logits = objective(batch)
-            if self.segmentation:
+            if self.task.dense:
                 self._add_masks(metrics, logits, batch["masks"])
             else:
-                scores, labels = self.accelerator.gather_for_metrics((logits.transpose(0, 1), batch["labels"]))
-                for each, values in zip(metrics, scores.unbind(1), strict=True):
-                    for metric in each:
-                        top_k = isinstance(metric, TopKAccuracy)
-                        metric.add_batch(predictions=values if top_k else values.argmax(dim=1), references=labels)
+                self._add_labels(metrics, logits, batch["labels"])
         return [self._compute(each) for each in metrics]
 
     def _metrics(self) -> list[Any]:
+        """Of one head: `Task.metric`, and what is told beside it."""
         count = len(self.label_names)
-        if self.segmentation:
+        if self.task.dense:
             names = self.label_names if len(set(self.label_names)) == count else None  # data sets may repeat one
             return [MeanIoU(count, self.ignore_index, names), PixelAccuracy(count, self.ignore_index)]
         return [Accuracy(), *([TopKAccuracy(5)] if count > 5 else [])]
+
+    def _add_labels(self, metrics: list[list[Any]], logits: torch.Tensor, labels: torch.Tensor) -> None:
+        scores, labels = self.accelerator.gather_for_metrics((logits.transpose(0, 1), labels))
+        for each, values in zip(metrics, scores.unbind(1), strict=True):
+            for metric in each:
+                top_k = isinstance(metric, TopKAccuracy)
+                metric.add_batch(predictions=values if top_k else values.argmax(dim=1), references=labels)
 
     def _add_masks(self, metrics: list[list[Any]], logits: torch.Tensor, masks: list[torch.Tensor]) -> None:
         for each, head_logits in zip(metrics, logits, strict=True):

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf.files import allocate, check_space, disk_errors
 from aselect_hf.training.objective import TaskObjective
-from aselect_hf.training.task_data import TaskDataset
+from aselect_hf.training.task_dataset import TaskDataset
 
 BYTES = 4
 
@@ -34,7 +34,7 @@ def keep_features(
     """
     config = objective.dit.config
     tokens = 1 if objective.pools else config.num_patches
-    shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.hidden_size)
+    shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.feature_width(*objective.features))
     needed = BYTES * int(np.prod(shape))
     check_space(path.parent, needed, "the features", hint=": use --cache_features False")
     accelerator.wait_for_everyone()  # all have looked before one takes the room

@@ -7,8 +7,6 @@ resumed, or evaluated more or less often, ends in the very same weights.
 
 from __future__ import annotations
 
-import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,24 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, LoggerType, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from aselect_hf.files import read_json, write_json
+from aselect_hf.training.accelerator import make_accelerator, start_trackers
 from aselect_hf.training.arguments import PretrainingArguments, TrainingArguments
 from aselect_hf.training.batches import Batch, Collate, effective_batch, make_batches
 from aselect_hf.training.checkpoints import Checkpoints
-from aselect_hf.training.draws import SampleDraws, mix_seed, positions_of
-from aselect_hf.training.processes import check_num_processes
+from aselect_hf.training.draws import SampleDraws, kept_random_state, mix_seed, positions_of
 from aselect_hf.training.signals import StopSignals
+from aselect_hf.training.training_log import TrainingLog
 from aselect_hf.versions import slow_precision
 
 PROGRESS_FILE = "progress.json"
@@ -84,17 +79,7 @@ class Trainer:
     ) -> None:
         self.args, self.evaluate = args, evaluate
         self.output_dir = Path(args.output_dir)
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            # Epochs are whole numbers of steps: no short step at their end, and none from an evaluation's loader.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
-            ),
-            log_with=check_trackers(args.report_to),
-            project_dir=args.output_dir,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-        )
-        check_num_processes(self.accelerator, args.num_processes)
+        self.accelerator = make_accelerator(args)
         groups = parameter_groups or [{"params": [p for p in objective.parameters() if p.requires_grad]}]
         groups = [group | {"params": list(group["params"])} for group in groups]
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
@@ -114,17 +99,13 @@ class Trainer:
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.ema = EMAModel(self.parameters, decay=args.ema_decay) if args.ema_decay else None
         self.accelerator.register_for_checkpointing(*filter(None, (self.scheduler, self.ema)))
-        self.accelerator.register_save_state_pre_hook(_save_unwrapped)
-        self.accelerator.register_load_state_pre_hook(_load_unwrapped)
         self.checkpoints = Checkpoints(self.output_dir, args.checkpoints_total_limit, self.accelerator)
         self.checkpoint_every = self._steps(args.checkpointing_steps)
         self.evaluate_every = self.steps_per_epoch
         if isinstance(args, TrainingArguments) and args.eval_steps:
             self.evaluate_every = args.eval_steps
         self.step, self.seconds = 0, 0.0
-        self.history: list[dict[str, float]] = []
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self.log = TrainingLog(self.accelerator)
 
     def describe(self) -> str:
         """What will run, for the first lines of the log."""
@@ -158,28 +139,9 @@ class Trainer:
             accelerator.print(f"warning: {warning}")
         set_seed(self.args.seed, device_specific=True)
         self._resume()
-        if accelerator.log_with:
-            scalars = (bool, int, float, str)
-            config = {k: v if isinstance(v, scalars) else str(v) for k, v in self.args.public().items()}
-            accelerator.init_trackers("aselect", config=config)
-        started = time.perf_counter() - self.seconds
-        interrupted = False
+        start_trackers(accelerator, self.args)
         self.objective.train()
-        bar = tqdm(total=self.max_steps, initial=self.step, desc="train", disable=not accelerator.is_local_main_process)
-        with StopSignals() as signals, bar:
-            batches = self.batches.from_step(self.step)
-            while self.step < self.max_steps and not interrupted:
-                self._optimizer_step(list(islice(batches, self.args.gradient_accumulation_steps)))
-                self.step += 1
-                self.seconds = time.perf_counter() - started
-                bar.update()
-                if self.step % self.args.logging_steps == 0 or self.step == self.max_steps:
-                    bar.set_postfix(loss=f"{self._log()['loss']:.4f}")
-                if self.evaluate and (self.step % self.evaluate_every == 0 or self.step == self.max_steps):
-                    self._evaluate()
-                interrupted = self._asked_to_stop(signals) and self.step < self.max_steps
-                if interrupted or (self.checkpoint_every and self.step % self.checkpoint_every == 0):
-                    self._save_checkpoint()
+        interrupted = self._run_steps()
         if interrupted:
             accelerator.print(
                 f"stopped by a signal after step {self.step} of {self.max_steps}, checkpoint saved: run the same "
@@ -188,8 +150,12 @@ class Trainer:
         elif self.ema is not None:
             self.ema.copy_to(self.parameters)
         accelerator.wait_for_everyone()
-        record: dict[str, Any] = {"steps": self.step, "seconds": round(self.seconds, 1), "history": self.history}
-        return record | {"interrupted": interrupted}
+        return {
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "history": self.log.history,
+            "interrupted": interrupted,
+        }
 
     def finish(self) -> None:
         """Finish the trackers and leave the process group: the last thing that a script does.
@@ -200,6 +166,33 @@ class Trainer:
         """
         self.objective = self.accelerator.unwrap_model(self.objective)
         self.accelerator.end_training()
+
+    def _run_steps(self) -> bool:
+        """Optimizer steps up to `max_steps`, logged, evaluated and saved; whether a signal stopped them before."""
+        started, interrupted = time.perf_counter() - self.seconds, False
+        quiet = not self.accelerator.is_local_main_process
+        with (
+            StopSignals() as signals,
+            tqdm(total=self.max_steps, initial=self.step, desc="train", disable=quiet) as bar,
+        ):
+            batches = self.batches.from_step(self.step)
+            while self.step < self.max_steps and not interrupted:
+                self._optimizer_step(list(islice(batches, self.args.gradient_accumulation_steps)))
+                self.step += 1
+                self.seconds = time.perf_counter() - started
+                bar.update()
+                if self._is_due(self.args.logging_steps):
+                    means = self.log.log(self.step, self.scheduler.get_last_lr()[0])
+                    bar.set_postfix(loss=f"{means['loss']:.4f}")
+                if self.evaluate and self._is_due(self.evaluate_every):
+                    self._evaluate()
+                interrupted = self._asked_to_stop(signals) and self.step < self.max_steps
+                if interrupted or (self.checkpoint_every and self.step % self.checkpoint_every == 0):
+                    self._save_checkpoint()
+        return interrupted
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.max_steps
 
     def _optimizer_step(self, window: list[tuple[int, int, Batch]]) -> None:
         """All forward passes of one step, whose losses are means over everything that the step counts."""
@@ -234,39 +227,17 @@ class Trainer:
             self.optimizer.zero_grad()
         if accelerator.sync_gradients and self.ema is not None:
             self.ema.step(self.parameters)
-        self._count += 1
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
-
-    def _log(self) -> dict[str, float]:
-        """Averages since the last call, over steps and processes, into history and trackers."""
-        means = {name: value / self._count for name, value in self._reduced_sums().items()}
-        self._sums, self._count = {}, 0
-        self._record(means | {"learning_rate": self.scheduler.get_last_lr()[0]})
-        return means
-
-    def _reduced_sums(self) -> dict[str, float]:
-        if not self._sums:
-            return {}
-        values = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="mean").tolist()
-        sums = dict(zip(self._sums, values, strict=True))
-        if not math.isfinite(sums["loss"]):
-            raise ValueError(f"the loss is {sums['loss']} at step {self.step}: lower learning_rate")
-        return sums
-
-    def _record(self, metrics: dict[str, float]) -> None:
-        self.history.append({"step": self.step} | metrics)
-        self.accelerator.log(metrics, step=self.step)
+        self.log.add(metrics)
 
     def _evaluate(self) -> None:
         assert self.evaluate is not None
         modes = [(module, module.training) for module in self.objective.modules()]
         self.objective.eval()
-        with _kept_random_state(), self._averaged_weights(), torch.no_grad():
+        with kept_random_state(), self._averaged_weights(), torch.no_grad():
             metrics = {name: float(value) for name, value in self.evaluate(self.step).items()}
         for module, mode in modes:
             module.training = mode
-        self._record({"epoch": self.step / self.steps_per_epoch} | metrics)
+        self.log.record(self.step, {"epoch": self.step / self.steps_per_epoch} | metrics)
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -287,9 +258,8 @@ class Trainer:
         return self.accelerator.check_trigger()
 
     def _save_checkpoint(self) -> None:
-        sums = self._reduced_sums()
-        progress = {"step": self.step, "seconds": self.seconds, "history": self.history, "setup": self.batches.setup}
-        progress |= {"sums": sums, "count": self._count}
+        progress = {"step": self.step, "seconds": self.seconds, "setup": self.batches.setup}
+        progress |= self.log.state(self.step)
 
         def fill(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
@@ -305,27 +275,28 @@ class Trainer:
         self.checkpoints.remove_leftovers()
         path = self.checkpoints.find(self.args.resume_from_checkpoint)
         if path is not None:
-            progress = read_json(path / PROGRESS_FILE)
-            changed = [
-                f"{name} was {progress['setup'].get(name)}, is {value}"
-                for name, value in self.batches.setup.items()
-                if progress["setup"].get(name) != value
-            ]
-            if changed:
-                raise ValueError(f"{path} is of another run: {', '.join(changed)}")
-            try:
-                self.accelerator.load_state(str(path))
-            except (RuntimeError, KeyError, ValueError) as error:
-                raise ValueError(f"{path} does not fit this model: {str(error).strip().splitlines()[0]}") from error
-            self.step, self.seconds, self.history = progress["step"], progress["seconds"], progress["history"]
-            device = self.accelerator.device
-            self._sums = {name: torch.tensor(value, device=device) for name, value in progress["sums"].items()}
-            self._count = progress["count"]
-            if self.batches.state is not None:
-                self.batches.state = read_json(path / self._stream_file)
+            self._load_checkpoint(path)
             self.accelerator.print(f"going on from {path}, step {self.step} of {self.max_steps}")
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
+
+    def _load_checkpoint(self, path: Path) -> None:
+        progress = read_json(path / PROGRESS_FILE)
+        changed = [
+            f"{name} was {progress['setup'].get(name)}, is {value}"
+            for name, value in self.batches.setup.items()
+            if progress["setup"].get(name) != value
+        ]
+        if changed:
+            raise ValueError(f"{path} is of another run: {', '.join(changed)}")
+        try:
+            self.accelerator.load_state(str(path))
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} does not fit this model: {str(error).strip().splitlines()[0]}") from error
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.log.load_state(progress)
+        if self.batches.state is not None:
+            self.batches.state = read_json(path / self._stream_file)
 
     @property
     def _stream_file(self) -> str:
@@ -333,46 +304,3 @@ class Trainer:
 
     def _steps(self, every: str | None) -> int | None:
         return self.steps_per_epoch if every == "epoch" else int(every) if every else None
-
-
-def check_trackers(report_to: str | None) -> list[LoggerType] | None:
-    """The trackers named in `report_to`, by comma; `"all"` for those installed.
-
-    Raises:
-        ValueError: one is unknown or its package is not installed.
-    """
-    if not report_to:
-        return None
-    installed = get_available_trackers()
-    if report_to == "all":
-        if not installed:
-            raise ValueError("report_to=all, but no tracker is installed: for example pip install tensorboard")
-        return installed
-    known = [name for name in LoggerType.list() if name != "all"]
-    names = [name.strip() for name in report_to.split(",")]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"report_to must be all, or of {', '.join(known)}; got {name!r}")
-        if LoggerType(name) not in installed:
-            raise ValueError(f"report_to={name!r}: the package {name} is not installed")
-    return [LoggerType(name) for name in names]
-
-
-def _save_unwrapped(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], _: str) -> None:
-    """Save under the objective's own names, so that any number of processes can resume."""
-    for index, state in enumerate(weights):
-        if isinstance(models[index], DistributedDataParallel):
-            weights[index] = type(state)((name.removeprefix("module."), value) for name, value in state.items())
-
-
-def _load_unwrapped(models: list[nn.Module], _: str) -> None:
-    models[:] = [model.module if isinstance(model, DistributedDataParallel) else model for model in models]
-
-
-@contextmanager
-def _kept_random_state() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from aselect_hf.modeling.dependencies import attention_projections
-from aselect_hf.modeling.feature_reader import ASelectDiTFeatureReader
+from aselect_hf.modeling.feature_reader import FeatureReader
 
 
-def add_lora(model: ASelectDiTFeatureReader, rank: int) -> None:
+def add_lora(model: FeatureReader, rank: int) -> None:
     """Freeze the backbone but for adapters on the attention projections that its features depend on.
 
     Raises:
@@ -20,21 +19,21 @@ def add_lora(model: ASelectDiTFeatureReader, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ValueError("lora_rank needs peft: pip install 'aselect-hf[train]'") from error
-    names = attention_projections(model.dit, model.features)
-    model.dit.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.dit)
+    names = model.base_model.attention_projections(model.features)
+    model.base_model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model.base_model)
 
 
-def merge_lora(model: ASelectDiTFeatureReader) -> None:
+def merge_lora(model: FeatureReader) -> None:
     """Fold adapters, if there are any, into the weights: what remains is an ordinary checkpoint."""
-    for name, module in list(model.dit.named_modules()):
+    for name, module in list(model.base_model.named_modules()):
         if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
             layer: Any = module
             layer.merge()
             parent, _, leaf = name.rpartition(".")
-            setattr(model.dit.get_submodule(parent), leaf, layer.get_base_layer())
-    if hasattr(model.dit, "peft_config"):
-        del model.dit.peft_config
+            setattr(model.base_model.get_submodule(parent), leaf, layer.get_base_layer())
+    if hasattr(model.base_model, "peft_config"):
+        del model.base_model.peft_config
 
 
 __all__ = ["add_lora", "merge_lora"]

@@ -16,6 +16,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForSemanticSegmentation,
 )
 from aselect_hf.selection.timestep_gate import ANNEALED_AT, TimestepGate, Visits, gate_temperature
+from aselect_hf.tasks import task_of_model
 from aselect_hf.training.draws import SampleDraws
 
 HeadModel = ASelectDiTForImageClassification | ASelectDiTForSemanticSegmentation
@@ -67,11 +68,11 @@ class TaskObjective(nn.Module):
         super().__init__()
         if model.config.head_timesteps:
             raise ValueError(f"training chooses one timestep, config.head_timesteps is {model.config.head_timesteps}")
-        self.segmentation = isinstance(model, ASelectDiTForSemanticSegmentation)
+        self.task = task_of_model(model)
         self.ignore_index = model.config.semantic_loss_ignore_index
         self.features = model.features
         self.dit = model.dit
-        self.heads = nn.ModuleList(copy.deepcopy(head_of(model)) for _ in settings)
+        self.heads = nn.ModuleList(copy.deepcopy(getattr(model, self.task.head)) for _ in settings)
         self.settings = list(settings)
         self.gate = gate
         self.num_visited = num_visited
@@ -98,7 +99,7 @@ class TaskObjective(nn.Module):
     @property
     def pools(self) -> bool:
         """Whether the heads see nothing but the mean of the tokens."""
-        return not self.segmentation and self.dit.config.pooling == "mean"
+        return not self.task.dense and self.dit.config.pooling == "mean"
 
     @property
     def timestep(self) -> int:
@@ -133,7 +134,7 @@ class TaskObjective(nn.Module):
         """What the losses of a batch count, `(2,)` integers: its images, and those again or its pixels not ignored."""
         labels = batch["labels"]
         images = torch.tensor(len(labels), device=labels.device)
-        return torch.stack([images, (labels != self.ignore_index).sum() if self.segmentation else images])
+        return torch.stack([images, (labels != self.ignore_index).sum() if self.task.dense else images])
 
     def end_step(self) -> None:
         """After an optimizer step: show the gate what all forward passes of the step saw.
@@ -240,7 +241,7 @@ class TaskObjective(nn.Module):
             return inputs, labels
         flip = (draws.uniform() < 0.5).to(inputs.device)
         inputs = torch.where(flip[:, None, None, None], _mirrored(batch, name), inputs)
-        if self.segmentation:
+        if self.task.dense:
             labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
         return inputs, labels
 
@@ -282,11 +283,11 @@ class TaskObjective(nn.Module):
         """In full precision: what tells images apart may be small beside a feature's mean, and heads cost little."""
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float()
-            return head(tokens, self.dit.config.grid_size) if self.segmentation else head(tokens)
+            return head(tokens, self.dit.config.grid_size) if self.task.dense else head(tokens)
 
     def _image_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of every image; for masks, the sum over its pixels that count."""
-        if not self.segmentation:
+        if not self.task.dense:
             return F.cross_entropy(logits, labels, reduction="none")
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
@@ -295,16 +296,3 @@ class TaskObjective(nn.Module):
 def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:
     """What mirrored images look like to the DiT: stored beside the inputs where it is not their mirror image."""
     return batch[f"flipped_{name}"] if f"flipped_{name}" in batch else batch[name].flip(-1)
-
-
-def head_of(model: HeadModel) -> nn.Module:
-    """The module that reads the features."""
-    return model.decode_head if isinstance(model, ASelectDiTForSemanticSegmentation) else model.classifier
-
-
-def put_head(model: HeadModel, head: nn.Module) -> None:
-    """Make `head` the model's."""
-    if isinstance(model, ASelectDiTForSemanticSegmentation):
-        model.decode_head = head  # type: ignore[assignment]
-    else:
-        model.classifier = head  # type: ignore[assignment]

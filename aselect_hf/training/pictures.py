@@ -18,9 +18,9 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_json
 from aselect_hf.hub.examples import EXAMPLES_FILE, Example, Examples
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
-from aselect_hf.modeling.modeling_aselect_dit_heads import ASelectDiTForSemanticSegmentation
+from aselect_hf.tasks import task_of_model
 from aselect_hf.training.objective import HeadModel, TaskObjective
-from aselect_hf.training.task_data import TaskDataset
+from aselect_hf.training.task_dataset import TaskDataset
 
 NUM_EXAMPLES = 12
 NUM_WIDGET_EXAMPLES = 3
@@ -57,7 +57,7 @@ def predictions_figure(objective: TaskObjective, dataset: TaskDataset, label_nam
     device = objective.dit.device
     logits = objective({name: value.to(device) for name, value in batch.items() if name != "masks"})[head].cpu()
     images = [dataset.data.decode(index) for index in indices]
-    if dataset.segmentation:
+    if dataset.task.dense:
         return _masks_figure(images, batch["masks"], logits, label_names)
     figure = Figure(figsize=(1.6 * 6, 2.0 * -(-len(indices) // 6)), layout="constrained")
     axes = figure.subplots(-(-len(indices) // 6), 6, squeeze=False).ravel()
@@ -93,10 +93,10 @@ def save_widget_examples(model: HeadModel, data: ImageData, dataset: str, folder
         folder: for `widget.json` and the pictures.
     """
     config = model.config
-    if config.vae_config is None and config.num_channels not in (1, 3):
+    if not config.takes_pictures:
         return
-    segments = isinstance(model, ASelectDiTForSemanticSegmentation)
-    processor = make_image_processor(config, segments)
+    task = task_of_model(model)
+    processor = make_image_processor(config, task.whole_image)
     examples: list[Example] = []
     count = min(NUM_WIDGET_EXAMPLES, len(data))
     for number, index in enumerate(np.linspace(0, len(data) - 1, count).astype(int).tolist(), start=1):
@@ -104,7 +104,7 @@ def save_widget_examples(model: HeadModel, data: ImageData, dataset: str, folder
         picture.save(folder / name)
         logits = model(**processor(images=picture, return_tensors="pt")).logits[0].float()
         output: list[dict[str, Any]] | dict[str, str]
-        if segments:
+        if task.dense:
             output = {"url": f"widget-{number}-output.png"}
             _overlay(picture, logits).save(folder / output["url"])
         else:

@@ -31,16 +31,11 @@ from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_files, write_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
-from aselect_hf.training.arguments import (
-    DataArguments,
-    PretrainingArguments,
-    PretrainModelArguments,
-    parse_arguments,
-    public_arguments,
-)
+from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, public_arguments
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.output_dir import hold_output_dir
+from aselect_hf.training.parsing import parse_arguments
 from aselect_hf.training.processes import this_process
 from aselect_hf.training.publish import push_output
 

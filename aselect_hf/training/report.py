@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aselect_hf.conversion import save_model
 from aselect_hf.cost import feature_flops
@@ -20,12 +20,9 @@ from aselect_hf.training import pictures
 from aselect_hf.training.arguments import TrainingArguments, public_arguments
 from aselect_hf.training.evaluation import NUM_SCORED_CLASSES
 from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
+from aselect_hf.training.run_facts import RunFacts
 from aselect_hf.versions import hardware, installed_versions
 
-if TYPE_CHECKING:
-    from aselect_hf.training.task import TaskRun
-
-HUB_TASKS = {False: "image-classification", True: "image-segmentation"}
 BACKWARD = 2  # a backward pass costs about twice the forward pass
 
 
@@ -40,11 +37,9 @@ class RunReport:
         validation, test: its metrics by name; `test` is `None` without a test split.
         record: of the training: `steps`, `seconds`, `history`.
         training_cost: of the training itself.
-        batch_size: images per optimizer step.
-        mixed_precision: that it ran in.
     """
 
-    run: TaskRun
+    facts: RunFacts
     selection: TimestepSelection
     hfr: TimestepSelection | None
     setting: HeadSetting
@@ -53,12 +48,11 @@ class RunReport:
     test: dict[str, float] | None
     record: dict[str, Any]
     training_cost: SelectionCost
-    batch_size: int
-    mixed_precision: str
 
     @property
     def main_metric(self) -> str:
-        return self.run.evaluation.main_metric
+        """The metric that chose the head and that the card tells."""
+        return self.facts.task.metric
 
     def summary(self) -> str:
         """Timestep and main metric in one line."""
@@ -68,29 +62,29 @@ class RunReport:
 
     def protocol(self) -> dict[str, str]:
         """How the figures were measured, item by item."""
-        run, args = self.run, self.run.args
+        facts = self.facts
         backbone = "trained whole"
-        if run.model_args.freeze_backbone:
+        if facts.model_args.freeze_backbone:
             backbone = "frozen"
-        elif run.model_args.lora_rank:
-            backbone = f"LoRA of rank {run.model_args.lora_rank}"
+        elif facts.model_args.lora_rank:
+            backbone = f"LoRA of rank {facts.model_args.lora_rank}"
         chosen = f", chosen among {self.num_heads} on validation" if self.num_heads > 1 else ""
         return {
-            "images": run.data.describe().removeprefix("images: "),
+            "images": facts.data.describe().removeprefix("images: "),
             "backbone": f"{backbone}, {self.selection.feature} at t = {self.selection.timestep} "
             f"by {self.selection.method}",
             "head": f"learning rate {self.setting.learning_rate:g}, weight decay {self.setting.weight_decay:g}{chosen}",
-            "training": f"{self.record['steps']:,} steps of {self.batch_size} images, "
-            f"mixed precision {self.mixed_precision}, seed {args.seed}",
+            "training": f"{self.record['steps']:,} steps of {facts.batch_size} images, "
+            f"mixed precision {facts.mixed_precision}, seed {facts.args.seed}",
             "test split": "scored once" if self.test else "none",
             **self._scored_classes(),
-            "hardware": hardware(run.state.device),
+            "hardware": hardware(facts.device),
             "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
         }
 
     def _scored_classes(self) -> dict[str, str]:
         """Of a mean over classes, how many it is over, where that is not all of them."""
-        count = len(self.run.data.label_names)
+        count = len(self.facts.data.label_names)
         scored = (self.test or self.validation).get(NUM_SCORED_CLASSES, count)
         if scored == count:
             return {}
@@ -99,13 +93,12 @@ class RunReport:
     def results(self) -> list[EvaluationResult]:
         """The figure for the card: of the test split, or of validation where there is none."""
         split, values = ("test", self.test) if self.test else ("validation", self.validation)
-        data_args, metric = self.run.data_args, self.main_metric
         return [
             EvaluationResult(
-                dataset=data_args.public_name,
-                metric=metric,
-                value=values[metric],
-                task=HUB_TASKS[self.run.segmentation],
+                dataset=self.facts.data_args.public_name,
+                metric=self.main_metric,
+                value=values[self.main_metric],
+                task=self.facts.task.pipeline,
                 split=split,
                 protocol="; ".join(f"{name}: {text}" for name, text in self.protocol().items()),
             )
@@ -114,11 +107,11 @@ class RunReport:
     def content(self) -> dict[str, Any]:
         """`results.json`."""
         content = {
-            "task": HUB_TASKS[self.run.segmentation],
+            "task": self.facts.task.pipeline,
             "strategy": self.selection.method,
             "timestep": self.selection.timestep,
             "feature": self.selection.feature,
-            "classes": self.run.data.label_names,
+            "classes": self.facts.data.label_names,
             "validation": self.validation,
             "test": self.test,
             "head": asdict(self.setting) | {"chosen_among": self.num_heads},
@@ -130,8 +123,8 @@ class RunReport:
 
     def write(self, output_dir: Path) -> None:
         """Model, report and pictures: each file whole or absent."""
-        run, model = self.run, self.run.model
-        groups = (run.model_args, run.data_args, run.args)
+        facts, model = self.facts, self.facts.model
+        groups = (facts.model_args, facts.data_args, facts.args)
         values = public_arguments(*groups)
         defaults = public_arguments(*(type(group)() for group in groups))
         given = {name: value for name, value in values.items() if value is not None}
@@ -149,9 +142,9 @@ class RunReport:
                 ("training_args.json", given),
             ):
                 write_json(folder / name, content)
-            if run.args.push_examples is not False:
-                pictures.save_widget_examples(model, run.data.validation, run.data_args.public_name, folder)
-            prepare_folder(folder, run.args.repo_id, dataset=None, license=None).card.save(folder / "README.md")
+            if facts.args.push_examples is not False:
+                pictures.save_widget_examples(model, facts.data.validation, facts.data_args.public_name, folder)
+            prepare_folder(folder, facts.args.repo_id, dataset=None, license=None).card.save(folder / "README.md")
 
 
 def training_cost(objective: TaskObjective, record: dict[str, Any], images: int) -> SelectionCost:

@@ -38,6 +38,7 @@ from aselect_hf.selection.rules import RULES
 from aselect_hf.selection.rules.few_labels import MAX_TOKENS, ridge_classes
 from aselect_hf.selection.samples import LEAST_PER_CLASS
 from aselect_hf.selection.uncertainty import class_score, iou_counts, iou_influence
+from aselect_hf.tasks import Task, find_task
 from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection.pairs import PAIRS, Pair, coarse_labels
 from benchmarks.selection.rules import MEASURED, criterion_of
@@ -216,10 +217,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where the networks run; scores are computed on the CPU")
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # on a GPU, too, features are those of float32
-    known: dict[tuple[str, str, bool], Sources] = {}
+    known: dict[tuple[str, str, Task], Sources] = {}
     for pair in (PAIRS[name] for name in arguments.pairs):
         model, data = (x if x == "sample" else str(arguments.root / x) for x in (pair.model, pair.data))
-        key = (model, data, pair.task == "segmentation")
+        key = (model, data, find_task(pair.task))
         if key not in known:
             known[key] = Sources(*key, device=arguments.device)
         content = Measurement(pair, known[key]).run()

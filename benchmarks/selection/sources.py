@@ -23,6 +23,7 @@ from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.rule import Rule
 from aselect_hf.selection.scoring import KINDS
 from aselect_hf.selection.tokens import choose_tokens
+from aselect_hf.tasks import Task
 from benchmarks.selection.rules import criterion_of
 
 TRAIN, VALIDATION, VIEWED, RATIOED = 1000, 1000, 300, 128
@@ -38,7 +39,7 @@ class Sources:
 
     Args:
         model, data: a folder, a Hub id or `"sample"`.
-        segmentation: rows with labels are tokens.
+        task: what labels are of: images, or tokens of masks.
         device: where the model runs.
         num_train, num_validation: images at most.
         feature_filter: of `(name, the checkpoint's own feature, number of blocks)`, whether to measure it; default all
@@ -49,22 +50,22 @@ class Sources:
         self,
         model: str,
         data: str,
-        segmentation: bool,
+        task: Task,
         *,
         device: str | torch.device = "cpu",
         num_train: int = TRAIN,
         num_validation: int = VALIDATION,
         feature_filter: Callable[[str, str, int], bool] | None = None,
     ) -> None:
-        self.model_name, self.segmentation = model, segmentation
+        self.model_name, self.task = model, task
         self.model: ASelectDiTModel = load_model(model).to(device).eval()
         layers = self.model.config.num_hidden_layers
         self.timesteps = default_timesteps(self.model.noise_schedule)
         self.default_feature = str(parse_feature(str(self.model.config.feature), layers))
         wanted = feature_filter or (lambda name, own, depth: parse_feature(name, depth).kind in KINDS)
         self.features = [name for name in list_features(layers) if wanted(name, self.default_feature, layers)]
-        train = ImageData.of(load_images(data, "train", masks=segmentation))
-        if (validation := _validation(data, segmentation)) is None:
+        train = ImageData.of(load_images(data, "train", masks=task.dense))
+        if (validation := _validation(data, task.dense)) is None:
             rows = np.random.default_rng(0).permutation(len(train))
             train, validation = train.subset(rows[:-num_validation]), train.subset(rows[-num_validation:])
         self.train, self.validation = train.sample(num_train, 0), validation.sample(num_validation, 0)
@@ -72,7 +73,7 @@ class Sources:
 
     def __getitem__(self, source: str) -> Features:
         """Features of all names, from a source without views."""
-        if source == "images" and not self.segmentation:
+        if source == "images" and not self.task.dense:
             source = "labeled rows"
         if source not in self._known:
             self._known[source] = self._compute(source)
@@ -93,10 +94,10 @@ class Sources:
 
     def with_other_noise(self, source: str, seed: int) -> Features:
         """Labeled rows or image means of the default feature, with another draw of the stored noise."""
-        key = f"{source if self.segmentation else 'labeled rows'} with noise {seed}"
+        key = f"{source if self.task.dense else 'labeled rows'} with noise {seed}"
         if key not in self._known:
             model = load_model(self.model_name, noise_seed=seed).to(self.model.device).eval()
-            if self.segmentation and source == "images":
+            if self.task.dense and source == "images":
                 self._known[key] = self._image_means([self.default_feature], model)
             else:
                 self._known[key] = self._rows(self.train, [self.default_feature], model)
@@ -126,7 +127,7 @@ class Sources:
 
     def truth(self, data: ImageData) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels of the rows, and of which image each is where they are tokens."""
-        if not self.segmentation:
+        if not self.task.dense:
             return np.asarray(data.labels), None
         chosen = self._chosen(data)
         return chosen.labels, chosen.images
@@ -160,13 +161,13 @@ class Sources:
         self, data: ImageData, features: list[str], model: ASelectDiTModel, noise_seed: int | None = None
     ) -> Features:
         """Rows of images or of tokens, with the stored noise, or with each image's own from a seed."""
-        if self.segmentation:
+        if self.task.dense:
             chosen = self._chosen(data)
             data, kept = chosen.data, token_rows(model, chosen.data, chosen.tokens)
         else:
             kept = pooled_rows(model, len(data), 1)
         if noise_seed is None:
-            views = stored_noise_view(self._inputs(data, model), data, segmentation=kept.segmentation)
+            views = stored_noise_view(self._inputs(data, model), data, whole_image=kept.whole_image)
         else:
             views = noise_views(self._inputs(data, model, noise_seed), 1)
         return {name: x[:, :, 0] for name, x in self._sweep(model, views, kept, features, "rows").items()}

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aselect_hf import cli, select_timestep
+from aselect_cli import app
+from aselect_hf import select_timestep
 from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep
 from aselect_hf.audit.audit import regret_by
-from aselect_hf.audit.suspicions import untrained_twin
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import TimestepSelection
@@ -84,7 +84,7 @@ class TestUntrainedNetwork:
         model = make_model(num_channels=4, vae_config=vae_config).to(torch.bfloat16)
         model.vae.float()
         state = torch.get_rng_state()
-        twin, again = untrained_twin(model), untrained_twin(model)
+        twin, again = model.untrained_twin(), model.untrained_twin()
         assert torch.equal(torch.get_rng_state(), state)
         assert twin.vae is model.vae
         assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
@@ -97,7 +97,7 @@ class TestUntrainedNetwork:
         assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
 
     def test_a_model_that_never_learned_is_noticed(self, model, labelled_images):
-        audit = audit_timestep(untrained_twin(model), labelled_images, timesteps=[0, 900], progress=False)
+        audit = audit_timestep(model.untrained_twin(), labelled_images, timesteps=[0, 900], progress=False)
         assert audit.untrained == max(audit.checked.scores)
         assert any("untrained network" in warning for warning in audit.warnings)
 
@@ -215,7 +215,7 @@ def files(make_model, tmp_path) -> tuple[Path, Path]:
 def run(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["aselect", "audit", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit:
-        cli.main()
+        app.main()
     return exit.value.code or 0
 
 

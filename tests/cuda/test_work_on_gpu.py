@@ -20,6 +20,7 @@ from aselect_hf.selection import RULES
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.sweep import HFRSweep
 from aselect_hf.speed import benchmark_model
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.training.arguments import (
     DataArguments,
     PretrainModelArguments,
@@ -102,7 +103,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-@pytest.mark.parametrize("flags", [{"freeze_backbone": True}, {}, {"lora_rank": 2}, {"timestep_selection": "gate"}])
+@pytest.mark.parametrize("flags", [{"freeze_backbone": True}, {}, {"lora_rank": 2}, {"method": "gate"}])
 def test_classify_learns_as_on_the_cpu(
     make_model: Any, train_dir: Path, tmp_path: Path, device: torch.device, on_cpu: Any, flags: dict[str, Any]
 ) -> None:
@@ -111,14 +112,14 @@ def test_classify_learns_as_on_the_cpu(
     save_model(make_model(num_channels=1, feature="blocks.1.hidden"), tmp_path / "model")
 
     def losses(name: str) -> list[float]:
-        chosen = {} if "timestep_selection" in flags else {"timestep_selection": "fixed", "timestep": 50}
+        chosen = {} if "method" in flags else {"method": "fixed", "timestep": 50}
         model = TaskModelArguments(str(tmp_path / "model"), **chosen, **flags)
         data = TaskDataArguments(train_dir=str(train_dir), train_val_split=0.25, cache_dir=str(tmp_path / "cache"))
         args = TrainingArguments(
             output_dir=str(tmp_path / name), max_train_steps=4, logging_steps=1, per_device_train_batch_size=8,
             learning_rate=1e-3,
         )  # fmt: skip
-        run = TaskRun(False, model, data, args)
+        run = TaskRun(CLASSIFICATION, model, data, args)
         assert (run.state.device.type == "cpu") == (name == "cpu" or device.type == "cpu")
         report = run.run()
         assert report is not None

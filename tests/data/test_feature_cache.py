@@ -54,7 +54,7 @@ def test_tokens_are_those_of_the_whole_image(make_model, tmp_path):
     cached = token_features(
         model, ImageData([picture]), [0], FEATURE, tokens=np.arange(16), cache_dir=tmp_path, progress=False
     )
-    pixels = image_pixels(model.config, segmentation=True)([picture])
+    pixels = image_pixels(model.config, whole_image=True)([picture])
     expected = model.extract_features(pixels, features=[FEATURE], timesteps=[0])[FEATURE][0, 0]
     np.testing.assert_allclose(cached.values[0], expected.numpy(), atol=1e-6)
 

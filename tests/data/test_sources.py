@@ -21,6 +21,7 @@ from aselect_hf.data.images import image_pixels, undecoded_stream
 from aselect_hf.data.latent_cache import cached_latents
 from aselect_hf.data.sources import load_images
 from aselect_hf.selection import select_timestep
+from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.task_data import load_task_data
 
@@ -133,7 +134,7 @@ def test_later_frames_are_said_to_be_left_out_once(tmp_path: Path, caplog: Any) 
     data = ImageData.of(tmp_path)
     assert [data.decode(index).size for index in range(2)] == [(8, 8)] * 2
     assert np.array_equal(data.decode(1), GREYS[0])
-    assert caplog.text.count("only the first one is used") == 1
+    assert caplog.text.count("Only the first frame or page") == 1
 
 
 def write(folder: Path, seed: int) -> list[str]:
@@ -213,12 +214,12 @@ def test_training_names_or_skips_what_cannot_be_read(tmp_path: Path, streaming: 
         picture.save(path)
     (tmp_path / "train" / "a" / "broken.png").write_bytes(b"x")
     options: dict[str, Any] = {"train_dir": str(tmp_path), "validation_split": "val", "streaming": streaming}
-    data = load_task_data(TaskDataArguments(**options, on_error="skip"), False, 0)
+    data = load_task_data(TaskDataArguments(**options, on_error="skip"), CLASSIFICATION, 0)
     assert len(data.train) == 4
     assert len(data.validation) == 4
     if streaming:
         assert len(list(data.stream)) == 4
-    kept = load_task_data(TaskDataArguments(**options), False, 0).train
+    kept = load_task_data(TaskDataArguments(**options), CLASSIFICATION, 0).train
     with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image"):
         list(map(kept.decode, range(len(kept))))
 

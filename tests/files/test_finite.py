@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, cli, select_timestep
+from aselect_cli import app
+from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, select_timestep
 from aselect_hf.conversion import save_model
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
@@ -185,8 +186,8 @@ def test_the_command_writes_no_features_that_are_not_finite(overflowing, tmp_pat
     output = tmp_path / "features.safetensors"
     command = ["features", str(tmp_path / "model"), str(tmp_path / "images"), "--output", str(output), "--dtype"]
     with pytest.raises(SystemExit), one_line_errors("aselect"):
-        cli.app([*command, "float16"], standalone_mode=False)
+        app.app([*command, "float16"], standalone_mode=False)
     assert "aselect: error: blocks.1 gives NaN or infinite values in torch.float16" in capsys.readouterr().err
     assert not output.exists()
-    cli.app([*command, "float32"], standalone_mode=False)
+    app.app([*command, "float32"], standalone_mode=False)
     assert output.exists()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aselect_hf import cli, versions
+from aselect_cli import app
+from aselect_hf import versions
 from aselect_hf.versions import hardware, slow_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -30,8 +31,8 @@ def on(tmp_path, monkeypatch):
 def test_a_processor_without_the_instructions_is_named_with_the_way_out(on, precision):
     on(AVX2)
     assert slow_precision(CPU, precision, "--dtype float32") == (
-        f"{precision} on this processor (Some CPU) is several times slower than float32: it has no instructions for "
-        "it; use --dtype float32"
+        f"{precision} on this processor (Some CPU) is several times slower than float32, because the processor has no "
+        "instructions for it; use --dtype float32"
     )
 
 
@@ -61,7 +62,7 @@ def test_arm_without_bf16_is_warned(on):
 
 def test_the_command_says_it_once_before_it_works(on, capsys):
     on(AVX2)
-    cli.app(["features", "sample", "--list", "--dtype", "bfloat16", "--device", "cpu"], standalone_mode=False)
+    app.app(["features", "sample", "--list", "--dtype", "bfloat16", "--device", "cpu"], standalone_mode=False)
     output = capsys.readouterr()
     assert output.err.count("warning: bfloat16 on this processor (Some CPU) is several times slower") == 1
     assert "use --dtype float32" in output.err

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import cached_latents
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.pretrain import make_collate
-from aselect_hf.training.task_data import TaskData, TaskDataset, stream_collate
+from aselect_hf.training.task_data import TaskData
+from aselect_hf.training.task_dataset import TaskDataset, stream_collate
 
 COUNT = 6
 
@@ -39,8 +41,8 @@ def make_loader(make_model, data, tmp_path):
     model = make_model(num_channels=1)
 
     def build(kind: str, **options) -> DataLoader:
-        segmentation = "masks" in kind
-        dataset = TaskDataset(data, model.config, segmentation, random_flip=True, whole_masks=segmentation)
+        task = SEGMENTATION if "masks" in kind else CLASSIFICATION
+        dataset = TaskDataset(data, model.config, task, random_flip=True, whole_masks=task.dense)
         if "latents" in kind:
             dataset.latents = cached_latents(model, data, cache_dir=tmp_path, progress=False)
         if "features" in kind:
@@ -54,7 +56,7 @@ def make_loader(make_model, data, tmp_path):
             stream = datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset()
             train = ImageData(data.items, data.labels, ["a", "b", "c"])
             splits = TaskData(train, train, None, stream, ["a", "b", "c"])
-            collate = stream_collate(model.config, TaskDataArguments(), False, splits)
+            collate = stream_collate(model.config, TaskDataArguments(), CLASSIFICATION, splits)
             return DataLoader(stream, collate_fn=collate, batch_size=2, **options)
         return DataLoader(dataset, collate_fn=dataset.collate, batch_size=2, **options)
 

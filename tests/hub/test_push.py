@@ -59,12 +59,12 @@ def push_command(*arguments: str) -> tuple[int, str]:
     import io
     import sys
 
-    from aselect_hf import cli
+    from aselect_cli import app
 
     printed, sys.argv = io.StringIO(), ["aselect", "push", *arguments]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            cli.main()
+            app.main()
         except SystemExit as exit:
             return int(exit.code or 0), printed.getvalue()
     return 0, printed.getvalue()

@@ -13,7 +13,9 @@ from .conftest import ClientProcess, RemoteApi
 
 def train_and_push(folder: Path) -> None:
     """`classify --push_to_hub` on a few images of the sample."""
-    from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
+    from aselect_hf.tasks import CLASSIFICATION
+    from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
+    from aselect_hf.training.parsing import parse_arguments
     from aselect_hf.training.task import TaskRun
 
     flags = [
@@ -22,7 +24,9 @@ def train_and_push(folder: Path) -> None:
         "--max_train_steps=3", "--freeze_backbone", f"--output_dir={folder / 'run'}", f"--cache_dir={folder / 'cache'}",
         "--push_to_hub", "--hub_model_id=ada/trained", "--hub_private_repo",
     ]  # fmt: skip
-    TaskRun(False, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, flags)).run()
+    TaskRun(
+        CLASSIFICATION, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, flags)
+    ).run()
 
 
 def load_and_classify(repo_id: str, *pictures: str) -> list[Any]:
@@ -58,12 +62,8 @@ def test_a_run_ends_on_the_hub(client: ClientProcess, ada: RemoteApi, tmp_path: 
 
 def pretrain_and_push(folder: Path) -> None:
     """`pretrain --push_to_hub` on a few images of the sample."""
-    from aselect_hf.training.arguments import (
-        DataArguments,
-        PretrainingArguments,
-        PretrainModelArguments,
-        parse_arguments,
-    )
+    from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments
+    from aselect_hf.training.parsing import parse_arguments
     from aselect_hf.training.pretrain import pretrain
 
     flags = [

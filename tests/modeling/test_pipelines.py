@@ -69,7 +69,7 @@ def test_image_segmentation(build: Any, pictures: list[Image.Image], tmp_path: P
     segment = pipeline("image-segmentation", model=str(tmp_path), trust_remote_code=False)
     found = segment(pictures, batch_size=1)
     again = segment(pictures)
-    processor = make_image_processor(model.config, segmentation=True)
+    processor = make_image_processor(model.config, whole_image=True)
     for picture, segments, repeated in zip(pictures, found, again, strict=True):
         pixels = processor(picture, return_tensors="pt").pixel_values
         with torch.no_grad():
@@ -122,7 +122,7 @@ def test_a_fixed_timestep_in_every_pipeline(
 
 def test_label_maps_follow_their_images(build: Any, pictures: list[Image.Image]) -> None:
     """The segmentation processor resizes image and map alike, labels untouched, and without a crop."""
-    processor = make_image_processor(build(ASelectDiTForSemanticSegmentation, 3).config, segmentation=True)
+    processor = make_image_processor(build(ASelectDiTForSemanticSegmentation, 3).config, whole_image=True)
     labels = [np.zeros(picture.size[::-1], dtype=np.uint8) for picture in pictures]
     for label in labels:
         label[:, label.shape[1] // 2 :] = 255

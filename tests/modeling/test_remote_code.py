@@ -210,8 +210,8 @@ def test_image_processors_load_without_the_package(
         for model_class in (ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation):
             folder = tmp_path / f"{model_class.__name__}-{channels}"
             save_model(randomize(model_class(make_config(num_channels=channels))), folder)
-            segmentation = model_class is ASelectDiTForSemanticSegmentation
-            processor = make_image_processor(make_config(num_channels=channels), segmentation=segmentation)
+            whole_image = model_class is ASelectDiTForSemanticSegmentation
+            processor = make_image_processor(make_config(num_channels=channels), whole_image=whole_image)
             expected[str(folder)] = processor(image, return_tensors="pt").pixel_values
     script = """
         import transformers

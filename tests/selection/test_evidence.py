@@ -6,6 +6,7 @@ import pytest
 from aselect_hf.data.classes import stratified_sample
 from aselect_hf.selection import RULES, select_timestep
 from aselect_hf.selection.samples import LEAST_PER_CLASS
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION
 from benchmarks.selection import report, sources
 from benchmarks.selection.measure import Measurement
 from benchmarks.selection.pairs import PAIRS
@@ -21,21 +22,21 @@ IMAGES = 60
 
 @pytest.fixture(scope="module")
 def small():
-    yield from few_images(segmentation=False)
+    yield from few_images(CLASSIFICATION)
 
 
 @pytest.fixture(scope="module")
 def masked():
-    yield from few_images(segmentation=True)
+    yield from few_images(SEGMENTATION)
 
 
-def few_images(segmentation):
+def few_images(task):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"VIEWED": IMAGES, "RATIOED": IMAGES}.items():
             patch.setattr(sources, name, value)
         patch.setattr(sources, "KINDS", ("mlp",))
         patch.setattr(sources, "default_timesteps", lambda schedule: STEPS)
-        yield Sources("sample", "sample", segmentation, num_train=IMAGES, num_validation=IMAGES)
+        yield Sources("sample", "sample", task, num_train=IMAGES, num_validation=IMAGES)
 
 
 def scores_of(found, name):

@@ -296,3 +296,11 @@ def test_exactly_clean_input_is_a_candidate() -> None:
 def test_bad_requests(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_of_weights_that_differ_by_rounding_every_machine_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = make_gate(3)
+    weights = torch.tensor([0.2, 0.4, 0.4 + 1e-7])
+    monkeypatch.setattr(gate, "weights", lambda temperature=1.0: weights)
+    assert gate.timestep == gate.timesteps[1]
+    assert gate.settle(4).indices.tolist() == [[1]] * 4

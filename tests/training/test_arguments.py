@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from aselect_hf.hub import push_folder
+from aselect_hf.hub.target import PushTarget
 from aselect_hf.training import pretrain
 from aselect_hf.training.arguments import (
     DataArguments,
@@ -15,9 +20,9 @@ from aselect_hf.training.arguments import (
     TaskDataArguments,
     TaskModelArguments,
     TrainingArguments,
-    parse_arguments,
     public_arguments,
 )
+from aselect_hf.training.parsing import parse_arguments
 
 ALL = (PretrainModelArguments, DataArguments, TrainingArguments)
 
@@ -51,12 +56,12 @@ def test_values_out_of_range_are_named(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"timestep": 5}, "timestep=5 needs timestep_selection=fixed, got 'auto'"),
-        ({"timestep": 5, "timestep_selection": "gate"}, "timestep=5 needs timestep_selection=fixed, got 'gate'"),
-        ({"num_visited_timesteps": 3}, "num_visited_timesteps=3 needs timestep_selection=gate, got 'auto'"),
+        ({"timestep": 5}, "timestep=5 needs method=fixed, got 'auto'"),
+        ({"timestep": 5, "method": "gate"}, "timestep=5 needs method=fixed, got 'gate'"),
+        ({"num_visited_timesteps": 3}, "num_visited_timesteps=3 needs method=gate, got 'auto'"),
         (
-            {"gate_learning_rate": 0.1, "timestep_selection": "hfr"},
-            "gate_learning_rate=0.1 needs timestep_selection=ga",
+            {"gate_learning_rate": 0.1, "method": "hfr"},
+            "gate_learning_rate=0.1 needs method=ga",
         ),
     ],
     ids=str,
@@ -64,8 +69,8 @@ def test_values_out_of_range_are_named(values, message):
 def test_an_option_of_another_rule_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TaskModelArguments(**values)
-    owner = re.search("needs timestep_selection=(ga|fixed)", message)[1].replace("ga", "gate")
-    assert TaskModelArguments(**values | {"timestep_selection": owner}).timestep_selection == owner
+    owner = re.search("needs method=(ga|fixed)", message)[1].replace("ga", "gate")
+    assert TaskModelArguments(**values | {"method": owner}).method == owner
 
 
 def test_tracking_alone_means_all_trackers():
@@ -196,6 +201,41 @@ def test_what_to_do_on_errors_is_checked():
 
 @pytest.mark.parametrize("splits", [{"validation_split": "train"}, {"validation_split": "dev", "test_split": "dev"}])
 def test_images_that_train_do_not_judge(splits):
-    with pytest.raises(ValueError, match=r"are both .(train|dev).: images that train a model cannot judge it"):
+    with pytest.raises(ValueError, match=r"are both .(train|dev).: a model cannot be evaluated on images that"):
         TaskDataArguments(dataset_name="sample", **splits)
     assert TaskDataArguments(train_dir="photos", validation_dir="held-out", validation_split="train").validation_dir
+
+
+TASK = (TaskModelArguments, TaskDataArguments, TrainingArguments)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method=hfr", "--num_images=9", "--label_column=species", "--image_column=photo"],
+        ["--timestep_selection=hfr", "--num_selection_images=9", "--label_column_name=species", "--image-column=photo"],
+        ["--timestep-selection=hfr", "--num-images=9", "--label-column=species", "--image-column-name=photo"],
+    ],
+)
+def test_an_argument_has_one_meaning_under_all_its_names(tmp_path, flags):
+    """Those of `aselect`, with dashes or underscores, and those of earlier versions; in files as well."""
+    path = tmp_path / "run.yaml"
+    path.write_text("".join(f"{flag.removeprefix('--').replace('=', ': ')}\n" for flag in flags))
+    for argv in (flags, [str(path)]):
+        model, data, _ = parse_arguments(TASK, None, argv)
+        assert (model.method, model.num_images) == ("hfr", 9)
+        assert (data.label_column_name, data.image_column_name) == ("species", "photo")
+
+
+def test_a_push_is_told_what_it_accepts():
+    args = TrainingArguments(output_dir="runs/x", hub_model_id="ada/x", hub_private_repo=True, push_examples=False)
+    options = {"repo_id": "ada/x", "private": True, "token": None, "examples": False}
+    assert args.push_options == options
+    accepted = {*inspect.signature(push_folder).parameters, *(each.name for each in fields(PushTarget))}
+    assert options.keys() <= accepted
+    assert PretrainingArguments(output_dir="runs/x").push_options == {"repo_id": "x", "private": None, "token": None}
+
+
+def test_the_cache_of_a_run_is_that_of_select_timestep():
+    assert TaskDataArguments(cache_dir="/scratch").latents_dir == Path("/scratch/latents")
+    assert TaskDataArguments().latents_dir is None

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from aselect_hf.tasks import SEGMENTATION
 from aselect_hf.training.arguments import (
     DataArguments,
     PretrainingArguments,
@@ -24,9 +25,9 @@ from aselect_hf.training.arguments import (
     TaskDataArguments,
     TaskModelArguments,
     TrainingArguments,
-    parse_arguments,
 )
 from aselect_hf.training.checkpoints import problem_of
+from aselect_hf.training.parsing import parse_arguments
 from aselect_hf.training.pretrain import pretrain
 from aselect_hf.training.task import TaskRun
 
@@ -195,7 +196,7 @@ def test_two_processes_train_a_task_like_one(tmp_path):
             "--model_name_or_path=sample", "--dataset_name=sample", "--max_train_samples=32", "--timesteps=4",
             "--validation_split=validation", "--max_eval_samples=13", f"--per_device_train_batch_size={batch_size}",
             "--per_device_eval_batch_size=4", "--max_train_steps=6", "--learning_rate=1e-3", "--reduce_labels",
-            "--timestep_selection=gate", "--logging_steps=1", f"--output_dir={tmp_path / name}",
+            "--method=gate", "--logging_steps=1", f"--output_dir={tmp_path / name}",
             f"--cache_dir={tmp_path / 'cache'}",
         ]  # fmt: skip
 
@@ -204,9 +205,8 @@ def test_two_processes_train_a_task_like_one(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 process(es) on cpu" in done.stdout
-    TaskRun(
-        True, *parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, task_flags("one", 8))
-    ).run()
+    arguments = parse_arguments((TaskModelArguments, TaskDataArguments, TrainingArguments), None, task_flags("one", 8))
+    TaskRun(SEGMENTATION, *arguments).run()
     one, two = (json.loads((tmp_path / name / "training.json").read_text())["history"] for name in ("one", "two"))
     for first, second in zip(one, two, strict=True):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-6)

@@ -20,13 +20,16 @@ from aselect_hf.conversion import load_model
 from aselect_hf.data.sources import SAMPLE_MODEL, load_images
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.selection import TimestepSelection
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION
 from aselect_hf.training import classify, segment
-from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments, parse_arguments
+from aselect_hf.training.arguments import TaskDataArguments, TaskModelArguments, TrainingArguments
 from aselect_hf.training.evaluation import HeadEvaluation
 from aselect_hf.training.metrics import MeanIoU
+from aselect_hf.training.parsing import parse_arguments
 from aselect_hf.training.report import RunReport
 from aselect_hf.training.task import TaskRun
 
+TASKS = {"classify": CLASSIFICATION, "segment": SEGMENTATION}
 CLASSES = {"classify": ASelectDiTForImageClassification, "segment": ASelectDiTForSemanticSegmentation}
 ARGUMENTS = (TaskModelArguments, TaskDataArguments, TrainingArguments)
 SMALL = [
@@ -43,7 +46,7 @@ def run(tmp_path):
     def run(task: str, *flags: str, name: str = "run"):
         AcceleratorState._reset_state(reset_partial_state=True)
         folders = ["--output_dir", str(tmp_path / name), "--cache_dir", str(tmp_path / "cache")]
-        return TaskRun(task == "segment", *parse_arguments(ARGUMENTS, None, [*SMALL, *folders, *flags])).run()
+        return TaskRun(TASKS[task], *parse_arguments(ARGUMENTS, None, [*SMALL, *folders, *flags])).run()
 
     return run
 
@@ -71,7 +74,7 @@ def check_examples(folder, task):
 @pytest.mark.parametrize("strategy", ["hfr", "gate", "grid", "fixed"])
 @pytest.mark.parametrize("task", CLASSES)
 def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy):
-    report = run(task, "--freeze_backbone", "--timestep_selection", strategy, "--test_split", "test",
+    report = run(task, "--freeze_backbone", "--method", strategy, "--test_split", "test",
                  "--max_test_samples", "15")  # fmt: skip
     folder = tmp_path / "run"
     loaded = CLASSES[task].from_pretrained(folder)
@@ -99,7 +102,7 @@ def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy
 
 @pytest.mark.parametrize("strategy", ["hfr", "gate"])
 def test_a_frozen_backbone_stays_bit_equal(run, tmp_path, strategy):
-    run("classify", "--freeze_backbone", "--timestep_selection", strategy)
+    run("classify", "--freeze_backbone", "--method", strategy)
     before, after = load_model("sample"), ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit
     for name, value in weights(before).items():
         assert torch.equal(value, weights(after)[name]), name
@@ -107,7 +110,7 @@ def test_a_frozen_backbone_stays_bit_equal(run, tmp_path, strategy):
 
 @pytest.mark.parametrize("strategy", ["fixed", "gate"])
 def test_fine_tuning_moves_the_whole_backbone_and_logs_both_losses(run, tmp_path, strategy):
-    report = run("classify", "--timestep_selection", strategy, "--logging_steps", "1")
+    report = run("classify", "--method", strategy, "--logging_steps", "1")
     before = weights(load_model("sample"))
     after = weights(ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit)
     still = [name for name, value in before.items() if torch.equal(value, after[name])]
@@ -128,7 +131,7 @@ def test_without_the_denoising_loss_what_the_feature_does_not_need_stays(run, tm
 
 
 def test_lora_is_merged_into_an_ordinary_checkpoint(run, tmp_path):
-    run("classify", "--lora_rank", "2", "--timestep_selection", "fixed", "--denoising_loss_weight", "0")
+    run("classify", "--lora_rank", "2", "--method", "fixed", "--denoising_loss_weight", "0")
     before = weights(load_model("sample"))
     after = weights(ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").dit)
     assert before.keys() == after.keys()
@@ -151,7 +154,7 @@ def test_kept_features_change_nothing(run, tmp_path, task):
 
 def test_resumed_run_ends_in_the_very_same_weights(run, tmp_path):
     """Stopped in the second epoch's middle, with heads, gate, both losses and EMA."""
-    flags = ["--timestep_selection", "gate", "--max_train_steps", "9", "--ema_decay", "0.5"]
+    flags = ["--method", "gate", "--max_train_steps", "9", "--ema_decay", "0.5"]
     whole = run("classify", *flags, name="whole")
     run("classify", *flags, "--checkpointing_steps", "8", name="resumed")
     (tmp_path / "resumed" / "model.safetensors").unlink()
@@ -169,7 +172,7 @@ def test_arguments_of_a_run_start_it_again(run, tmp_path):
     arguments = parse_arguments(
         ARGUMENTS, None, [str(tmp_path / "run" / "training_args.json"), "--output_dir", str(tmp_path / "again")]
     )
-    again = TaskRun(True, *arguments).run()
+    again = TaskRun(SEGMENTATION, *arguments).run()
     assert again.validation == first.validation
 
 
@@ -192,12 +195,12 @@ def test_folders_of_images_with_masks(tmp_path):
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags = [
         "--model_name_or_path", "sample", "--train_dir", str(tmp_path / "data"), "--validation_split", "validation",
-        "--reduce_labels", "--freeze_backbone", "--timestep_selection", "hfr", "--max_train_steps", "40",
+        "--reduce_labels", "--freeze_backbone", "--method", "hfr", "--max_train_steps", "40",
         "--per_device_train_batch_size", "4", "--learning_rate", "1e-3", "--output_dir", str(tmp_path / "run"),
         "--cache_dir", str(tmp_path / "cache"),
     ]  # fmt: skip
-    report = TaskRun(True, *parse_arguments(ARGUMENTS, None, flags)).run()
-    assert len(report.run.data.label_names) == 2
+    report = TaskRun(SEGMENTATION, *parse_arguments(ARGUMENTS, None, flags)).run()
+    assert len(report.facts.data.label_names) == 2
     assert report.validation["mean_iou"] > 0.6
     assert set(report.validation) >= {"mean_iou", "pixel_accuracy", "iou_0", "iou_1"}
 
@@ -205,7 +208,7 @@ def test_folders_of_images_with_masks(tmp_path):
 def test_streaming(run):
     report = run("classify", "--streaming", "--freeze_backbone", "--num_streamed_images", "16")
     assert report.record["steps"] == 6
-    assert len(report.run.data.validation) == 20
+    assert len(report.facts.data.validation) == 20
 
 
 def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
@@ -227,10 +230,10 @@ def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
         (["--freeze_backbone", "--denoising_loss_weight", "1"], "must be 0 with a frozen backbone"),
         (["--head_learning_rates", "1e-3", "1e-2"], "need --freeze_backbone"),
         (["--freeze_backbone", "--lora_rank", "4"], "exclude each other"),
-        (["--timestep_selection", "gate", "--head_norm", "batch_norm"], "a gate needs head_norm=layer_norm"),
-        (["--timestep_selection", "guess"], "must be one of auto, hfr"),
-        (["--timestep", "5"], "needs timestep_selection=fixed"),
-        (["--timestep_selection", "grid", "--streaming"], "cannot run with --streaming"),
+        (["--method", "gate", "--head_norm", "batch_norm"], "a gate needs head_norm=layer_norm"),
+        (["--method", "guess"], "must be one of auto, hfr"),
+        (["--timestep", "5"], "needs method=fixed"),
+        (["--method", "grid", "--streaming"], "cannot run with --streaming"),
         (["--timesteps", "a,b"], "timesteps must be integers"),
     ],
 )  # fmt: skip
@@ -245,6 +248,7 @@ def test_help_shows_an_example(script):
     name = script.__name__
     output = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, check=True).stdout
     assert f"accelerate launch -m {name}" in output
+    assert "--method" in output
     assert "--timestep_selection" in output
 
 
@@ -267,7 +271,12 @@ def test_a_mean_over_classes_says_how_many_it_is_over():
     values = HeadEvaluation._compute(metrics)
     assert (values["mean_iou"], values["num_scored_classes"]) == (0.25, 2)
     assert not {"iou_c", "iou_d"} & values.keys()
-    run = SimpleNamespace(data=SimpleNamespace(label_names=["a", "b", "c", "d"]))
-    told = RunReport._scored_classes(SimpleNamespace(run=run, test=None, validation=values))
+    facts = SimpleNamespace(data=SimpleNamespace(label_names=["a", "b", "c", "d"]))
+    told = RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation=values))
     assert told == {"classes": "mean over 2 of 4; the others are neither in these images nor predicted"}
-    assert RunReport._scored_classes(SimpleNamespace(run=run, test=None, validation={"accuracy": 1.0})) == {}
+    assert RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation={"accuracy": 1.0})) == {}
+
+
+def test_of_heads_that_differ_by_rounding_every_machine_takes_the_first():
+    scores = [{"accuracy": 0.4}, {"accuracy": 0.9}, {"accuracy": 0.9 + 1e-9}]
+    assert TaskRun._best_head.fget(SimpleNamespace(task=CLASSIFICATION, scores=scores)) == 1

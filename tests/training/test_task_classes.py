@@ -17,9 +17,11 @@ from PIL import Image
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.splits import share_mask_classes
+from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION, Task
 from aselect_hf.training.arguments import TaskDataArguments, TrainingArguments
 from aselect_hf.training.batches import StreamBatches
-from aselect_hf.training.task_data import load_task_data, stream_collate
+from aselect_hf.training.task_data import load_task_data
+from aselect_hf.training.task_dataset import stream_collate
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -41,9 +43,9 @@ def write(tmp_path) -> Callable[..., str]:
     return write
 
 
-def load(source: str, seed: int = 0, segmentation: bool = False, **arguments: Any):
+def load(source: str, seed: int = 0, task: Task = CLASSIFICATION, **arguments: Any):
     given = {"dataset_name": source, "validation_split": "validation", "cache_dir": f"{source}-cache"} | arguments
-    return load_task_data(TaskDataArguments(**given), segmentation, seed)
+    return load_task_data(TaskDataArguments(**given), task, seed)
 
 
 def named(data) -> list[str]:
@@ -86,7 +88,7 @@ def test_images_without_a_label_do_not_train(write, missing, caplog):
 
 @pytest.mark.parametrize("labels", [[[0, 1], [1, 0]] * 4, np.linspace(0, 1, 50)], ids=["several", "regression"])
 def test_labels_that_are_no_classes_are_described(write, labels):
-    with pytest.raises(ValueError, match=r"has no labels: the labels in column 'label' of .*accepted is one class"):
+    with pytest.raises(ValueError, match=r"has no labels: the labels in column 'label' of .*give one class per image"):
         load(write(train=labels, validation=labels))
 
 
@@ -131,7 +133,7 @@ class TestStreams:
             data = load(source, **data_args)
             arguments = TaskDataArguments(dataset_name=source, streaming=True)
             config = make_config(num_channels=1)
-            collate = stream_collate(config, arguments, False, data)
+            collate = stream_collate(config, arguments, CLASSIFICATION, data)
             found = StreamBatches(data.stream, collate, args, Accelerator(cpu=True), 0)
             found.state = state or found.state
             taken = [batch["labels"].tolist() for _, _, batch in islice(found.from_step(step), count)]
@@ -152,7 +154,7 @@ class TestStreams:
         classes = ["4"] if labels[0] == 0 else NAMES[::-1]
         data = load(source, streaming=True, classes=classes)
         assert data.label_names == ([*"0123"] if labels[0] == 0 else NAMES[::-1])
-        collate = stream_collate(make_config(num_channels=1), TaskDataArguments(), False, data)
+        collate = stream_collate(make_config(num_channels=1), TaskDataArguments(), CLASSIFICATION, data)
         rows = list(data.stream)
         found = [data.label_names[label] for label in collate(rows)["labels"]]
         assert found == [str(row["label"]) for row in rows]
@@ -196,9 +198,9 @@ class TestMasks:
     @pytest.mark.parametrize("split", ["train", "validation"])
     def test_binary_masks_of_255_are_refused(self, folder, names, split):
         halves = {"train": [(0, 1)] * 4, "validation": [(0, 1)] * 2} | {split: [(0, 255), (0, 0)]}
-        message = "hold nothing but 0 and 255, and 255 means 'ignored': divide the masks by 255"
+        message = "hold only 0 and 255, and 255 marks ignored pixels: divide the masks by 255"
         with pytest.raises(ValueError, match=message):
-            load(folder(names, **halves), segmentation=True)
+            load(folder(names, **halves), task=SEGMENTATION)
 
     @pytest.mark.parametrize("given", ["id2label.json", "--classes"])
     def test_255_is_a_class_where_it_has_a_name(self, folder, given):
@@ -206,14 +208,14 @@ class TestMasks:
         halves = {"train": [(0, 255), (0, 0)], "validation": [(255, 0)]}
         source = folder(names if given == "id2label.json" else None, **halves)
         classes = [f"{value}={name}" for value, name in names.items()] if given == "--classes" else None
-        data = load(source, segmentation=True, classes=classes)
+        data = load(source, task=SEGMENTATION, classes=classes)
         assert data.label_names == ["background", "lesion"]
         assert data.train.mask(0).tolist() == [[0, 0, 1, 1]] * 4
         assert data.validation.mask(0).tolist() == [[1, 1, 0, 0]] * 4
 
     def test_sparse_values_are_classes_with_their_value_as_name(self, folder):
         source = folder(train=[(0, 1000), (2000, 255)], validation=[(2000, 0)])
-        data = load(source, segmentation=True)
+        data = load(source, task=SEGMENTATION)
         assert data.label_names == ["0", "1000", "2000"]
         assert data.train.mask(1).tolist() == [[2, 2, 255, 255]] * 4
         assert data.validation.mask(0).tolist() == [[2, 2, 0, 0]] * 4
@@ -227,56 +229,56 @@ class TestMasks:
 
     def test_names_may_repeat(self, folder):
         data = load(
-            folder({0: "door", 1: "wall", 2: "door"}, train=[(0, 1)] * 3, validation=[(2, 0)]), segmentation=True
+            folder({0: "door", 1: "wall", 2: "door"}, train=[(0, 1)] * 3, validation=[(2, 0)]), task=SEGMENTATION
         )
         assert data.label_names == ["door", "wall", "door"]
         assert data.validation.mask(0).tolist() == [[2, 2, 0, 0]] * 4
 
     def test_masks_are_read_once(self, folder, monkeypatch):
         source = folder(train=[(0, 1)] * 3, validation=[(1, 0)])
-        names = load(source, segmentation=True).label_names
+        names = load(source, task=SEGMENTATION).label_names
         monkeypatch.setattr(ImageData, "_read_mask_values", lambda *_: pytest.fail("read again"))
-        assert load(source, segmentation=True).label_names == names
+        assert load(source, task=SEGMENTATION).label_names == names
 
     def test_no_mask_of_a_set_that_is_split_is_read_twice_for_its_classes(self, folder, monkeypatch):
         read = ImageData._mask_pixels
         rows = []
         monkeypatch.setattr(ImageData, "_mask_pixels", lambda data, at: (rows.append(data.rows[at]), read(data, at))[1])
-        load(folder(train=[(0, 1)] * 8), segmentation=True, validation_split=None, max_train_samples=6)
+        load(folder(train=[(0, 1)] * 8), task=SEGMENTATION, validation_split=None, max_train_samples=6)
         assert sorted(rows) == [*range(8)]
 
     def test_a_value_without_a_name_is_told_from_those_with_one(self, folder):
         source = folder({0: "wall", 1: "door"}, train=[(0, 1), (2, 0)], validation=[(0, 1)])
-        with pytest.raises(ValueError, match=r"hold the class '2', but the classes with names are 'wall', 'door'"):
-            load(source, segmentation=True)
+        with pytest.raises(ValueError, match=r"hold the class '2', but the named classes are 'wall', 'door'"):
+            load(source, task=SEGMENTATION)
 
     def test_a_class_of_held_out_masks_only_is_refused(self, folder):
         source = folder(train=[(0, 1)] * 3, validation=[(0, 2)])
         with pytest.raises(ValueError, match=r"the validation masks .* hold the class '2', but the training masks"):
-            load(source, segmentation=True)
-        assert load(source, segmentation=True, classes=["3"]).label_names == ["0", "1", "2"]
+            load(source, task=SEGMENTATION)
+        assert load(source, task=SEGMENTATION, classes=["3"]).label_names == ["0", "1", "2"]
 
     def test_names_in_another_order_are_matched(self, folder, tmp_path):
         source = Path(folder({0: "sky", 1: "tree"}, train=[(0, 1)] * 3))
         (source.parent / "masks").rename(source.parent / "training")
         held_out = folder({0: "tree", 1: "sky"}, validation=[(0, 1)])
-        data = load(str(source.parent / "training"), segmentation=True, validation_split=None, validation_dir=held_out)
+        data = load(str(source.parent / "training"), task=SEGMENTATION, validation_split=None, validation_dir=held_out)
         assert data.validation.mask_names == ["sky", "tree"]
         assert data.validation.mask(0).tolist() == [[1, 1, 0, 0]] * 4
 
     def test_a_named_class_without_pixels_is_reported(self, folder, caplog):
-        load(folder({0: "sky", 1: "tree", 2: "car"}, train=[(0, 1)] * 3, validation=[(0, 0)]), segmentation=True)
+        load(folder({0: "sky", 1: "tree", 2: "car"}, train=[(0, 1)] * 3, validation=[(0, 0)]), task=SEGMENTATION)
         assert "no pixel of the training masks" in caplog.text
         assert "has the class 'car'" in caplog.text
         assert "has the classes 'tree', 'car'" in caplog.text
 
     def test_reduced_labels_ignore_0_of_sparse_values_too(self, folder):
         source = folder(train=[(0, 10), (20, 255)], validation=[(10, 0)])
-        data = load(source, segmentation=True, reduce_labels=True)
+        data = load(source, task=SEGMENTATION, reduce_labels=True)
         assert data.label_names == ["10", "20"]
         assert data.train.mask(0).tolist() == [[255, 255, 0, 0]] * 4
 
     def test_more_classes_than_ignored_leaves_room_for_are_refused(self):
         masks = np.arange(280).reshape(70, 2, 2)
-        with pytest.raises(ValueError, match="masks of 279 classes: at most 255"):
+        with pytest.raises(ValueError, match="the masks hold 279 classes, but at most 255"):
             share_mask_classes({"training": ImageData(torch.zeros(70, 1, 2, 2), masks=masks)}, progress=False)

@@ -22,8 +22,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, parse_arguments
+from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments
 from aselect_hf.training.loop import Trainer
+from aselect_hf.training.parsing import parse_arguments
 from aselect_hf.training.pretrain import pretrain
 
 from .toys import FullDiskAt, MaskedPictures, StopAt, Toy, collate, segmenter

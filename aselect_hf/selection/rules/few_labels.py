@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -62,7 +61,7 @@ def logme_score(values: np.ndarray, labels: np.ndarray, images: np.ndarray | Non
 def select_ridge(
     inputs: SelectionInputs,
     *,
-    task: Literal["classification", "segmentation"] | None = None,
+    task: str | None = None,
     pool_size: int = 1,
     max_tokens: int = MAX_TOKENS,
     kinds: Sequence[str] = KINDS,
@@ -98,7 +97,7 @@ def select_knn(
     inputs: SelectionInputs,
     *,
     neighbors: int = NEIGHBORS,
-    task: Literal["classification", "segmentation"] | None = None,
+    task: str | None = None,
     pool_size: int = 1,
     max_tokens: int = MAX_TOKENS,
     kinds: Sequence[str] = KINDS,
@@ -136,7 +135,7 @@ def select_knn(
 def select_logme(
     inputs: SelectionInputs,
     *,
-    task: Literal["classification", "segmentation"] | None = None,
+    task: str | None = None,
     pool_size: int = 1,
     max_tokens: int = MAX_TOKENS,
     kinds: Sequence[str] = KINDS,

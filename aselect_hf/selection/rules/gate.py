@@ -21,6 +21,7 @@ from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.rule import rule
 from aselect_hf.selection.samples import check_truth
 from aselect_hf.selection.timestep_gate import TimestepGate, gate_temperature
+from aselect_hf.tasks import CLASSIFICATION
 
 IMAGES_PER_STEP = 32
 LEAST_IMAGES = 4000
@@ -34,7 +35,7 @@ LEAST_IMAGES = 4000
     "and takes the timestep of the highest weight.",
     num_images=None,
     even_in_log_snr=True,
-    tasks=("classification",),
+    tasks=(CLASSIFICATION.name,),
     aliases={"num_visited": "num_visited_timesteps", "learning_rate": "gate_learning_rate"},
 )
 def select_gate(
@@ -60,7 +61,7 @@ def select_gate(
     """
     started = time.perf_counter()
     model, images = inputs.model, inputs.images
-    check_truth(images, "classification", "gate trains a classifier and needs")
+    check_truth(images, CLASSIFICATION, "gate trains a classifier and needs")
     classes, labels = np.unique(np.asarray(images.labels), return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")

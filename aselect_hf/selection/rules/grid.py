@@ -22,9 +22,9 @@ from aselect_hf.selection.samples import check_truth, resolve_task
 from aselect_hf.selection.ties import best_of
 from aselect_hf.selection.tokens import choose_tokens
 from aselect_hf.selection.uncertainty import iou_counts, iou_error, mean_iou_of
+from aselect_hf.tasks import Task
 
 HELD_OUT = 0.2
-SCORE_NAMES = {"classification": "validation accuracy", "segmentation": "validation mean IoU (tokens)"}
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Samples:
 def select_grid(
     inputs: SelectionInputs,
     *,
-    task: Literal["classification", "segmentation"] | None = None,
+    task: str | None = None,
     probe: Literal["linear", "knn"] = "linear",
     pool_size: int = 1,
     max_tokens: int = 20_000,
@@ -73,14 +73,14 @@ def select_grid(
         ValueError: the images have no labels (or masks).
     """
     resolved = resolve_task(inputs.images, task)
-    options: dict[str, Any] = {"task": resolved, "probe": probe}
+    options: dict[str, Any] = {"task": resolved.name, "probe": probe}
     train_data, validation_data = split(inputs, resolved)
-    if resolved == "classification":
-        options["pool_size"] = pool_size
-        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
-    else:
+    if resolved.dense:
         train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
         options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
+    else:
+        options["pool_size"] = pool_size
+        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
     for values in (*train.features.values, *validation.features.values):
         inputs.check_finite(values)
     started = time.perf_counter()
@@ -104,14 +104,14 @@ def select_grid(
             flops=train.features.flops + validation.features.flops,
         ),
         schedule=inputs.model.noise_schedule.to_dict(),
-        score_name=SCORE_NAMES[resolved],
+        score_name=resolved.score_name,
         options=options | {"validation_images": len(validation_data)},
         num_images=len(train_data),
         seed=inputs.seed,
     )
 
 
-def split(inputs: SelectionInputs, task: str) -> tuple[ImageData, ImageData]:
+def split(inputs: SelectionInputs, task: Task) -> tuple[ImageData, ImageData]:
     """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
     images, validation = inputs.images, inputs.validation
     for data in filter(None, (images, validation)):
@@ -140,14 +140,14 @@ def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> 
     return Samples(features, chosen.labels, chosen.images)
 
 
-def _score(train: Samples, validation: Samples, column: int, probe: str, task: str, seed: int) -> tuple[float, float]:
+def _score(train: Samples, validation: Samples, column: int, probe: str, task: Task, seed: int) -> tuple[float, float]:
     """Validation score of a probe at one timestep, and its standard error."""
     features, truth = validation.features.values[column], validation.labels
     fitted = fit_probe(
         train.features.values[column], train.labels, features, truth,
-        kind=probe, metric=accuracy_score if task == "classification" else mean_iou_of,
+        kind=probe, metric=mean_iou_of if task.dense else accuracy_score,
     )  # fmt: skip
     score = fitted.validation_score
-    if task == "classification":
+    if not task.dense:
         return score, (score * (1 - score) / len(truth)) ** 0.5
     return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)

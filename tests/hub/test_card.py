@@ -22,10 +22,11 @@ from aselect_hf.audit import Audit, audit_timestep
 from aselect_hf.audit.regret import Regret
 from aselect_hf.compare.table import Comparison, ComparisonRow
 from aselect_hf.conversion import save_model
+from aselect_hf.hub.card import CardContent, publishable_training
 from aselect_hf.hub.card_merge import merge_cards
+from aselect_hf.hub.card_sections import render_card
 from aselect_hf.hub.examples import may_share
 from aselect_hf.hub.licenses import inherited_license
-from aselect_hf.hub.model_card import CardContent, publishable_training
 from aselect_hf.hub.redaction import publishable
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, is_hub_id
 from aselect_hf.hub.upload import count_parameters, prepare_folder, prepare_upload
@@ -161,7 +162,7 @@ def test_whole_card(card):
     ],
 )
 def test_card_of_any_model_says_nothing_empty(content, architecture, fields, present):
-    text = content(architecture, **fields).card().text
+    text = render_card(content(architecture, **fields)).text
     assert present in text
     assert not re.search(r"\bNone\b|\bnan\b|\{\{|\{%", text)
     assert not re.search(r"## [^\n]+\n\s*(##|<!-- aselect:\w+:end)", text), "an empty section"
@@ -172,7 +173,7 @@ def test_card_of_any_model_says_nothing_empty(content, architecture, fields, pre
 def test_a_head_names_its_classes_and_everything_it_reads(make_config):
     config = make_config(num_channels=3, num_labels=2, id2label={0: "cat", 1: "dog"})
     config.head_features, config.head_timesteps = ["blocks.0.key", "blocks.2.hidden"], [20, 60]
-    text = CardContent(config, "ada/dit", "ASelectDiTForImageClassification", 1).card().text
+    text = render_card(CardContent(config, "ada/dit", "ASelectDiTForImageClassification", 1)).text
     assert "to timesteps t = 20, 60, one forward pass each runs up to block 2" in text
     assert "`blocks.0.key`, `blocks.2.hidden` are the features" in text
     assert "| classes | cat, dog |" in text
@@ -200,7 +201,7 @@ def test_a_fixed_timestep_is_named(selected, make_model, tmp_path, again):
 
 
 def test_code_in_the_card_is_python(card, content):
-    for text in (card.text, content(num_channels=2).card().text):
+    for text in (card.text, render_card(content(num_channels=2)).text):
         blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         assert blocks
         for block in blocks:
@@ -265,7 +266,7 @@ def card_of_names(make_config):
         content = CardContent(
             config, "ada/dit", architecture, 1, selection, [result], comparison, "ada/flowers", training
         )
-        return content.card()
+        return render_card(content)
 
     return build
 
@@ -308,7 +309,7 @@ def test_metadata(card):
 
 
 def test_license_and_base_model(content):
-    data = content(base_model="facebook/DiT-XL-2-256", base_model_license="cc-by-nc-4.0").card().data.to_dict()
+    data = render_card(content(base_model="facebook/DiT-XL-2-256", base_model_license="cc-by-nc-4.0")).data.to_dict()
     assert data["license"] == "cc-by-nc-4.0"
     assert (data["base_model"], data["base_model_relation"]) == ("facebook/DiT-XL-2-256", "finetune")
     with pytest.raises(ValueError, match="license 'mit' is refused: the base model's 'cc-by-nc"):
@@ -388,7 +389,7 @@ def test_unpublished_data_sets_stay_out_of_files_and_metadata(content, dataset):
     result = replace(RESULT, dataset=dataset)
     assert not is_hub_id(dataset)
     assert eval_result_files([result]) == {}
-    card = content(results=[result]).card()
+    card = render_card(content(results=[result]))
     assert ("x (a local folder)" if dataset == "/data/x" else dataset) in card.text
     assert card.data.eval_results is None
     assert card.data.datasets is None
@@ -403,7 +404,7 @@ def test_words_around_generated_parts_survive(card, content):
         "---\nlanguage: en\nlicense: mit\ntags: [mine]\n---\nBefore all.\n"
         + "".join(f"{part}\nWords {index}.\n" for index, part in enumerate(parts))
     )
-    new = content(num_channels=3).card()
+    new = render_card(content(num_channels=3))
     merged = merge_cards(new, edited)
     for words in ["Before all.", *(f"Words {index}." for index in range(len(parts)))]:
         assert merged.text.count(words) == 1

@@ -1,0 +1,94 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+from aselect_cli import audit, benchmark, compare, convert, features, push, select
+from aselect_cli.command import as_command
+from aselect_cli.rules import rule_options, rules_table
+from aselect_cli.source import SourceOption, options_of_class
+
+FORMER_NAMES = {"strategies": "methods", "fixed-timestep": "timestep"}
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DIFFUSERS_VERBOSITY": "error"}  # diffusers warns about every cast
+
+
+def one_spelling(name: str) -> str:
+    """The present name of an option or command, with dashes."""
+    name = name.replace("_", "-")
+    return FORMER_NAMES.get(name, name)
+
+
+app = typer.Typer(
+    help="Diffusion Transformers as vision backbones, at the timestep their own features choose.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": one_spelling},
+)
+
+
+def add(
+    module: Any, example: str, options: Iterable[SourceOption] = (), heading: str = "Options", notes: str = ""
+) -> None:
+    """Add a command: the function that has the name of its module.
+
+    Args:
+        example: for the end of the help.
+        options: of the library, see `as_command`; the help has them under `heading`.
+        notes: Markdown for the end of the help.
+    """
+    function = getattr(module, module.__name__.rpartition(".")[2])
+    app.command(epilog=f"Example: `aselect {example}`{notes}")(as_command(function, options, heading))
+
+
+RULES = (rule_options(), "Options of rules", f"\n\nRules:\n\n{rules_table()}")
+TARGET = [each for each in options_of_class("PushTarget", "hub", "target.py") if each.name != "token"]
+
+add(select, "select sample sample --output-dir runs/select --save-model runs/model", *RULES)
+add(audit, "audit sample sample --output-dir runs/audit", *RULES)
+add(compare, "compare sample sample --methods hfr,grid,fixed --output-dir runs/compare", *RULES)
+add(features, "features sample --list")
+add(convert, "convert facebook/DiT-XL-2-256 dit-xl-2-256")
+add(push, "push runs/model me/my-dit --private --tag v1.0", TARGET)
+add(benchmark, "benchmark sample --batch-sizes 1,8 --output runs/benchmark.json")
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        from importlib.metadata import version  # here: it takes as long as typer
+
+        print(f"aselect {version('aselect-hf')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: a mistake ends in one line on stderr and exit code 2."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        code = app(prog_name="aselect", standalone_mode=False)
+    except typer.TyperException as error:  # a mistyped option, a missing argument
+        if message := error.format_message().replace("Value error, ", ""):  # empty after help that nobody asked for
+            print(f"aselect: error: {message}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

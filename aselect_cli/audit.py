@@ -1,0 +1,99 @@
+"""`aselect audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aselect_cli.command import Answer
+from aselect_cli.options import (
+    AutoBatchSize,
+    CacheDir,
+    Data,
+    Device,
+    DType,
+    FeatureOrAuto,
+    ImageColumn,
+    LabelColumn,
+    Method,
+    Model,
+    OnError,
+    OutputDir,
+    PoolSize,
+    Seed,
+    Timesteps,
+    candidates,
+)
+
+EXIT_CODES = {"trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake's, 1 a crash's
+
+
+def audit(
+    model: Model,
+    data: Data,
+    *,
+    options: dict[str, Any],
+    method: Method = "auto",
+    selection: Annotated[
+        Path | None, typer.Option(help="Audit the timestep of this selection.json, instead of that of a rule.")
+    ] = None,
+    feature: FeatureOrAuto = None,
+    timesteps: Timesteps = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option(help="Random images for every rule (default: the rule's own; 1000 for the probe that checks)."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Points of the probe's score that the timestep may lose.")] = 2.0,
+    pool_size: PoolSize = 1,
+    split: Annotated[str, typer.Option(help="Split to look at.")] = "train",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = None,
+    seed: Seed = 0,
+    batch_size: AutoBatchSize = None,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output_dir: OutputDir = Path("runs/audit"),
+    cache_dir: CacheDir = None,
+) -> Answer:
+    """Check the timestep of a rule, of a saved selection, or a guess; write `audit.json` and `audit.png`.
+
+    With labels, a small probe is trained at every timestep. Without, a second rule that needs no labels is asked. A
+    guess is `--method fixed --timestep 50`.
+
+    Exit code: 0 trust, 3 uncertain, 4 do not trust, 2 mistake.
+    """
+    from aselect_cli.inputs import load_backbone, read_images
+    from aselect_hf.audit import audit_timestep
+    from aselect_hf.files import atomic_files, check_writable, read_json
+    from aselect_hf.selection import TimestepSelection
+    from aselect_hf.selection.request import check_request
+
+    check_request(method, options, feature)
+    check_writable(output_dir / "audit.json")
+    made = TimestepSelection.load(selection) if selection else None
+    backbone = load_backbone(model, device, dtype)
+    result = audit_timestep(
+        backbone,
+        read_images(data, split, image_column, label_column),
+        method=method,
+        selection=made,
+        feature=feature,
+        timesteps=candidates(timesteps),
+        num_images=num_images,
+        tolerance=tolerance,
+        pool_size=pool_size,
+        seed=seed,
+        batch_size=batch_size,
+        on_error=on_error,
+        cache_dir=cache_dir,
+        **options,
+    )
+    with atomic_files(output_dir) as folder:
+        result.save(folder / "audit.json")
+        result.plot(folder / "audit.png")
+    written = [str(output_dir / name) for name in ("audit.json", "audit.png")]
+    text = f"{result.picked.describe()}\n{result.describe()}\nwrote {', '.join(written)}"
+    return Answer(text, read_json(written[0]) | {"written": written}, EXIT_CODES[result.verdict])

@@ -1,0 +1,77 @@
+"""How a function becomes a command: `--json`, the library's own options, and mistakes that end in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from aselect_cli.source import SourceOption
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; everything else goes to stderr.")]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: a text for people, and the same for programs."""
+
+    text: str
+    document: dict[str, Any]
+    exit_code: int = 0
+
+
+def as_command(
+    function: Callable[..., Answer], options: Iterable[SourceOption] = (), panel: str | None = None
+) -> Callable[..., None]:
+    """The function as typer runs it, with an option `--json`.
+
+    Args:
+        function: what to run; prints nothing but messages.
+        options: read from the library, and handed on as `options`, a dictionary of those that were given. One that the
+            function has itself is left out.
+        panel: heading of these options in the help.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.name != "options"]
+    read = {each.name: each for each in options if each.name not in signature.parameters}
+
+    def run(*, json: bool, **arguments: Any) -> None:
+        from aselect_hf.errors import one_line_errors
+
+        if "options" in signature.parameters:
+            given = {name: arguments.pop(name) for name in read}
+            arguments["options"] = {name: read[name].value(value) for name, value in given.items() if value is not None}
+        with one_line_errors("aselect"), _messages_aside() if json else contextlib.nullcontext():
+            answer = function(**arguments)
+        print(_as_json(answer) if json else answer.text)
+        raise typer.Exit(answer.exit_code)
+
+    switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+    parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in own]
+    parameters += [*(_parameter(each, panel) for each in read.values()), switch]
+    run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+    run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def _parameter(option: SourceOption, panel: str | None) -> inspect.Parameter:
+    kind = str if option.type is list else option.type
+    metavar = "NAME,NAME,..." if option.type is list else None
+    info = typer.Option(help=option.help, rich_help_panel=panel, metavar=metavar)
+    annotation = Annotated[kind | None, info]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _messages_aside() -> contextlib.AbstractContextManager[Any]:
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _as_json(answer: Answer) -> str:
+    return json.dumps(answer.document, indent=1)

@@ -1,0 +1,117 @@
+"""`aselect compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aselect_cli.command import Answer
+from aselect_cli.options import (
+    AutoBatchSize,
+    CacheDir,
+    Data,
+    Device,
+    DType,
+    Feature,
+    ImageColumn,
+    LabelColumn,
+    MaxSamples,
+    Model,
+    NumImages,
+    OnError,
+    OutputDir,
+    PoolSize,
+    Seed,
+    Timesteps,
+    candidates,
+)
+from aselect_cli.rules import complete_rules
+
+
+def compare(
+    model: Model,
+    data: Data,
+    *,
+    options: dict[str, Any],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Rules to compare, separated by commas; they are listed below.", autocompletion=complete_rules
+        ),
+    ] = "hfr,grid,fixed",
+    feature: Feature = None,
+    timesteps: Timesteps = None,
+    num_images: NumImages = None,
+    probe: Annotated[str, typer.Option(help="Probe that scores a timestep: linear or knn.")] = "linear",
+    pool_size: PoolSize = 1,
+    num_seeds: Annotated[int, typer.Option(help="Probes per rule, each on another 80 % of the training split.")] = 3,
+    train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
+    validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
+    test_split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = None,
+    max_samples: MaxSamples = None,
+    seed: Seed = 0,
+    batch_size: AutoBatchSize = None,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output_dir: OutputDir = Path("runs/compare"),
+    cache_dir: CacheDir = None,
+) -> Answer:
+    """Compare rules on the same images: timestep, test accuracy and cost; write a table and a picture.
+
+    An option of rules goes to each of the compared rules that has it.
+    """
+    from aselect_cli.inputs import load_backbone, read_images
+    from aselect_hf.compare import check_strategies, compare_strategies, options_by_rule
+    from aselect_hf.data.sources import refuse_shared_splits
+    from aselect_hf.data.splits import share_classes
+    from aselect_hf.files import check_writable, read_json
+
+    rules = [name.strip() for name in methods.split(",")]
+    shared = options_by_rule(rules, options)
+    check_strategies(rules, shared, feature)
+    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    refuse_shared_splits({f"{name}_split": split for name, split in names.items()})
+    check_writable(output_dir / "compare.json")
+    backbone = load_backbone(model, device, dtype)
+    splits = {name: read_images(data, split, image_column, label_column) for name, split in names.items()}
+    comparison = compare_strategies(
+        backbone,
+        {
+            name: each.sample(max_samples, seed, per_class=1).readable(on_error)
+            for name, each in share_classes(splits).items()
+        },
+        strategies=rules,
+        feature=feature,
+        strategy_options=shared,
+        timesteps=candidates(timesteps),
+        num_images=num_images,
+        seed=seed,
+        num_seeds=num_seeds,
+        probe=probe,
+        pool_size=pool_size,
+        batch_size=batch_size,
+        cache_dir=cache_dir,
+    )
+    comparison.save(output_dir)
+    audited = ", audit.json, audit.png" if comparison.audit else ""
+    lines = [
+        _for_terminal(comparison.rich_table()),
+        *comparison.summary(),
+        f"wrote {output_dir}: compare.json, compare.md, compare.png{audited} and every selection",
+    ]
+    return Answer("\n".join(lines), read_json(output_dir / "compare.json") | {"written": [str(output_dir)]})
+
+
+def _for_terminal(table: Any) -> str:
+    """A table as the terminal shows it."""
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as captured:
+        console.print(table, end="")
+    return captured.get().rstrip("\n")

@@ -1,0 +1,54 @@
+"""`aselect push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aselect_cli.command import Answer
+
+
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Saved model; the selection, compare, audit and training .json beside it are pushed, too."),
+    ],
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, as user/name.")],
+    *,
+    options: dict[str, Any],
+    dataset: Annotated[str | None, typer.Option(help="Hub id of the data set of compare.json.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="Audit for the card (default: the folder's audit.json).")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="License, never a freer one than the base model's (default: the base model's).")
+    ] = None,
+    examples: Annotated[
+        bool | None, typer.Option(help="Push the training's example pictures (default: if their license permits).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
+) -> Answer:
+    """Push a saved model to the Hub with its card, selection, audit, results and endpoint handler, in one commit."""
+    from aselect_hf.audit import Audit
+    from aselect_hf.hub import push_folder
+    from aselect_hf.hub.upload import prepare_folder
+
+    audited = Audit.load(audit) if audit else None
+    if dry_run:
+        upload = prepare_folder(
+            folder, repo_id, dataset=dataset, audit=audited, license=license, examples=bool(examples)
+        )
+        sizes = upload.sizes()
+        lines = [f"{size:>14,}  {path}" for path, size in sizes.items()]
+        return Answer("\n".join([*lines, "", str(upload.card)]), {"files": sizes, "card": str(upload.card)})
+    commit = push_folder(
+        folder,
+        repo_id,
+        dataset=dataset,
+        audit=audited,
+        license=license,
+        examples=examples,
+        **options,
+    )
+    url = commit.pr_url or commit.commit_url
+    return Answer(f"pushed {url}", {"url": url, "commit": commit.oid})

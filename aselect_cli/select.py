@@ -1,0 +1,107 @@
+"""`aselect select`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aselect_cli.command import Answer
+from aselect_cli.options import (
+    AutoBatchSize,
+    CacheDir,
+    Data,
+    Device,
+    DType,
+    FeatureOrAuto,
+    ImageColumn,
+    LabelColumn,
+    MaxSamples,
+    Method,
+    Model,
+    NumImages,
+    OnError,
+    OutputDir,
+    Seed,
+    Timesteps,
+    candidates,
+)
+
+
+def select(
+    model: Model,
+    data: Data,
+    *,
+    options: dict[str, Any],
+    method: Method = "auto",
+    feature: FeatureOrAuto = None,
+    timesteps: Timesteps = None,
+    num_images: NumImages = None,
+    split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
+    image_column: ImageColumn = "image",
+    label_column: LabelColumn = None,
+    max_samples: MaxSamples = None,
+    seed: Seed = 0,
+    batch_size: AutoBatchSize = None,
+    device: Device = None,
+    dtype: DType = "float32",
+    on_error: OnError = "stop",
+    output_dir: OutputDir = Path("runs/select"),
+    save_model: Annotated[
+        Path | None, typer.Option(help="Folder to write the model to, with the timestep chosen (default: none).")
+    ] = None,
+    cache_dir: CacheDir = None,
+) -> Answer:
+    """Choose the timestep; write `selection.json` and `selection.png`."""
+    from aselect_cli.inputs import load_backbone, read_images
+    from aselect_hf.conversion import save_model as write_model
+    from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
+    from aselect_hf.selection import select_timestep
+    from aselect_hf.selection.request import check_request
+
+    check_request(method, options, feature)
+    check_writable(output_dir / "selection.json")
+    if save_model:
+        check_absent(save_model)
+    backbone = load_backbone(model, device, dtype)
+    images = read_images(data, split, image_column, label_column)
+    images = images.sample(max_samples, seed, per_class=2).readable(on_error)
+    with _room_for_model(save_model, backbone):
+        selection = select_timestep(
+            backbone,
+            images,
+            method=method,
+            feature=feature,
+            timesteps=candidates(timesteps),
+            num_images=num_images,
+            seed=seed,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            **options,
+        )
+    with atomic_files(output_dir) as folder:
+        selection.save(folder / "selection.json")
+        selection.plot(folder / "selection.png")
+    if save_model:
+        with atomic_directory(save_model) as folder:
+            write_model(selection.apply(backbone), folder)
+    cost = selection.cost
+    written = [output_dir / "selection.json", output_dir / "selection.png", *([save_model] if save_model else [])]
+    lines = [
+        selection.describe(),
+        f"{cost.forward_passes:,} forward passes, {cost.seconds:.1f} s, {cost.flops / 1e9:,.1f} GFLOP",
+        f"wrote {', '.join(map(str, written))}",
+    ]
+    return Answer("\n".join(lines), read_json(written[0]) | {"written": [str(path) for path in written]})
+
+
+def _room_for_model(save_model: Path | None, model: Any) -> AbstractContextManager[None]:
+    """Room for the model that is written at the end."""
+    from aselect_hf.cost import weight_bytes
+    from aselect_hf.files import as_path, reserved_space
+
+    if save_model is None:
+        return nullcontext()
+    return reserved_space(as_path(save_model).parent, weight_bytes(model), "the model's weights")

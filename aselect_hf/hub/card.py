@@ -1,0 +1,200 @@
+"""What the card of a pushed model tells: its config, selection, results and training record; and its metadata.
+
+The text is in `card_sections.py`; its generated parts lie between markers, see `card_merge.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from typing_extensions import TypedDict
+
+from aselect_hf.audit import Audit
+from aselect_hf.compare.table import Comparison
+from aselect_hf.conversion.licenses import License
+from aselect_hf.files import check_types
+from aselect_hf.hub.card_merge import SAMPLE_PICTURES
+from aselect_hf.hub.examples import Example
+from aselect_hf.hub.licenses import inherited_license
+from aselect_hf.hub.redaction import publishable
+from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.noise_schedule import NoiseSchedule
+from aselect_hf.selection import TimestepSelection
+from aselect_hf.tasks import FEATURES, Task, task_of_class
+
+logger = logging.getLogger(__name__)
+
+TAGS = ["diffusion-transformer", "timestep-selection", "aselect_dit"]
+WIDGET = [
+    {"src": f"{SAMPLE_PICTURES}/{name}.jpg", "example_title": name.capitalize()}
+    for name in ("tiger", "teapot", "palace")
+]
+LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_checkpoint", "cache_dir")
+
+
+class TrainingRecord(TypedDict, total=False):
+    """What a card reads of a training's record."""
+
+    arguments: dict[str, Any]
+    steps: int
+    seconds: float
+    history: list[dict[str, float]]
+
+
+@dataclass
+class CardContent:
+    """Everything a card tells.
+
+    Args:
+        config: of the model.
+        repo_id: where it will be pushed.
+        architecture: class name of the model, which decides its task.
+        num_parameters: of the whole model, its VAE included.
+        selection: how the timestep was chosen; default what `config.selection` remembers.
+        results: figures of this checkpoint.
+        comparison: of strategies; its row of this checkpoint's timestep joins `results` where `dataset` is given.
+        dataset: Hub id of the data set of the comparison.
+        training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
+        audit: of the timestep.
+        license: claimed by the author; default that of the base model.
+        files: names of the files beside the card, to which a license's link may point.
+        examples: pictures beside the card with the model's answers, for the page on the Hub.
+
+    Raises:
+        ValueError: a license freer than the base model's, a selection or an audit of another timestep or feature than
+            the config's, a base model that is not a Hub id.
+    """
+
+    config: ASelectDiTConfig
+    repo_id: str
+    architecture: str
+    num_parameters: int
+    selection: TimestepSelection | None = None
+    results: list[EvaluationResult] = field(default_factory=list)
+    comparison: Comparison | None = None
+    dataset: str | None = None
+    training: dict[str, Any] | None = None
+    audit: Audit | None = None
+    license: License | None = None
+    files: Collection[str] = ()
+    examples: list[Example] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.selection, self.comparison, self.dataset, self.audit = publishable(
+            (self.selection, self.comparison, self.dataset, self.audit)
+        )
+        self.results = [result.public() for result in self.results]
+        if self.training is not None:
+            _check("training", self.training, TrainingRecord)
+            self.training = publishable_training(self.training)
+        if config.base_model and not is_hub_id(config.base_model):
+            raise ValueError(f"config.base_model must be the id of a model on the Hub, got {config.base_model!r}")
+        self.license = inherited_license(config.base_model_license, self.license)
+        if self.selection is None:
+            if selection := TimestepSelection.from_config(config):
+                _check("config.selection", asdict(selection), TimestepSelection)
+            self.selection = publishable(selection)
+        elif (self.selection.timestep, self.selection.feature) != (config.timestep, config.feature):
+            raise ValueError(
+                f"selection chose t = {self.selection.timestep} of {self.selection.feature}, but the config has "
+                f"t = {config.timestep} of {config.feature}: call selection.apply(model) first"
+            )
+        if self.audit is not None:
+            audited = self.audit.picked
+            if (audited.timestep, audited.feature) != (config.timestep, config.feature):
+                raise ValueError(
+                    f"audit is of t = {audited.timestep} of {audited.feature}, but the config has t = "
+                    f"{config.timestep} of {config.feature}: audit that one, with `aselect audit --selection`"
+                )
+        if self.comparison is not None:
+            if self.dataset is None:
+                logger.warning("the comparison is shown in the card; name its dataset to put it into the metadata too")
+            self.results = [*self.results, *results_of(self.comparison, config, self.dataset)]
+
+    @property
+    def name(self) -> str:
+        return self.repo_id.rpartition("/")[2]
+
+    @property
+    def task(self) -> Task:
+        """What this model does."""
+        return task_of_class(self.architecture)
+
+    @property
+    def has_processor(self) -> bool:
+        return self.config.vae_config is not None or self.config.num_channels in (1, 3)
+
+    @property
+    def timestep(self) -> int:
+        """The chosen timestep, or the one that the model falls back to."""
+        return self.config.timestep if self.config.timestep is not None else self.schedule.num_train_timesteps // 10
+
+    @property
+    def inputs_of_head(self) -> tuple[list[str], list[int]]:
+        """Features and timesteps that the model reads: those of its head, or the chosen ones."""
+        names, timesteps = [str(self.config.feature)], [self.timestep]
+        if self.task is not FEATURES:
+            names = getattr(self.config, "head_features", None) or names
+            timesteps = getattr(self.config, "head_timesteps", None) or timesteps
+        return names, timesteps
+
+    @cached_property
+    def license_details(self) -> dict[str, str]:
+        """Name and link of a license that the Hub knows as `other`; a link to a file only where that file is."""
+        if self.license != "other":
+            return {}
+        name, link = self.config.base_model_license_name, self.config.base_model_license_link
+        if link and "://" not in link and link.removeprefix("./") not in self.files:
+            logger.warning(
+                "the base model's license lies in %s, which is not beside the model: the link is left out", link
+            )
+            link = None
+        return {key: text for key, text in (("license_name", name), ("license_link", link)) if text}
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return NoiseSchedule.from_dict(self.config.noise_schedule or {})
+
+    def metadata(self) -> ModelCardData:
+        """What the Hub reads of the card."""
+        published = [result for result in self.results if result.on_hub]
+        trained_on = (self.training or {}).get("arguments", {}).get("dataset_name") or ""
+        trained_on = trained_on if "/" in trained_on else ""  # a bare name may be a folder's, whose path was removed
+        candidates = [trained_on, self.dataset, *(result.dataset for result in self.results)]
+        optional: dict[str, Any] = {
+            "license": self.license,
+            **self.license_details,
+            "base_model": self.config.base_model,
+            "base_model_relation": "finetune" if self.config.base_model else None,
+            "datasets": sorted({name for name in candidates if name and is_hub_id(name)}),
+            "metrics": sorted({result.metric for result in published}),
+            "eval_results": [result.to_eval_result() for result in published],
+            "widget": self.examples or (WIDGET if self.has_processor else None),
+        }
+        return ModelCardData(
+            library_name="transformers",
+            pipeline_tag=self.task.pipeline,
+            tags=list(TAGS),
+            model_name=self.name if published else None,
+            **{name: value for name, value in optional.items() if value},
+        )
+
+
+def _check(name: str, content: Any, kind: Any) -> None:
+    try:
+        check_types(content, kind)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def publishable_training(record: dict[str, Any]) -> dict[str, Any]:
+    """A training record without what concerns only the machine that ran it: local paths, secrets."""
+    arguments = {name: value for name, value in record.get("arguments", {}).items() if name not in LOCAL_ARGUMENTS}
+    return publishable(record | {"arguments": arguments})

@@ -1,0 +1,108 @@
+"""The autoencoder inside a checkpoint: pixels to what the network sees, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .configuration_noisy_backbone import NoisyBackboneConfig
+from .finite import check_finite
+
+
+def build_vae(config: NoisyBackboneConfig) -> Any:
+    """The autoencoder that `config` describes, without its decoder unless that is kept; `None` in pixel space."""
+    if config.vae_config is None:
+        return None
+    try:
+        from diffusers import AutoencoderKL, AutoencoderTiny
+    except ImportError as error:
+        raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers") from error
+    tiny = config.vae_config.get("_class_name") == "AutoencoderTiny"
+    vae: Any = (AutoencoderTiny if tiny else AutoencoderKL).from_config(config.vae_config)
+    if not config.vae_decoder:
+        vae.decoder = None
+        if not tiny:
+            vae.post_quant_conv = None
+    return vae
+
+
+class VaeMixin:
+    """What a model with `vae` (`None` in pixel space) and `config` does with them."""
+
+    vae: Any
+    config: NoisyBackboneConfig
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] to what the network sees: the VAE's posterior mean, shifted and scaled, or the pixels."""
+        return self.encode_posterior(pixel_values)[0]
+
+    def encode_posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mean and log-variance of the VAE's posterior over what the network sees, of the shifted and scaled latents.
+
+        The VAE may have a dtype and memory format of its own: `model.base_model.vae.to(torch.bfloat16,
+        memory_format=torch.channels_last)` encodes faster and nearly as well.
+
+        Args:
+            pixel_values: `(batch, channels, height, width)` in [-1, 1].
+
+        Returns:
+            Two `(batch, num_channels, height, width)`, float32 with a VAE of any precision; `None` for the second where
+            nothing is random: in pixel space and with an `AutoencoderTiny`.
+
+        Raises:
+            ValueError: wrong channels or size, NaN; the VAE overflows.
+        """
+        self._check_input(pixel_values, "pixel_values", self.config.image_channels, self.config.vae_downsampling)
+        if self.vae is None:
+            return pixel_values, None
+        shift, scale = self.vae.config.get("shift_factor") or 0.0, self.vae.config.scaling_factor
+        encoded = self.vae.encode(pixel_values.to(self.vae.dtype))
+        posterior = None if hasattr(encoded, "latents") else encoded.latent_dist
+        mean = encoded.latents if posterior is None else posterior.mean
+        log_variance = None if posterior is None else posterior.logvar
+        check_finite(
+            [mean] if log_variance is None else [mean, log_variance],
+            "the VAE gives NaN or infinite latents",
+            next(self.vae.parameters()),
+            ", or the VAE alone in float32: model.vae.float()",
+        )
+        if log_variance is not None:
+            log_variance = log_variance.float() + 2 * math.log(abs(scale))
+        return (mean.float() - shift) * scale, log_variance
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents back to pixels in [-1, 1]; needs a checkpoint that kept its decoder (`config.vae_decoder`)."""
+        if self.vae is None:
+            return latents
+        if not self.config.vae_decoder:
+            raise ValueError("this checkpoint keeps only the VAE's encoder; convert it with vae_decoder=True to decode")
+        shift = self.vae.config.get("shift_factor") or 0.0
+        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+
+    def prepare_latents(
+        self, pixel_values: torch.Tensor | None = None, latents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Check one of the two inputs and return what the network sees."""
+        if (pixel_values is None) == (latents is None):
+            raise ValueError("give exactly one of pixel_values and latents")
+        if pixel_values is not None:
+            return self.encode(pixel_values)
+        assert latents is not None
+        self._check_input(latents, "latents", self.config.num_channels)
+        return latents
+
+    def _check_input(self, images: torch.Tensor, name: str, channels: int, downsampling: int = 1) -> None:
+        multiple = self.config.patch_side * downsampling
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"{name} must be (batch, {channels}, height, width), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"{name} must be floats, got {images.dtype}: 8-bit pixels become so by x / 127.5 - 1")
+        if images.shape[-2] % multiple or images.shape[-1] % multiple:
+            raise ValueError(f"{name} height and width must be multiples of {multiple}, got {tuple(images.shape[-2:])}")
+        if not torch.compiler.is_compiling() and not torch.isfinite(images).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+
+__all__ = ["VaeMixin", "build_vae"]

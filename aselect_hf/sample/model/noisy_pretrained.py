@@ -1,0 +1,1 @@
+../../modeling/noisy_pretrained.py

@@ -1,0 +1,1 @@
+../../modeling/vae.py

@@ -1,0 +1,127 @@
+"""Batches for the task scripts: images encoded once where possible, class labels or masks beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.images import image_pixels
+from aselect_hf.data.latent_cache import LatentCache, cached_latents
+from aselect_hf.data.masks import resize_mask
+from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.tasks import Task
+from aselect_hf.training.arguments import TaskDataArguments
+from aselect_hf.training.split_reader import SplitReader
+from aselect_hf.training.task_data import TaskData
+
+Batch = dict[str, Any]
+
+
+class TaskDataset(Dataset):
+    """Indexed items of a split; `collate` makes batches of them, from encoded latents or from the images themselves.
+
+    Args:
+        latents: what the DiT sees, encoded once; `None` to prepare every image when it is drawn.
+        random_flip: also deliver what mirrored images look like, where that is not the mirrored latents.
+        whole_masks: also deliver the masks at their own resolution, for evaluation.
+
+    Attributes:
+        tokens: features in place of inputs, see `keep_features`.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        config: ASelectDiTConfig,
+        task: Task,
+        latents: LatentCache | None = None,
+        random_flip: bool = False,
+        whole_masks: bool = False,
+    ) -> None:
+        self.tokens: np.memmap | None = None
+        self.data, self.latents, self.task, self.whole_masks = data, latents, task, whole_masks
+        self.random_flip = random_flip
+        self.flipped = random_flip and latents is not None and config.vae_config is not None
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the features, which a worker opens again: pickling a memory map copies all of it."""
+        file = None if self.tokens is None else self.tokens.filename
+        return self.__dict__ | {"tokens": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        file = state["tokens"]
+        self.__dict__ |= state | {"tokens": None if file is None else np.load(file, mmap_mode="r")}
+
+    def collate(self, indices: list[int]) -> Batch:
+        """Inputs and `labels` of some items: `(batch,)` classes, or `(batch, side, side)` masks."""
+        batch = self._inputs(indices)
+        if self.task.dense:
+            masks = [self.data.mask(index) for index in indices]
+            batch["labels"] = torch.stack([resize_mask(mask, self.config.image_size or 0) for mask in masks])
+            if self.whole_masks:
+                batch["masks"] = [torch.from_numpy(mask) for mask in masks]
+        else:
+            assert self.data.labels is not None
+            batch["labels"] = torch.from_numpy(self.data.labels[indices])
+        return batch
+
+    def _inputs(self, indices: list[int]) -> Batch:
+        """What is nearest to the heads: features, latents, or pixels."""
+        if self.tokens is not None:
+            kept = zip(("tokens", "flipped_tokens"), self.tokens, strict=False)
+            return {name: torch.from_numpy(tokens[indices]) for name, tokens in kept}
+        if self.latents is not None:
+            batch = {"latents": self.latents.gather(indices)}
+            if self.flipped:
+                batch["flipped_latents"] = self.latents.gather(indices, [True] * len(indices))
+            return batch
+        pixels = image_pixels(self.config, whole_image=self.task.whole_image)
+        return {"pixel_values": pixels([self.data.decode(index) for index in indices])}
+
+
+def stream_collate(
+    config: ASelectDiTConfig, args: TaskDataArguments, task: Task, data: TaskData
+) -> Callable[[list[dict[str, Any]]], Batch]:
+    """Batches of rows of a streamed data set, with the classes of its training images."""
+    assert data.stream is not None
+    classes = data.train.mask_classes if task.dense else data.label_names
+    return partial(_collate_rows, config, SplitReader(args, task), data.stream.features, classes)
+
+
+def _collate_rows(
+    config: ASelectDiTConfig,
+    reader: SplitReader,
+    features: datasets.Features | None,
+    classes: Any,
+    rows: list[dict[str, Any]],
+) -> Batch:
+    data = reader.of_rows(rows, features)
+    data = data.with_mask_classes(classes) if reader.task.dense else data.with_classes(classes)
+    return TaskDataset(data, config, reader.task).collate(list(range(len(rows))))
+
+
+def encode_once(
+    model: ASelectDiTModel, data: ImageData, args: TaskDataArguments, task: Task, batch_size: int, flipped: bool
+) -> LatentCache | None:
+    """Latents of every image from the cache on disk, or `None` where images are to be prepared anew each time."""
+    if not args.cache_latents:
+        return None
+    return cached_latents(
+        model, data, flipped=flipped, whole_image=task.whole_image, batch_size=batch_size, cache_dir=args.latents_dir,
+        num_workers=args.dataloader_num_workers,
+    )  # fmt: skip
