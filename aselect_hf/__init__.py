@@ -25,6 +25,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
     ASelectDiTForSemanticSegmentation,
 )
+from aselect_hf.modeling.noisy_pretrained import READERS
 
 if TYPE_CHECKING:
     from aselect_hf.audit import audit_timestep
@@ -45,6 +46,13 @@ AutoImageProcessor.register(ASelectDiTConfig, image_processor_classes={"pil": AS
 # There is none. Unless that is said here, `pipeline` asks to run the code of a saved folder, to look for one there.
 # (`AutoVideoProcessor.register` would say the same, but needs torchvision.)
 VIDEO_PROCESSOR_MAPPING.register(ASelectDiTConfig, {"torchvision": None}, exist_ok=True)  # type: ignore[arg-type]
+
+
+def _read_diffusers(source: Any, **kwargs: Any) -> Any:
+    return import_module("aselect_hf.conversion").load_diffusers(source, **kwargs)
+
+
+READERS["diffusers"] = _read_diffusers
 
 LAZY = {
     "TimestepSelection": "selection",

@@ -28,7 +28,7 @@ from aselect_hf.audit.suspicions import (
 from aselect_hf.audit.verdicts import FEW_LABELED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
 from aselect_hf.selection.rule import WITHOUT_LABELS
@@ -37,7 +37,7 @@ from aselect_hf.selection.samples import LEAST_PER_CLASS
 
 
 def audit_timestep(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     images: Any,
     *,
     method: str = AUTO,

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from aselect_hf.audit.regret import Regret, estimate_regret, paired_regret, unpaired_deviations
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
 from aselect_hf.selection.rule import WITHOUT_LABELS
 
@@ -40,7 +40,7 @@ class Curves:
 
 
 def compared_curves(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     picked: TimestepSelection,
     grid: list[int],
@@ -66,7 +66,7 @@ def compared_curves(
 
 
 def audited_timesteps(
-    model: ASelectDiTModel, picked: TimestepSelection, timesteps: Sequence[int] | int | None
+    model: NoisyBackbone, picked: TimestepSelection, timesteps: Sequence[int] | int | None
 ) -> list[int]:
     """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
 

@@ -22,8 +22,8 @@ from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.splits import share_classes
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
@@ -38,7 +38,7 @@ RAW_PIXEL_SIDE = 32
 
 
 def compare_strategies(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     splits: dict[str, ImageData],
     *,
     strategies: list[str] | tuple[str, ...] = ("hfr", "grid", "fixed"),
@@ -119,7 +119,7 @@ def _checked_splits(splits: dict[str, ImageData]) -> dict[str, ImageData]:
 
 
 def _features_at(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     splits: dict[str, ImageData],
     feature: str,
     timestep: int,
@@ -192,7 +192,7 @@ def score_probes(
     return whole.validation_score, [each.accuracy(features["test"], labels["test"]) for each in fitted]
 
 
-def raw_pixels(data: ImageData, config: ASelectDiTConfig) -> np.ndarray:
+def raw_pixels(data: ImageData, config: NoisyBackboneConfig) -> np.ndarray:
     """Flattened pixel values, averaged down to at most 32 x 32: `(images, dimensions)`."""
     side = min(config.image_size or RAW_PIXEL_SIDE, RAW_PIXEL_SIDE)
     batches = [torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in data.batches(config, 256)]

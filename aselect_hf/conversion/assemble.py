@@ -18,7 +18,7 @@ from aselect_hf.conversion.locate import LoadingOptions, locate
 from aselect_hf.conversion.weights import State, check_depth, first_line, stored_names, weight_files
 from aselect_hf.files import read_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 """Stored buffers that the config determines; with a fixed timestep, however, positions are weights."""
@@ -112,7 +112,7 @@ def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
     return _from_folder(autoencoder_class, path, options)
 
 
-def set_vae(model: ASelectDiTModel, vae: Any, decoder: bool) -> None:
+def set_vae(model: NoisyBackbone, vae: Any, decoder: bool) -> None:
     """Put an autoencoder into a model; its decoder is left out unless `decoder` is true."""
     fields = model.config.to_diff_dict() | vae_fields(vae, decoder) | {"image_size": None}
     checked = model.config.from_dict(fields)

@@ -233,5 +233,5 @@ def load_model(
 def save_model(model: ASelectDiTPreTrainedModel, folder: str | Path) -> None:
     """Write everything that a pipeline needs: weights, config, code, and the matching image processor."""
     model.save_pretrained(folder)
-    if model.config.vae_config is not None or model.config.num_channels in (1, 3):
+    if model.config.takes_pictures:
         make_image_processor(model.config, task_of_model(model).whole_image).save_pretrained(folder)

@@ -21,6 +21,7 @@ from aselect_hf.conversion.locate import LoadingOptions, Source, detect_format, 
 from aselect_hf.conversion.weights import State, check_depth, read_state, weight_files
 from aselect_hf.files import read_json
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, sincos_positions
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -246,19 +247,25 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     return transformer.to(model.dtype).eval(), _scheduler_of(model)
 
 
-def diffusers_peer(model: ASelectDiTModel, feature: str) -> tuple[Any, Any, torch.nn.Module]:
+def diffusers_peer(model: NoisyBackbone, feature: str) -> tuple[Any, Any, torch.nn.Module]:
     """As `to_diffusers`, to compare with on the device of `model`, and the module whose output is `feature`.
 
     The transformer has the model's own timestep frequencies, which diffusers cannot save.
+
+    Raises:
+        ValueError: as `to_diffusers`, or the model is no DiT.
     """
+    if not isinstance(model, ASelectDiTModel):
+        raise ValueError(f"diffusers' DiT is not the network of a {type(model).__name__}")
     twin = copy.copy(model)
     twin.config = copy.deepcopy(model.config)
     twin.config.timestep_freq_shift = 1
     transformer, scheduler = to_diffusers(twin)
-    for block in transformer.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = model.config.timestep_freq_shift
+    blocks = transformer.transformer_blocks
+    for each in blocks:
+        each.norm1.emb.time_proj.downscale_freq_shift = model.config.timestep_freq_shift
     block, kind = model.config.resolve_feature(feature)
-    return transformer.to(model.device), scheduler, transformer.transformer_blocks[block].get_submodule(HOOKED[kind])
+    return transformer.to(model.device), scheduler, blocks[block].get_submodule(HOOKED[kind])
 
 
 def _scheduler_of(model: ASelectDiTModel) -> Any:

@@ -31,7 +31,7 @@ from aselect_hf.files import (
     read_json,
 )
 from aselect_hf.modeling.features import tokens_to_map
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 logger = logging.get_logger(__name__)
 
@@ -61,20 +61,20 @@ class KeptRows:
     Args:
         description: identifies the choice in the cache key.
         first_rows: `(images + 1,)`, the first row of every image, then the number of rows.
-        columns: number of columns of every row.
+        cells: number of features side by side in every row.
         rows_of: computes the rows of a batch from its tokens `(batch, tokens, width)`, their grid and its first image.
         whole_image: whether to read the whole image instead of its center, see `image_pixels`.
     """
 
     description: str
     first_rows: np.ndarray
-    columns: int
+    cells: int
     rows_of: Callable[[torch.Tensor, tuple[int, int], int], torch.Tensor]
     whole_image: bool = False
 
 
 def pooled_features(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     timesteps: list[int],
     feature: str,
@@ -100,7 +100,7 @@ def pooled_features(
 
 
 def token_features(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     timesteps: list[int],
     feature: str,
@@ -122,7 +122,7 @@ def token_features(
     return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
 
 
-def pooled_rows(model: ASelectDiTModel, num_images: int, pool_size: int) -> KeptRows:
+def pooled_rows(model: NoisyBackbone, num_images: int, pool_size: int) -> KeptRows:
     """One row per image, see `pooled_features`."""
     if not 1 <= pool_size <= min(model.config.grid_size):
         raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
@@ -130,11 +130,10 @@ def pooled_rows(model: ASelectDiTModel, num_images: int, pool_size: int) -> Kept
     def pool(tokens: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
         return adaptive_avg_pool2d(tokens_to_map(tokens, grid_size), pool_size).flatten(1)
 
-    columns = pool_size**2 * model.config.hidden_size
-    return KeptRows(f"pooled {pool_size}", np.arange(num_images + 1), columns, pool)
+    return KeptRows(f"pooled {pool_size}", np.arange(num_images + 1), pool_size**2, pool)
 
 
-def token_rows(model: ASelectDiTModel, data: ImageData, tokens: np.ndarray) -> KeptRows:
+def token_rows(model: NoisyBackbone, data: ImageData, tokens: np.ndarray) -> KeptRows:
     """One row per token, see `token_features`."""
     per_image = model.config.num_patches
     first_rows = np.searchsorted(tokens, per_image * np.arange(len(data) + 1))
@@ -149,11 +148,11 @@ def token_rows(model: ASelectDiTModel, data: ImageData, tokens: np.ndarray) -> K
         return batch.flatten(0, 1)[torch.from_numpy(rows).to(batch.device)]
 
     description = f"tokens {hashlib.sha256(np.ascontiguousarray(tokens, dtype=np.int64).tobytes()).hexdigest()}"
-    return KeptRows(description, first_rows, model.config.hidden_size, pick, whole_image=True)
+    return KeptRows(description, first_rows, 1, pick, whole_image=True)
 
 
 def _cached(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     timesteps: list[int],
     feature: str,
@@ -163,7 +162,7 @@ def _cached(
     progress: bool,
 ) -> CachedFeatures:
     folder = as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, kept.description)
-    shape = (int(kept.first_rows[-1]), kept.columns)
+    shape = (int(kept.first_rows[-1]), kept.cells * model.config.feature_width(feature))
     files = {t: FeatureFile(folder / f"t{t:05d}.npy", t, shape) for t in timesteps}
     check_writable(folder / "lock")
     with FileLock(folder / "lock"):
@@ -179,23 +178,14 @@ def _cached(
     )
 
 
-def cache_key(model: ASelectDiTModel, data: ImageData, feature: str, kept: str) -> str:
+def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) -> str:
     """Hash of everything the features depend on except the timestep; `kept` is `KeptRows.description`."""
-    config = model.config
-    choices = {
-        "data": data.fingerprint,
-        "feature": feature,
-        "kept": kept,
-        "sizes": [config.num_attention_heads, config.patch_size, config.image_size, config.timestep_freq_shift],
-        "numerics": [config.hidden_act, config.mlp_norm_eps, config.noise_seed],
-        "schedule": config.noise_schedule,
-        "vae": config.vae_config,
-    }
+    choices = {"data": data.fingerprint, "feature": feature, "kept": kept} | model.fingerprint_fields()
     return fingerprint(model.state_dict(), choices)
 
 
 def _compute(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     missing: list[FeatureFile],
     feature: str,
@@ -228,7 +218,7 @@ def _compute(
 
 
 def _latents(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     first: int,
     whole_image: bool,
@@ -236,7 +226,7 @@ def _latents(
     batch_size: int,
     progress: bool,
 ) -> tuple[Iterator[torch.Tensor], float]:
-    """Batches of the DiT's inputs for the images from `first` on, and the seconds that encoding them took."""
+    """Batches of the network's inputs for the images from `first` on, and the seconds that encoding them took."""
     if first == len(data):
         return iter(()), 0.0
     if model.vae is None:

@@ -28,7 +28,7 @@ from aselect_hf.data.images import (
 from aselect_hf.data.masks import MaskClasses, mask_pixels
 from aselect_hf.data.sources import SAMPLE_DATA, SAMPLE_MODEL, find_mask_column, load_images, load_mask_names
 from aselect_hf.files import as_path, read_json, sealed, write_json
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.image_processing_aselect_dit import reduced
 
 logger = logging.get_logger(__name__)
@@ -332,7 +332,7 @@ class ImageData:
         return mask_pixels(mask, name), name
 
     def batches(
-        self, config: ASelectDiTConfig, batch_size: int, *, whole_image: bool = False, num_workers: int = 0
+        self, config: NoisyBackboneConfig, batch_size: int, *, whole_image: bool = False, num_workers: int = 0
     ) -> Iterator[torch.Tensor]:
         """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`.
 

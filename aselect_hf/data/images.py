@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.pixels import eight_bit_image
 
 logger = logging.get_logger(__name__)
@@ -99,11 +100,11 @@ def check_range(tensors: torch.Tensor | Sequence[torch.Tensor], name: str) -> No
 class ImagePixels:
     """Turns lists of images into pixel values for a model, see `image_pixels`; can be pickled to worker processes."""
 
-    def __init__(self, config: ASelectDiTConfig, whole_image: bool) -> None:
+    def __init__(self, config: NoisyBackboneConfig, whole_image: bool) -> None:
         self.config, self.whole_image = config, whole_image
 
     @cached_property
-    def processor(self) -> ASelectDiTImageProcessor:
+    def processor(self) -> BaseImageProcessor:
         return make_image_processor(self.config, self.whole_image)
 
     def __call__(self, images: list[Any]) -> torch.Tensor:
@@ -122,7 +123,7 @@ class ImagePixels:
         return self([image for image, *_ in pairs])
 
 
-def image_pixels(config: ASelectDiTConfig, *, whole_image: bool = False) -> ImagePixels:
+def image_pixels(config: NoisyBackboneConfig, *, whole_image: bool = False) -> ImagePixels:
     """Make a function that turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1].
 
     Tensors pass through unchanged, because they are taken as pixel values.

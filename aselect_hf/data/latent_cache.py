@@ -27,7 +27,7 @@ from aselect_hf.data.fingerprint import fingerprint, tensor_bytes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import as_path, atomic_file, check_space, check_writable, digest_once
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 logger = logging.get_logger(__name__)
 
@@ -177,7 +177,7 @@ class LatentCache(Dataset):
 
 
 def cached_latents(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     *,
     flipped: bool = False,
@@ -235,14 +235,14 @@ def cached_latents(
     return cache
 
 
-def latent_shape(model: ASelectDiTModel, data: ImageData) -> tuple[int, int, int]:
+def latent_shape(model: NoisyBackbone, data: ImageData) -> tuple[int, int, int]:
     """`(num_channels, height, width)` of the DiT's inputs; tensors keep their size, images get the model's."""
     first, config = data.decode(0), model.config
     sides = first.shape[-2:] if isinstance(first, torch.Tensor) else (config.image_size or 0,) * 2
     return config.num_channels, sides[0] // config.vae_downsampling, sides[1] // config.vae_downsampling
 
 
-def cache_key(model: ASelectDiTModel, data: ImageData, dtype: str, shard_size: int, whole_image: bool) -> str:
+def cache_key(model: NoisyBackbone, data: ImageData, dtype: str, shard_size: int, whole_image: bool) -> str:
     """Hash of everything the stored values depend on."""
     images = not isinstance(data.decode(0), torch.Tensor)
     choices: dict[str, Any] = {
@@ -261,7 +261,7 @@ def cache_key(model: ASelectDiTModel, data: ImageData, dtype: str, shard_size: i
 
 def _fill(
     cache: LatentCache,
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     data: ImageData,
     whole_image: bool,
     batch_size: int,
@@ -298,7 +298,7 @@ def _fill(
 @torch.no_grad()
 def _encode_shard(
     cache: LatentCache,
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     batches: Iterator[torch.Tensor],
     shard: int,
     contents: list[str],

@@ -23,7 +23,7 @@ from aselect_hf.hub.examples import Example
 from aselect_hf.hub.licenses import inherited_license
 from aselect_hf.hub.redaction import publishable
 from aselect_hf.hub.results import EvaluationResult, is_hub_id, results_of
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.tasks import FEATURES, Task, task_of_class
@@ -71,7 +71,7 @@ class CardContent:
             the config's, a base model that is not a Hub id.
     """
 
-    config: ASelectDiTConfig
+    config: NoisyBackboneConfig
     repo_id: str
     architecture: str
     num_parameters: int
@@ -129,7 +129,7 @@ class CardContent:
 
     @property
     def has_processor(self) -> bool:
-        return self.config.vae_config is not None or self.config.num_channels in (1, 3)
+        return self.config.takes_pictures
 
     @property
     def timestep(self) -> int:

@@ -14,8 +14,7 @@ from aselect_hf.audit import Audit
 from aselect_hf.conversion.licenses import normalize_license
 from aselect_hf.hub.card import CardContent
 from aselect_hf.hub.results import EvaluationResult
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.features import parse_feature
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.reporting.markdown import Markdown, code
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.rules import RULES
@@ -46,7 +45,7 @@ def render_card(content: CardContent) -> ModelCard:
         facts=list(facts(content)),
         repo_id=Markdown(json.dumps(content.repo_id)),
         verbatim=Markdown,
-        feature_shape=f"1, {config.num_patches}, {config.hidden_size}",
+        feature_shape=f"1, {config.num_patches}, {config.feature_width(str(config.feature))}",
         selection=selection,
         selection_facts=selection_facts(selection) if selection else [],
         explanation=explanation(selection) if selection else "",
@@ -72,7 +71,7 @@ def introduction(content: CardContent) -> Markdown:
         link = Markdown(", with weights from [{0}](https://huggingface.co/{1})")
         origin = link.format(config.base_model, Markdown(config.base_model))
     names, timesteps = content.inputs_of_head
-    block = max(parse_feature(name, config.num_hidden_layers).block for name in names)
+    block = max(config.resolve_feature(name).block for name in names)
     at = f"timestep t = {timesteps[0]}, one forward pass"
     if len(timesteps) > 1:
         at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
@@ -94,10 +93,11 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "classes", Markdown(", ").join(names)
     yield "timestep", Markdown("t = {} of 0..{} ({})").format(t, schedule.num_train_timesteps - 1, chosen)
     if config.fixed_to:
-        yield "fixed", fixed_fact(config.fixed_to, config.num_condition_classes)
+        yield "fixed", fixed_fact(config.fixed_to, config.null_class)
     noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
     yield "noise there", noise
-    yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {config.hidden_size}"
+    width = config.feature_width(str(config.feature))
+    yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {width}"
     averaged = f", averaged over {config.num_noise_draws} draws" if config.num_noise_draws > 1 else ""
     stored = "part of the position embedding" if config.fixed_to else "stored in the checkpoint"
     yield "noise draw", f"seed {config.noise_seed}{averaged}, {stored}"
@@ -106,7 +106,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
     if config.fixed_to:
         depth = f"the first {config.num_kept_layers} of {depth}"
     size = f"{content.num_parameters / 1e6:,.1f} M parameters in all"
-    yield "network", f"{depth}, {config.num_attention_heads} heads, patch {config.patch_size}, {size}"
+    yield "network", f"{depth}, {config.network}, {size}"
     if content.license:
         inherited = content.license == normalize_license(config.base_model_license)
         identifiers = [content.license] if isinstance(content.license, str) else content.license
@@ -114,7 +114,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "license", named + (" (the base model's)" if inherited else "")
 
 
-def fixed_fact(fixed: dict[str, Any], null_class: int) -> str:
+def fixed_fact(fixed: dict[str, Any], null_class: int | None) -> str:
     """What a model with a fixed timestep still is."""
     condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
     names = Markdown(", ").join(map(code, fixed["features"]))
@@ -122,7 +122,7 @@ def fixed_fact(fixed: dict[str, Any], null_class: int) -> str:
     return folded.format(condition, names)
 
 
-def input_fact(config: ASelectDiTConfig) -> Markdown:
+def input_fact(config: NoisyBackboneConfig) -> Markdown:
     """What the model takes: pixels, encoded or not."""
     side = config.image_size
     if config.vae_config is None:

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 Features = dict[str, torch.Tensor]
 
 
-class NoisyNetwork(VaeMixin, NoisyPreTrainedModel):
+class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
     """A diffusion network, the VAE that it came with, and the noise that features are read with."""
 
     evaluation_noise: torch.Tensor
@@ -158,8 +158,8 @@ class NoisyNetwork(VaeMixin, NoisyPreTrainedModel):
             return features, prediction
         finite = torch.stack([x.isfinite().flatten(1).all(dim=1) for x in features.values()]).all(dim=0)
         first = finite.int().argmin()[None] % inputs.shape[0]
-        sample = [None if x is None else x[first] for x in (inputs, timesteps, class_labels)]
-        part = self.first_overflow(*sample, names)  # type: ignore[arg-type]
+        step, label = (None if x is None else x[first] for x in (timesteps, class_labels))
+        part = self.first_overflow(inputs[first], step, label, names)
         raise overflow_error(f"{part} gives NaN or infinite values", self._weight)
 
     def first_overflow(

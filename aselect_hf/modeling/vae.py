@@ -32,7 +32,7 @@ class VaeMixin:
     """What a model with `vae` (`None` in pixel space) and `config` does with them."""
 
     vae: Any
-    config: NoisyBackboneConfig
+    config: Any
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to what the network sees: the VAE's posterior mean, shifted and scaled, or the pixels."""

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows
-from aselect_hf.modeling.features import FEATURE_KINDS, list_features, parse_feature
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.selection.feature_sweep import VIEWS, Views, stored_noise_view, sweep_features
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, by_jackknife
@@ -83,7 +83,7 @@ def select_by_judge(
 ) -> TimestepSelection:
     """Sweep, judge every feature at every candidate, take the best."""
     started, model, auto = time.perf_counter(), inputs.model, inputs.feature == AUTO
-    features = _features_of(kinds, model.config.num_hidden_layers) if auto else [inputs.feature]
+    features = _features_of(kinds, model.config) if auto else [inputs.feature]
     swept = sweep_features(
         model, views, inputs.timesteps, features, rows,
         batch_size=inputs.fixed_batch_size, progress=inputs.progress, name=judge.rule,
@@ -126,8 +126,8 @@ def _perturbed(inputs: SelectionInputs, judge: Judge, cells: np.ndarray) -> list
     return picks
 
 
-def _features_of(kinds: Sequence[str], num_layers: int) -> list[str]:
+def _features_of(kinds: Sequence[str], config: NoisyBackboneConfig) -> list[str]:
     """Names of the features of these kinds, in order of computation."""
-    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(FEATURE_KINDS):
-        raise ValueError(f"kinds must be a list of names out of {', '.join(FEATURE_KINDS)}; got {kinds!r}")
-    return [name for name in list_features(num_layers) if parse_feature(name, num_layers).kind in kinds]
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(config.feature_kinds):
+        raise ValueError(f"kinds must be a list of names out of {', '.join(config.feature_kinds)}; got {kinds!r}")
+    return [name for name in config.list_features() if config.resolve_feature(name).kind in kinds]

@@ -10,8 +10,7 @@ import torch
 from transformers.utils import logging
 
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.modeling.features import parse_feature
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.candidates import candidate_timesteps
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels, task_of
@@ -26,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 def select_timestep(
-    model: ASelectDiTModel,
+    model: NoisyBackbone,
     images: Any,
     *,
     method: str = AUTO,
@@ -99,7 +98,7 @@ def select_timestep(
         refuse_copies(data)
     name = feature or str(model.config.feature)
     if name != AUTO:
-        name = str(parse_feature(name, model.config.num_hidden_layers))
+        name = str(model.config.resolve_feature(name))
     inputs = SelectionInputs(model, data, held_out, name, candidates, seed, batch_size, cache_dir, progress)
     selection = _run(rule, inputs, options)
     selection.model = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)

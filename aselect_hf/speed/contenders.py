@@ -106,6 +106,8 @@ class Peers:
     def _hooked(self, cut: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         """Read the feature with a forward hook on diffusers' DiT; `cut` stops the network in the hook."""
 
+        null_class = self.model.config.null_class or 0
+
         def run(latents: torch.Tensor) -> torch.Tensor:
             found: list[torch.Tensor] = []
 
@@ -119,7 +121,7 @@ class Peers:
             steps = torch.full((len(latents),), self.timestep, device=latents.device)
             noisy = torch.cat([self.scheduler.add_noise(latents.float(), each, steps) for each in noise])
             steps = steps.repeat(len(draws))
-            labels = torch.full_like(steps, self.model.config.null_class)
+            labels = torch.full_like(steps, null_class)
             handle = self.hooked.register_forward_hook(hook)
             try:
                 self.transformer(noisy.to(self.transformer.dtype), timestep=steps, class_labels=labels)

@@ -77,8 +77,8 @@ def head_settings(model_args: TaskModelArguments, args: TrainingArguments) -> li
 
 def build_gate(model: HeadModel, args: TaskModelArguments, num_heads: int) -> TimestepGate:
     """A gate over the candidates that were asked for, or over its own."""
-    schedule, candidates = model.dit.noise_schedule, args.candidates
+    schedule, candidates = model.base_model.noise_schedule, args.candidates
     if not isinstance(candidates, list):
         candidates = gate_timesteps(schedule, candidates or NUM_GATE_TIMESTEPS)
-    width = len(model.features) * model.config.hidden_size
+    width = sum(map(model.config.feature_width, model.features))
     return TimestepGate(width, candidates, [schedule.log_snr(t) for t in candidates], num_heads=num_heads)

@@ -11,15 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aselect_hf.modeling.modeling_aselect_dit_heads import (
-    ASelectDiTForImageClassification,
-    ASelectDiTForSemanticSegmentation,
-)
+from aselect_hf.modeling.feature_reader import FeatureReader
 from aselect_hf.selection.timestep_gate import ANNEALED_AT, TimestepGate, Visits, gate_temperature
 from aselect_hf.tasks import task_of_model
 from aselect_hf.training.draws import SampleDraws
 
-HeadModel = ASelectDiTForImageClassification | ASelectDiTForSemanticSegmentation
+HeadModel = FeatureReader
+"""A model with the head of a task."""
 
 SETTLED = ANNEALED_AT
 """Once cooled, a gate visits its favourite alone: heads then train on what inference will see."""
@@ -71,7 +69,7 @@ class TaskObjective(nn.Module):
         self.task = task_of_model(model)
         self.ignore_index = model.config.semantic_loss_ignore_index
         self.features = model.features
-        self.dit = model.dit
+        self.dit = model.base_model
         self.heads = nn.ModuleList(copy.deepcopy(getattr(model, self.task.head)) for _ in settings)
         self.settings = list(settings)
         self.gate = gate

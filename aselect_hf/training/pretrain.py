@@ -30,7 +30,9 @@ from aselect_hf.data.sources import load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_files, write_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, public_arguments
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.loop import Trainer
@@ -43,7 +45,7 @@ from aselect_hf.training.publish import push_output
 class DenoisingObjective(nn.Module):
     """Denoising loss of a DiT on `{"pixel_values", "labels"}`."""
 
-    def __init__(self, model: ASelectDiTModel, condition_dropout: float = 0.1, random_flip: bool = False) -> None:
+    def __init__(self, model: NoisyBackbone, condition_dropout: float = 0.1, random_flip: bool = False) -> None:
         super().__init__()
         self.model = model
         self.condition_dropout = condition_dropout
@@ -61,9 +63,9 @@ class DenoisingObjective(nn.Module):
         timesteps = draws.integers(first, schedule.num_train_timesteps).to(latents.device)
         noise = draws.normal(*latents.shape[1:]).to(latents.device)
         labels = None
-        if config.num_condition_classes:
+        if config.null_class:
             dropped = (draws.uniform() < self.condition_dropout).to(latents.device)
-            labels = torch.where(dropped, config.num_condition_classes, batch["labels"])
+            labels = torch.where(dropped, config.null_class, batch["labels"])
         prediction = self.model.denoise(schedule.add_noise(latents, noise, timesteps), timesteps, labels)
         target = schedule.training_target(latents, noise, timesteps)
         return {"loss": nn.functional.mse_loss(prediction.float(), target)}
@@ -85,9 +87,9 @@ def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
     return ASelectDiTConfig(**overrides)
 
 
-def make_collate(config: ASelectDiTConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
+def make_collate(config: NoisyBackboneConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
     """Images to normalized pixels, with integer labels where the model is conditional."""
-    return partial(_collate, image_pixels(config), config.num_condition_classes > 0)
+    return partial(_collate, image_pixels(config), bool(config.null_class))
 
 
 def _collate(pixels: Any, labelled: bool, rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
@@ -98,9 +100,9 @@ def _collate(pixels: Any, labelled: bool, rows: list[tuple[Any, int | None]]) ->
     return batch
 
 
-def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
+def check_labels(data: ImageData, config: NoisyBackboneConfig) -> None:
     """A class-conditional model needs labels that fit its classes."""
-    classes = config.num_condition_classes
+    classes = config.null_class
     if classes and (data.labels is None or not 0 <= data.labels.min() <= data.labels.max() < classes):
         found = f"none ({data.no_labels})" if data.labels is None else f"{data.labels.min()}..{data.labels.max()}"
         raise ValueError(
@@ -111,7 +113,7 @@ def check_labels(data: ImageData, config: ASelectDiTConfig) -> None:
 
 def pretrain(
     model_args: PretrainModelArguments, data_args: DataArguments, training_args: PretrainingArguments
-) -> ASelectDiTModel:
+) -> NoisyBackbone:
     """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`.
 
     A run that a signal stops leaves a checkpoint and no final model.
@@ -130,7 +132,7 @@ def pretrain(
     else:
         model = ASelectDiTModel(build_config(model_args))
     model.set_attn_implementation(model_args.attn_implementation)
-    if model.config.num_condition_classes and data.labels is not None:
+    if model.config.null_class and data.labels is not None:
         data = data.labelled()
     check_labels(data, model.config)
     data = data.sample(data_args.max_train_samples, training_args.seed, per_class=1).readable(data_args.on_error)

@@ -86,7 +86,7 @@ class TaskRun:
             selection = self._choose_timestep()
             selection.apply(self.model)
             if self.model_args.feature == AUTO:
-                self.model.dit.requires_grad_(True)
+                self.model.base_model.requires_grad_(True)
                 self.model.freeze_unused()
             self.state.print(f"timestep: {selection.describe()}")
         trainer = self._build_trainer(self._build_objective())
@@ -159,7 +159,7 @@ class TaskRun:
 
     def _select(self, method: str, timesteps: int | list[int] | None, **options: Any) -> TimestepSelection:
         return select_timestep(
-            self.model.dit, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
+            self.model.base_model, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
             num_images=self.model_args.num_images, batch_size=self.args.per_device_eval_batch_size,
             cache_dir=self.data_args.cache_dir, **options,
         )  # fmt: skip
@@ -210,7 +210,7 @@ class TaskRun:
 
     def _dataset(self, data: ImageData, random_flip: bool, whole_masks: bool = False) -> TaskDataset:
         batch_size = self.args.per_device_eval_batch_size
-        latents = encode_once(self.model.dit, data, self.data_args, self.task, batch_size, random_flip)
+        latents = encode_once(self.model.base_model, data, self.data_args, self.task, batch_size, random_flip)
         return TaskDataset(data, self.model.config, self.task, latents, random_flip, whole_masks)
 
     def _keep_features(self, trainer: Trainer, dataset: TaskDataset, split: str) -> None:

@@ -15,8 +15,8 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.images import image_pixels
 from aselect_hf.data.latent_cache import LatentCache, cached_latents
 from aselect_hf.data.masks import resize_mask
-from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.tasks import Task
 from aselect_hf.training.arguments import TaskDataArguments
 from aselect_hf.training.split_reader import SplitReader
@@ -40,7 +40,7 @@ class TaskDataset(Dataset):
     def __init__(
         self,
         data: ImageData,
-        config: ASelectDiTConfig,
+        config: NoisyBackboneConfig,
         task: Task,
         latents: LatentCache | None = None,
         random_flip: bool = False,
@@ -95,7 +95,7 @@ class TaskDataset(Dataset):
 
 
 def stream_collate(
-    config: ASelectDiTConfig, args: TaskDataArguments, task: Task, data: TaskData
+    config: NoisyBackboneConfig, args: TaskDataArguments, task: Task, data: TaskData
 ) -> Callable[[list[dict[str, Any]]], Batch]:
     """Batches of rows of a streamed data set, with the classes of its training images."""
     assert data.stream is not None
@@ -104,7 +104,7 @@ def stream_collate(
 
 
 def _collate_rows(
-    config: ASelectDiTConfig,
+    config: NoisyBackboneConfig,
     reader: SplitReader,
     features: datasets.Features | None,
     classes: Any,
@@ -116,7 +116,7 @@ def _collate_rows(
 
 
 def encode_once(
-    model: ASelectDiTModel, data: ImageData, args: TaskDataArguments, task: Task, batch_size: int, flipped: bool
+    model: NoisyBackbone, data: ImageData, args: TaskDataArguments, task: Task, batch_size: int, flipped: bool
 ) -> LatentCache | None:
     """Latents of every image from the cache on disk, or `None` where images are to be prepared anew each time."""
     if not args.cache_latents:

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.rule import rule
@@ -135,7 +135,7 @@ def _train(
 
 def _build(inputs: SelectionInputs, num_classes: int) -> tuple[TimestepGate, nn.Linear]:
     """Gate and head, initialized from the seed without touching the caller's random state."""
-    model, width = inputs.model, inputs.model.config.hidden_size
+    model, width = inputs.model, inputs.model.config.feature_width(inputs.feature)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(inputs.seed)
         log_snr = [model.noise_schedule.log_snr(t) for t in inputs.timesteps]
@@ -147,12 +147,12 @@ def _build(inputs: SelectionInputs, num_classes: int) -> tuple[TimestepGate, nn.
 @torch.no_grad()
 def _pooled(inputs: SelectionInputs, pixel_values: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """Token means `(batch, visits, width)` of every image at its own `timesteps` `(batch, visits)`, float32."""
-    model: ASelectDiTModel = inputs.model
+    model: NoisyBackbone = inputs.model
     batch, visits = timesteps.shape
     latents = model.prepare_latents(pixel_values.to(model.device)).float()
     draws = model.stored_noise(latents).float().expand(-1, batch, -1, -1, -1)
     clean, steps = latents.repeat_interleave(visits, dim=0), timesteps.flatten()
-    total = torch.zeros(batch * visits, model.config.hidden_size, device=model.device)
+    total = torch.zeros(batch * visits, model.config.feature_width(inputs.feature), device=model.device)
     for noise in draws:
         noisy = model.noise_schedule.add_noise(clean, noise.repeat_interleave(visits, dim=0), steps)
         parts = zip(noisy.split(inputs.fixed_batch_size), steps.split(inputs.fixed_batch_size), strict=True)
