@@ -1,6 +1,6 @@
-"""Conversion of checkpoints from diffusers DiT, original DiT `.pt` and SiT `.pt`, and back to diffusers.
+"""Checkpoints in, checkpoints out: diffusers DiT, original DiT `.pt`, SiT `.pt`, and back to diffusers.
 
-Besides the weights, the source determines:
+What each source decides, beside its weights:
 
 | source    | noise schedule             | network's time    | timestep frequencies | second norm's eps |
 |-----------|----------------------------|-------------------|----------------------|-------------------|
@@ -9,8 +9,8 @@ Besides the weights, the source determines:
 | SiT `.pt` | flow matching, velocity    | 1 - t / 1000      | shift 0              | 1e-6              |
 | REPA, SRA | flow matching, velocity    | t / 1000          | shift 0              | 1e-6              |
 
-The published DiT-XL/2 was trained with shift 0, but diffusers runs it with shift 1. A converted model computes the same
-as its source, bit for bit. For facebook's diffusers repositories, `timestep_freq_shift=0` restores the trained shift.
+The published DiT-XL/2 was trained with shift 0; diffusers runs it with shift 1. A conversion keeps what its source
+computes, bit for bit; pass `timestep_freq_shift=0` to undo that for facebook's diffusers repositories.
 """
 
 from aselect_hf.conversion.assemble import DERIVED_KEYS, load_vae, set_vae
