@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-PICKS := tests/selection/test_criterion.py -k planted_timestep
+PICKS := tests/selection/test_scoring.py -k planted_timestep
 
 .PHONY: demo test test-slow test-clients conformance clean
 

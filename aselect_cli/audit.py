@@ -7,56 +7,39 @@ from typing import Annotated, Any
 
 import typer
 
+from aselect_cli import options as opt
 from aselect_cli.command import Answer
-from aselect_cli.options import (
-    AutoBatchSize,
-    CacheDir,
-    Data,
-    Device,
-    DType,
-    FeatureOrAuto,
-    ImageColumn,
-    LabelColumn,
-    Method,
-    Model,
-    OnError,
-    OutputDir,
-    PoolSize,
-    Seed,
-    Timesteps,
-    candidates,
-)
 
 EXIT_CODES = {"trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake's, 1 a crash's
 
 
 def audit(
-    model: Model,
-    data: Data,
+    model: opt.Model,
+    data: opt.Data,
     *,
     options: dict[str, Any],
-    method: Method = "auto",
+    method: opt.Method = "auto",
     selection: Annotated[
         Path | None, typer.Option(help="Audit the timestep of this selection.json, instead of that of a rule.")
     ] = None,
-    feature: FeatureOrAuto = None,
-    timesteps: Timesteps = None,
+    feature: opt.FeatureOrAuto = None,
+    timesteps: opt.Timesteps = None,
     num_images: Annotated[
         int | None,
         typer.Option(help="Random images for every rule (default: the rule's own; 1000 for the probe that checks)."),
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Points of the probe's score that the timestep may lose.")] = 2.0,
-    pool_size: PoolSize = 1,
+    pool_size: opt.PoolSize = 1,
     split: Annotated[str, typer.Option(help="Split to look at.")] = "train",
-    image_column: ImageColumn = "image",
-    label_column: LabelColumn = None,
-    seed: Seed = 0,
-    batch_size: AutoBatchSize = None,
-    device: Device = None,
-    dtype: DType = "float32",
-    on_error: OnError = "stop",
-    output_dir: OutputDir = Path("runs/audit"),
-    cache_dir: CacheDir = None,
+    image_column: opt.ImageColumn = "image",
+    label_column: opt.LabelColumn = None,
+    seed: opt.Seed = 0,
+    batch_size: opt.AutoBatchSize = None,
+    device: opt.Device = None,
+    dtype: opt.DType = "float32",
+    on_error: opt.OnError = "stop",
+    output_dir: opt.OutputDir = Path("runs/audit"),
+    cache_dir: opt.CacheDir = None,
 ) -> Answer:
     """Check the timestep of a rule, of a saved selection, or a guess; write `audit.json` and `audit.png`.
 
@@ -81,7 +64,7 @@ def audit(
         method=method,
         selection=made,
         feature=feature,
-        timesteps=candidates(timesteps),
+        timesteps=opt.candidates(timesteps),
         num_images=num_images,
         tolerance=tolerance,
         pool_size=pool_size,

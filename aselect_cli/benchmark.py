@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from aselect_cli import options as opt
 from aselect_cli.command import Answer
-from aselect_cli.options import Device, DType, Model, integers
 
 
 def benchmark(
-    model: Model,
+    model: opt.Model,
     *,
     feature: Annotated[
         str | None, typer.Option(help="Feature, as `blocks.4.query` (default: the output of the middle block).")
@@ -23,8 +23,8 @@ def benchmark(
     max_seconds: Annotated[
         float, typer.Option(help="Time per batch size, in seconds; a batch size that needs more is skipped.")
     ] = 20.0,
-    device: Device = None,
-    dtype: DType = "float32",
+    device: opt.Device = None,
+    dtype: opt.DType = "float32",
     output: Annotated[Path, typer.Option(help="JSON file to write; the table goes beside it, as .md.")] = Path(
         "benchmark.json"
     ),
@@ -40,7 +40,7 @@ def benchmark(
         backbone,
         name=Path(model).name,
         feature=feature,
-        batch_sizes=integers(batch_sizes, "batch_sizes"),
+        batch_sizes=opt.integers(batch_sizes, "batch_sizes"),
         pixels=pixels,
         rounds=rounds,
         max_seconds=max_seconds,

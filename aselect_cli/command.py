@@ -41,15 +41,17 @@ def as_command(
     own = [each for each in signature.parameters.values() if each.name != "options"]
     read = {each.name: each for each in options if each.name not in signature.parameters}
 
-    def run(*, json: bool, **arguments: Any) -> None:
+    def run(**arguments: Any) -> None:
         from aselect_hf.errors import one_line_errors
 
+        as_json = arguments.pop("json")
         if "options" in signature.parameters:
             given = {name: arguments.pop(name) for name in read}
             arguments["options"] = {name: read[name].value(value) for name, value in given.items() if value is not None}
-        with one_line_errors("aselect"), _messages_aside() if json else contextlib.nullcontext():
+        messages = sys.stderr if as_json else sys.stdout
+        with one_line_errors("aselect"), contextlib.redirect_stdout(messages):
             answer = function(**arguments)
-        print(_as_json(answer) if json else answer.text)
+        print(json.dumps(answer.document, indent=1) if as_json else answer.text)
         raise typer.Exit(answer.exit_code)
 
     switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
@@ -65,13 +67,5 @@ def _parameter(option: SourceOption, panel: str | None) -> inspect.Parameter:
     kind = str if option.type is list else option.type
     metavar = "NAME,NAME,..." if option.type is list else None
     info = typer.Option(help=option.help, rich_help_panel=panel, metavar=metavar)
-    annotation = Annotated[kind | None, info]
+    annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _messages_aside() -> contextlib.AbstractContextManager[Any]:
-    return contextlib.redirect_stdout(sys.stderr)
-
-
-def _as_json(answer: Answer) -> str:
-    return json.dumps(answer.document, indent=1)

@@ -7,32 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from aselect_cli import options as opt
 from aselect_cli.command import Answer
-from aselect_cli.options import (
-    AutoBatchSize,
-    CacheDir,
-    Data,
-    Device,
-    DType,
-    Feature,
-    ImageColumn,
-    LabelColumn,
-    MaxSamples,
-    Model,
-    NumImages,
-    OnError,
-    OutputDir,
-    PoolSize,
-    Seed,
-    Timesteps,
-    candidates,
-)
 from aselect_cli.rules import complete_rules
 
 
 def compare(
-    model: Model,
-    data: Data,
+    model: opt.Model,
+    data: opt.Data,
     *,
     options: dict[str, Any],
     methods: Annotated[
@@ -41,25 +23,25 @@ def compare(
             help="Rules to compare, separated by commas; they are listed below.", autocompletion=complete_rules
         ),
     ] = "hfr,grid,fixed",
-    feature: Feature = None,
-    timesteps: Timesteps = None,
-    num_images: NumImages = None,
+    feature: opt.Feature = None,
+    timesteps: opt.Timesteps = None,
+    num_images: opt.NumImages = None,
     probe: Annotated[str, typer.Option(help="Probe that scores a timestep: linear or knn.")] = "linear",
-    pool_size: PoolSize = 1,
+    pool_size: opt.PoolSize = 1,
     num_seeds: Annotated[int, typer.Option(help="Probes per rule, each on another 80 % of the training split.")] = 3,
     train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
     test_split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
-    image_column: ImageColumn = "image",
-    label_column: LabelColumn = None,
-    max_samples: MaxSamples = None,
-    seed: Seed = 0,
-    batch_size: AutoBatchSize = None,
-    device: Device = None,
-    dtype: DType = "float32",
-    on_error: OnError = "stop",
-    output_dir: OutputDir = Path("runs/compare"),
-    cache_dir: CacheDir = None,
+    image_column: opt.ImageColumn = "image",
+    label_column: opt.LabelColumn = None,
+    max_samples: opt.MaxSamples = None,
+    seed: opt.Seed = 0,
+    batch_size: opt.AutoBatchSize = None,
+    device: opt.Device = None,
+    dtype: opt.DType = "float32",
+    on_error: opt.OnError = "stop",
+    output_dir: opt.OutputDir = Path("runs/compare"),
+    cache_dir: opt.CacheDir = None,
 ) -> Answer:
     """Compare rules on the same images: timestep, test accuracy and cost; write a table and a picture.
 
@@ -88,7 +70,7 @@ def compare(
         strategies=rules,
         feature=feature,
         strategy_options=shared,
-        timesteps=candidates(timesteps),
+        timesteps=opt.candidates(timesteps),
         num_images=num_images,
         seed=seed,
         num_seeds=num_seeds,

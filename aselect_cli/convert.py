@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from aselect_cli import options as opt
 from aselect_cli.command import Answer
-from aselect_cli.options import Feature
 
 Text = str | None
 
@@ -49,14 +49,14 @@ def convert(
         bool, typer.Option("--fix-timestep", help="Fold the timestep into the weights: a plain, smaller ViT.")
     ] = False,
     timestep: Annotated[int | None, typer.Option(help="Timestep to write (default: the model's own).")] = None,
-    feature: Feature = None,
+    feature: opt.Feature = None,
     base_model: Annotated[Text, typer.Option(help="Hub id of the model that the weights are of, for the card.")] = None,
     base_model_license: Annotated[Text, typer.Option(help="License of that model, for the card.")] = None,
 ) -> Answer:
     """Convert a checkpoint from or to diffusers, from an original DiT or SiT file, or to a fixed timestep."""
     from aselect_hf.conversion import convert_checkpoint
 
-    keywords: dict[str, Any] = {
+    asked = {
         "timestep": timestep,
         "feature": feature,
         "num_attention_heads": num_attention_heads,
@@ -68,6 +68,7 @@ def convert(
         "base_model": base_model,
         "base_model_license": base_model_license,
     }
+    keywords: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     model = convert_checkpoint(
         source,
         output_dir,
@@ -78,7 +79,7 @@ def convert(
         allow_pickle=allow_pickle,
         fix_timestep=fix_timestep,
         model_time=model_time,
-        **{name: value for name, value in keywords.items() if value is not None},
+        **keywords,
     )
     parameters = model.num_parameters()
     text = f"wrote {output_dir}: {parameters / 1e6:.1f} M parameters as {to}"

@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aselect_cli import options as opt
 from aselect_cli.command import Answer
-from aselect_cli.options import (
-    Device,
-    DType,
-    ImageColumn,
-    LabelColumn,
-    MaxSamples,
-    Model,
-    OnError,
-    integers,
-)
 
 if TYPE_CHECKING:
     from aselect_hf.data.image_data import ImageData
@@ -26,7 +17,7 @@ TRAIN_SPLIT = "train"
 
 
 def features(
-    model: Model,
+    model: opt.Model,
     data: Annotated[str | None, typer.Argument(help="Images, as for `select`; not needed with `--list`.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="List names and shapes of all features.")] = False,
     names: Annotated[
@@ -35,13 +26,13 @@ def features(
     timesteps: Annotated[str | None, typer.Option(help="Timesteps as `0,50,100` (default: the model's own).")] = None,
     pool: Annotated[bool, typer.Option(help="Write the mean over tokens, or all tokens.")] = True,
     split: Annotated[str, typer.Option(help="Split to read.")] = TRAIN_SPLIT,
-    image_column: ImageColumn = "image",
-    label_column: LabelColumn = None,
-    max_samples: MaxSamples = None,
+    image_column: opt.ImageColumn = "image",
+    label_column: opt.LabelColumn = None,
+    max_samples: opt.MaxSamples = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
-    device: Device = None,
-    dtype: DType = "float32",
-    on_error: OnError = "stop",
+    device: opt.Device = None,
+    dtype: opt.DType = "float32",
+    on_error: opt.OnError = "stop",
     output: Annotated[Path, typer.Option(help="Safetensors file to write.")] = Path("features.safetensors"),
 ) -> Answer:
     """Write features to a safetensors file, or list them.
@@ -67,7 +58,7 @@ def features(
         images,
         output,
         features=names.split(",") if names else None,
-        timesteps=integers(timesteps, "timesteps") if timesteps else None,
+        timesteps=opt.integers(timesteps, "timesteps") if timesteps else None,
         pool=pool,
         batch_size=batch_size,
     )

@@ -9,6 +9,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from aselect_cli.source import SourceOption, options_of, package_folder, parse
 
@@ -36,7 +37,7 @@ def read_rules() -> tuple[SourceRule, ...]:
 def rule_options() -> tuple[SourceOption, ...]:
     """The options of all rules, each once; their help names the rules that have it."""
     owners: dict[str, dict[str, list[str]]] = {}  # option -> help -> rules
-    types = {}
+    types: dict[str, Any] = {}
     for rule in read_rules():
         for option in rule.options:
             types.setdefault(option.name, option.type)

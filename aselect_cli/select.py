@@ -8,51 +8,33 @@ from typing import Annotated, Any
 
 import typer
 
+from aselect_cli import options as opt
 from aselect_cli.command import Answer
-from aselect_cli.options import (
-    AutoBatchSize,
-    CacheDir,
-    Data,
-    Device,
-    DType,
-    FeatureOrAuto,
-    ImageColumn,
-    LabelColumn,
-    MaxSamples,
-    Method,
-    Model,
-    NumImages,
-    OnError,
-    OutputDir,
-    Seed,
-    Timesteps,
-    candidates,
-)
 
 
 def select(
-    model: Model,
-    data: Data,
+    model: opt.Model,
+    data: opt.Data,
     *,
     options: dict[str, Any],
-    method: Method = "auto",
-    feature: FeatureOrAuto = None,
-    timesteps: Timesteps = None,
-    num_images: NumImages = None,
+    method: opt.Method = "auto",
+    feature: opt.FeatureOrAuto = None,
+    timesteps: opt.Timesteps = None,
+    num_images: opt.NumImages = None,
     split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
-    image_column: ImageColumn = "image",
-    label_column: LabelColumn = None,
-    max_samples: MaxSamples = None,
-    seed: Seed = 0,
-    batch_size: AutoBatchSize = None,
-    device: Device = None,
-    dtype: DType = "float32",
-    on_error: OnError = "stop",
-    output_dir: OutputDir = Path("runs/select"),
+    image_column: opt.ImageColumn = "image",
+    label_column: opt.LabelColumn = None,
+    max_samples: opt.MaxSamples = None,
+    seed: opt.Seed = 0,
+    batch_size: opt.AutoBatchSize = None,
+    device: opt.Device = None,
+    dtype: opt.DType = "float32",
+    on_error: opt.OnError = "stop",
+    output_dir: opt.OutputDir = Path("runs/select"),
     save_model: Annotated[
         Path | None, typer.Option(help="Folder to write the model to, with the timestep chosen (default: none).")
     ] = None,
-    cache_dir: CacheDir = None,
+    cache_dir: opt.CacheDir = None,
 ) -> Answer:
     """Choose the timestep; write `selection.json` and `selection.png`."""
     from aselect_cli.inputs import load_backbone, read_images
@@ -74,7 +56,7 @@ def select(
             images,
             method=method,
             feature=feature,
-            timesteps=candidates(timesteps),
+            timesteps=opt.candidates(timesteps),
             num_images=num_images,
             seed=seed,
             batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Counting floating-point operations of a run, not estimating them."""
+"""Floating-point operations, counted during a run rather than estimated."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *arg
 
 
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-"""What torch's counter leaves out: the CPU's own attention."""
+"""The CPU's own attention kernel, which torch's counter does not count."""
 
 
 @torch.no_grad()
 def count_flops(run: Callable[[], Any]) -> float:
-    """Operations (two per multiply-add) of matrix products, convolutions and attention while `run` is called."""
+    """Count the operations (two per multiply-add) of matrix products, convolutions and attention in `run`."""
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         run()
     return float(counter.get_total_flops())
 
 
 def encode_flops(model: NoisyBackbone) -> float:
-    """Operations to encode one image of the trained resolution; 0 in pixel space."""
+    """Operations to encode one image at the trained resolution; 0 in pixel space."""
     if model.vae is None:
         return 0.0
     side = model.config.image_size or 0
@@ -37,7 +37,7 @@ def encode_flops(model: NoisyBackbone) -> float:
 
 
 def feature_flops(model: NoisyBackbone, *features: str) -> float:
-    """Operations of one run from latents to `features` at the trained resolution (one noise draw)."""
+    """Operations of one run (one noise draw) from latents to `features` at the trained resolution."""
     config = model.config
     latents = torch.zeros(1, config.num_channels, config.sample_size, config.sample_size, device=model.device)
     timesteps = torch.zeros(1, dtype=torch.long, device=model.device)
@@ -45,5 +45,5 @@ def feature_flops(model: NoisyBackbone, *features: str) -> float:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Size of a model's weights in a file."""
+    """Size in bytes of a model's weights in a file."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

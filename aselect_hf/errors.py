@@ -1,4 +1,4 @@
-"""A user's mistake ends in one line, not in a stack trace."""
+"""One-line messages, instead of stack traces, for a user's mistakes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Turn the errors that bad input raises into `<program>: error: ...` and exit code 2.
+    """Turn errors from bad input into `<program>: error: ...` and exit code 2.
 
-    What the terminal's encoding cannot show is printed as an escape: a name in another script ends no run.
+    Characters that the terminal's encoding cannot show are printed as escapes, so that they do not end a run.
 
     Set `ASELECT_TRACEBACK=1` to see where an error was raised.
     """
@@ -30,5 +30,5 @@ def one_line_errors(program: str) -> Iterator[None]:
         print(f"{program}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
+        print(f"{program}: interrupted; finished work is kept, run the same command to continue", file=sys.stderr)
         raise SystemExit(130) from None

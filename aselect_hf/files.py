@@ -1,8 +1,8 @@
-"""Outputs that are whole or absent: written aside, through to the disk, then renamed; and how they are read back.
+"""Outputs that are whole or absent: written to a temporary place, synced to the disk, and renamed; and their readers.
 
-Every output of the package is written by `atomic_file`, `atomic_files` or `atomic_directory`. Each writer works in a
-folder of its own, so that several writers of one output never meet: the last complete one wins, and a folder that
-stands already is never overwritten. Permissions are those of the umask, whatever library wrote the file.
+Every output of the package is written by `atomic_file`, `atomic_files` or `atomic_directory`. Each writer works in its
+own folder, so that several writers of one output do not interfere: the last complete one wins, and an existing folder
+is never overwritten. Permissions follow the umask, whichever library wrote the file.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LEFTOVER_SECONDS = 24 * 3600
-"""Age at which the next writer of an output removes what a killed one has left of it."""
+"""Age at which the next writer of an output removes the temporary files of a killed writer."""
 MAX_SHOWN = 60
-"""Characters of a wrong JSON value that an error shows."""
+"""Number of characters of a wrong JSON value that an error shows."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _digests: dict[tuple[str, int, int, int], str] = {}
-"""Checksums that this process has computed, by path, inode, size and time of writing."""
+"""Checksums that this process has computed, by path, inode, size and modification time."""
 
 
 class Record:
-    """Base of what is saved as JSON and rebuilt by `from_dict`."""
+    """Base of results that are saved as JSON and rebuilt by `from_dict`."""
 
     kind: ClassVar[str]
-    """What such a file is, for errors."""
+    """How errors refer to such a file."""
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read the JSON that `save` wrote.
 
         Raises:
-            ValueError: not such a file.
+            ValueError: the file cannot be read, or does not hold such a record.
         """
         try:
             content = read_json(path)
@@ -68,64 +68,64 @@ class Record:
 
 
 def as_path(path: str | Path) -> Path:
-    """A path as a user gives it: a leading `~` is their home folder."""
+    """Convert a path given by a user; a leading `~` is their home folder."""
     return Path(os.path.expanduser(path))
 
 
 def check_writable(path: str | Path) -> Path:
-    """Return `path` after making sure, before any long work, that a file can be written there.
+    """Check, before any long work, that a file can be written to `path`, and return `path`.
 
     Raises:
-        ValueError: its folder cannot be created or written to, a file stands where a folder should, or a folder where
-            the file should.
+        ValueError: the folder cannot be created or written to, one of its parents is a file, or `path` is a folder.
     """
     path = as_path(path)
     if path.is_dir():
-        raise ValueError(f"output path {path} is a folder: give the name of a file")
+        raise ValueError(f"output path {path} is a folder: give the path of a file")
     _check_folder(path)
     return path
 
 
 def check_absent(path: str | Path) -> Path:
-    """Return `path` after making sure, before any long work, that a folder can be written there.
+    """Check, before any long work, that a folder can be written to `path`, and return `path`.
 
     Raises:
-        ValueError: as `check_writable`; or `path` exists and is not an empty folder: nothing is ever overwritten.
+        ValueError: see `check_writable`; or `path` exists and is not an empty folder, because nothing is overwritten.
     """
     path = as_path(path)
     _check_folder(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"output path {path} exists already: choose another, or remove it")
+        raise ValueError(f"output path {path} already exists: choose another, or remove it")
     return path
 
 
 def check_space(folder: Path, needed: int, what: str, *, name: str = "output folder", hint: str = "") -> None:
-    """Make sure, before any long work, that there is room for it.
+    """Check, before any long work, that a disk has enough space.
 
     Args:
-        folder: where; it must exist.
-        needed: bytes.
-        what: needs them, in the plural.
-        name: of the argument that chose the folder.
-        hint: another way out.
+        folder: existing folder to write to.
+        needed: bytes needed.
+        what: how the error refers to the output that needs the space.
+        name: how the error refers to the folder, such as the argument that chose it.
+        hint: end of the error message, such as another solution.
 
     Raises:
-        ValueError: there is less.
+        ValueError: the disk has less than `needed` bytes free.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ValueError(f"{name} {folder} has {free / 1e9:.2f} GB free, {what} need {needed / 1e9:.2f} GB{hint}")
+        has = f"{name} {folder} has {free / 1e9:.2f} GB free"
+        raise ValueError(f"{has}, but {needed / 1e9:.2f} GB is needed for {what}{hint}")
 
 
 @contextmanager
 def reserved_space(folder: str | Path, num_bytes: int, what: str) -> Iterator[None]:
-    """Keep room on the disk of `folder` while the block works, so that its result can be written when it is done.
+    """Reserve space on the disk of `folder` while the block runs, so that its result can be written afterwards.
 
-    The room is held by a file without a name, which goes with the process. Where the system cannot reserve room, it is
-    only checked.
+    An unnamed file holds the space and vanishes with the process. If the system cannot reserve space, it is only
+    checked.
 
     Raises:
-        ValueError: there is less.
+        ValueError: the disk has less than `num_bytes` free.
     """
     check_space(as_path(folder), num_bytes, what)
     with tempfile.TemporaryFile(dir=as_path(folder)) as held:
@@ -133,11 +133,11 @@ def reserved_space(folder: str | Path, num_bytes: int, what: str) -> Iterator[No
         try:
             yield
         finally:
-            held.truncate(0)  # a process forked meanwhile may still hold the file open
+            held.truncate(0)  # a process forked in the meantime may still hold the file open
 
 
 def allocate(file: IO[bytes], num_bytes: int) -> None:
-    """Reserve the first bytes of an open file on the disk, where the system can."""
+    """Reserve disk space for the first bytes of an open file, if the system supports it."""
     if not num_bytes or not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -149,10 +149,10 @@ def allocate(file: IO[bytes], num_bytes: int) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name; what the block writes there becomes `path` if it succeeds, and goes if it does not.
+    """Yield a temporary path for the block to write. It is renamed to `path` on success and removed on failure.
 
     Raises:
-        OSError: there is no room; the message names `path`, and what stood there before stays.
+        OSError: the disk is full. The message names `path`, which keeps its old content.
     """
     path = _resolved(check_writable(path))
     with _aside(path.parent, path.name, path) as folder:
@@ -164,10 +164,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder; if the block succeeds, its files move to `folder` together, replacing old ones.
+    """Yield a temporary folder; if the block succeeds, its files move to `folder` together and replace old ones.
 
     Raises:
-        OSError: there is no room; what stood in `folder` before stays.
+        OSError: the disk is full; `folder` keeps its old content.
     """
     folder = _resolved(check_writable(as_path(folder) / "file").parent)
     with _aside(folder, "files", folder) as temporary:
@@ -184,28 +184,28 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it becomes `path` if the block succeeds.
 
     Raises:
-        ValueError: `path` exists and is not an empty folder, before the block or after it: nothing is ever overwritten.
-        OSError: there is no room.
+        ValueError: `path` exists before or after the block and is not an empty folder; nothing is overwritten.
+        OSError: the disk is full.
     """
     path = _resolved(check_absent(path))
     with _aside(path.parent, path.name, path) as folder:
         yield folder
         settle(folder)
         with contextlib.suppress(OSError):
-            path.rmdir()  # an empty folder; Windows renames to no folder that exists
+            path.rmdir()  # an empty folder; Windows cannot rename over an existing one
         try:
             os.rename(folder, path)
         except OSError as error:
             if not path.exists():
                 raise
-            raise ValueError(f"output path {path} was written by another process meanwhile: choose another") from error
+            raise ValueError(f"another process has written output path {path}: choose another") from error
     _sync_folder(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text in UTF-8, whole or not at all."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a file's name that is no text
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # for undecodable file names
     return as_path(path)
 
 
@@ -215,29 +215,29 @@ def write_json(path: str | Path, content: Any) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """JSON of a file in any Unicode encoding.
+    """Read JSON from a file in any Unicode encoding.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON.
+        ValueError: the file is not JSON.
     """
     return json.loads(as_path(path).read_bytes())
 
 
 def sealed(record: dict[str, Any], digest: str = "") -> dict[str, Any]:
-    """A record with the checksum of itself and, by their `digest`, of the values that it stands beside."""
+    """Add a checksum to a record; it covers the record and `digest`, the checksum of the values that it describes."""
     text = digest + json.dumps(record, sort_keys=True)
     return record | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def sha256_of(path: Path) -> str:
-    """Checksum of a file's content."""
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_once(path: Path, compute: Callable[[], str]) -> str:
-    """The checksum of a file that `compute()` gives, once per process and state of the file."""
+    """The checksum of a file from `compute()`, called once per process and state of the file."""
     status = path.stat()
     state = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
     if state not in _digests:
@@ -247,7 +247,7 @@ def digest_once(path: Path, compute: Callable[[], str]) -> str:
 
 @contextmanager
 def disk_errors(target: Any) -> Iterator[None]:
-    """A full disk while `target` is written is one `OSError` that names it, whichever library met it."""
+    """Turn a full disk into one `OSError` that names `target`, whichever library was writing it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -256,13 +256,13 @@ def disk_errors(target: Any) -> Iterator[None]:
         if number not in NO_ROOM:
             raise
         raise OSError(
-            f"{target} could not be written ({os.strerror(number)}): free some space, or choose another place; "
-            "nothing is left half-written"
+            f"{target} could not be written ({os.strerror(number)}): free some space, or choose another path; "
+            "no partial output is left"
         ) from error
 
 
 def settle(folder: Path) -> None:
-    """Give everything in a folder the permissions that the umask gave the folder, and write it through to the disk."""
+    """Give everything in a folder the permissions that the umask gave the folder, and sync it to the disk."""
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
@@ -284,13 +284,13 @@ def _check_folder(path: Path) -> None:
 
 
 def _resolved(path: Path) -> Path:
-    """Where a link leads: the link itself is never replaced."""
+    """Resolve links, so that a link itself is never replaced."""
     return Path(os.path.realpath(path))
 
 
 @contextmanager
 def _aside(parent: Path, name: str, target: Path) -> Iterator[Path]:
-    """Yield an empty folder in `parent` that nobody else uses; it is removed at the end, whatever happened."""
+    """Yield a new empty folder in `parent`; it is always removed at the end."""
     prefix = f".{name[:50]}."
     _remove_leftovers(parent, prefix)
     with (
@@ -298,20 +298,20 @@ def _aside(parent: Path, name: str, target: Path) -> Iterator[Path]:
         disk_errors(target),
     ):
         folder = Path(outer) / "content"
-        folder.mkdir()  # unlike `outer`, with the permissions of the umask
+        folder.mkdir()  # unlike `outer`, it follows the umask
         yield folder
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
     for leftover in parent.glob(f"{glob.escape(prefix)}*.partial"):
-        with contextlib.suppress(OSError):  # its writer may just remove it
+        with contextlib.suppress(OSError):  # its writer may be removing it
             last_change = max(path.stat().st_mtime for path in [leftover, *leftover.rglob("*")])
             if time.time() - last_change > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder through to the disk, where the system can."""
+    """Sync the names in a folder to the disk, if the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -324,7 +324,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Be the only one who renames files into `folder`, where the system locks folders: sets of files never mix."""
+    """Lock `folder`, if the system can, so that sets of files renamed into it never mix."""
     if fcntl is None:
         yield
         return
@@ -338,14 +338,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def check_types(content: Any, kind: Any) -> None:
-    """Compare JSON with a type.
+    """Check that JSON content has a type.
 
     Args:
-        content: as `json.loads` returns it.
-        kind: a dataclass, a `TypedDict`, or any other type; further fields are allowed.
+        content: the result of `json.loads`.
+        kind: a dataclass, a `TypedDict`, or any other type; extra fields are allowed.
 
     Raises:
-        ValueError: a field is missing or has another type: which, and what it holds.
+        ValueError: a field is missing or has another type; the message names the field and shows its value.
     """
     try:
         TypeAdapter(kind).validate_json(json.dumps(content), strict=True)

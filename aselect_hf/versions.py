@@ -1,4 +1,4 @@
-"""Hardware and versions that decide a number's last digits, for reports."""
+"""Hardware and package versions for reports, because they affect the last digits of results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 FLOAT16 = {"avx512_fp16", "amx_fp16", "asimdhp"}
-"""Instructions of x86 and Arm processors that compute in a precision; the system names them so."""
+"""Names by which the system lists x86 and Arm instructions for a precision."""
 PACKAGES = ("aselect-hf", "torch", "transformers", "diffusers", "scikit-learn", "numpy")
 
 
 def installed_versions() -> dict[str, str]:
-    """Python and the packages that compute, by name."""
+    """Versions of Python and of the packages that compute results, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -28,7 +28,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor or GPU behind a device, in words; of a processor also the instructions that torch uses."""
+    """Describe the processor or GPU of a device; for a processor, also the instructions that torch uses."""
     if device.type == "cpu":
         bfloat16 = ", bf16 instructions" if BFLOAT16 & _cpu_flags() else ""
         return f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{bfloat16}"
@@ -36,19 +36,19 @@ def hardware(device: torch.device) -> str:
 
 
 def slow_precision(device: torch.device, precision: str, instead: str) -> str | None:
-    """A warning where a processor only emulates a 16-bit precision; `None` where it does not, or cannot be asked.
+    """A warning if the processor only emulates a 16-bit precision; `None` if it does not or this is unknown.
 
     Args:
-        precision: `"bf16"` or `"bfloat16"`, `"fp16"` or `"float16"`, or any other.
-        instead: option that gives float32.
+        precision: `"bf16"` or `"bfloat16"`, `"fp16"` or `"float16"`; other names give `None`.
+        instead: the option that selects float32, for the warning.
     """
     instructions = {"bf16": BFLOAT16, "bfloat16": BFLOAT16, "fp16": FLOAT16, "float16": FLOAT16}.get(precision)
     flags = _cpu_flags()
     if device.type != "cpu" or instructions is None or not flags or instructions & flags:
         return None
     return (
-        f"{precision} on this processor ({_processor()}) is several times slower than float32: it has no instructions "
-        f"for it; use {instead}"
+        f"{precision} on this processor ({_processor()}) is several times slower than float32, because the processor "
+        f"has no instructions for it; use {instead}"
     )
 
 
@@ -57,12 +57,12 @@ def _processor() -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Instructions of the processor, as Linux names them: of x86, or else of Arm; empty on other systems."""
+    """Instructions of an x86 or Arm processor by their Linux names; empty on other systems."""
     return set((_cpu_info("flags") or _cpu_info("Features") or "").split())
 
 
 def _cpu_info(field: str) -> str | None:
-    """A field of the first processor, on Linux."""
+    """A field of the first processor's description on Linux; `None` on other systems."""
     if not CPU_INFO.is_file():
         return None
     lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()

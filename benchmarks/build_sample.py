@@ -2,10 +2,10 @@
 
     python -m benchmarks.build_sample IDX_DIR --pretrain_dir runs/fashion-mnist-data
 
-`IDX_DIR` holds the four `*-ubyte.gz` files of github.com/zalandoresearch/fashion-mnist. Writes
-`aselect_hf/sample/data/{train,validation,test}.parquet` (4,000 + 1,000 images of the training split, 2,000 of the test
-split, drawn class by class with seed 0) and, for pretraining, all 60,000 training images. Links the code of the model
-into `aselect_hf/sample/model`.
+`IDX_DIR` holds the four `*-ubyte.gz` files of github.com/zalandoresearch/fashion-mnist. The command writes
+`aselect_hf/sample/data/{train,validation,test}.parquet` (4,000 + 1,000 images of the training split and 2,000 of the
+test split, drawn class by class with seed 0) and, for pretraining, all 60,000 training images. It also links the code
+of the model into `aselect_hf/sample/model`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def to_dataset(images: np.ndarray, labels: np.ndarray) -> datasets.Dataset:
 
 
 def draw(labels: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
-    """Disjoint, class-balanced index sets of the sizes asked for, shuffled."""
+    """Draw disjoint, class-balanced, shuffled sets of indices with the given sizes."""
     generator = np.random.default_rng(seed)
     by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in range(len(CLASSES))]
     drawn, start = {}, 0
@@ -52,7 +52,7 @@ def draw(labels: np.ndarray, sizes: dict[str, int], seed: int = 0) -> dict[str, 
 
 
 def carry_code(folder: Path) -> None:
-    """Links to the code beside the weights: with it, `trust_remote_code=True` loads the folder without the package."""
+    """Link the code beside the weights, so that `trust_remote_code=True` loads the folder without the package."""
     for file in sorted((folder.parents[1] / "modeling").glob("*.py")):
         link = folder / file.name
         if file.name != "__init__.py" and not link.exists():
@@ -61,7 +61,7 @@ def carry_code(folder: Path) -> None:
 
 def main(
     idx_dir: Annotated[Path, typer.Argument(help="Folder with the four *-ubyte.gz files.")],
-    pretrain_dir: Annotated[Path, typer.Option(help="Where to write the 60,000 pretraining images.")],
+    pretrain_dir: Annotated[Path, typer.Option(help="Folder to write the 60,000 pretraining images to.")],
 ) -> None:
     images, labels = read_idx(idx_dir, "train")
     test_images, test_labels = read_idx(idx_dir, "t10k")

@@ -2,11 +2,12 @@
 
     python -m benchmarks.input_pipeline
 
-Protocol. Loading: images a second of decoding and preprocessing alone, by number of worker processes, against images a
-second of the model that reads them: the sample model on the sample (28 pixels, PNG), and a small `AutoencoderKL` with a
-6-block DiT behind it on 256 x 256 pixels, from RGB JPEG files of smoothed noise. Latent cache: a frozen backbone's
-first epoch over those files encodes every image (`cached_latents`), a later one finds and reads them all; both without
-the DiT and the head. Wall-clock seconds, best of `--repeats`; writes `benchmarks/results/input-pipeline.json`.
+Protocol. Loading: images per second of decoding and preprocessing alone, by number of worker processes, compared with
+images per second of the model that reads them. The models are the sample model on the sample (28 pixels, PNG), and a
+small `AutoencoderKL` with a 6-block DiT on 256 x 256 pixels, from RGB JPEG files of smoothed noise. Latent cache: in a
+frozen backbone's first epoch over those files, `cached_latents` encodes every image; in later epochs it reads them all.
+Both times exclude the DiT and the head. Times are wall-clock seconds, the best of `--repeats`. The command writes
+`benchmarks/results/input-pipeline.json`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ BATCH = 32
 
 
 def photos(folder: Path, count: int) -> ImageData:
-    """JPEG files of 320 x 280 pixels: noise smoothed at two scales, about as many bytes as a photograph."""
+    """Write JPEG files of 320 x 280 pixels: noise smoothed at two scales, about as large as photographs."""
     rng = np.random.default_rng(0)
     for index in range(count):
         noise = Image.fromarray(rng.integers(0, 256, (280, 320, 3), dtype=np.uint8))
@@ -58,7 +59,7 @@ def photos(folder: Path, count: int) -> ImageData:
 
 
 def best_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """The shortest of some runs."""
+    """Seconds of the fastest run."""
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -70,7 +71,7 @@ def best_seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def rates(model: ASelectDiTModel, data: ImageData, workers: list[int], repeats: int) -> dict[str, Any]:
-    """Images a second: loading by number of workers, and the model on what was loaded."""
+    """Images per second of loading, by number of workers, and of the model on loaded images."""
     loading = {
         str(number): len(data)
         / best_seconds(lambda n=number: list(data.batches(model.config, BATCH, num_workers=n)), repeats)
@@ -88,7 +89,7 @@ def rates(model: ASelectDiTModel, data: ImageData, workers: list[int], repeats: 
 
 
 def latent_cache(model: ASelectDiTModel, data: ImageData, repeats: int) -> dict[str, float]:
-    """Seconds of the first epoch (encoding) and of a later one (reading), and their ratio."""
+    """Seconds of the first epoch (encoding) and of a later epoch (reading), and their ratio."""
     order = np.random.default_rng(0).permutation(len(data))
 
     def epoch(folder: str) -> None:
@@ -104,7 +105,7 @@ def latent_cache(model: ASelectDiTModel, data: ImageData, repeats: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256, help="JPEG files to make")
+    parser.add_argument("--images", type=int, default=256, help="number of JPEG files to make")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of worker processes to try")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

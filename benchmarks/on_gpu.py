@@ -1,27 +1,27 @@
-"""Everything that needs a GPU, in one command of a few minutes; a kill loses nothing that was measured before it.
+"""Everything that needs a GPU, in one command of a few minutes. If it is killed, earlier measurements are kept.
 
     python -m benchmarks.build_cifar10 package data/cifar10-small --num_train 16000 --num_validation 2000 --format webp
     python -m benchmarks.on_gpu --data data/cifar10-small --output_dir runs/on-gpu
     python -m benchmarks.on_gpu --cpu --tiny
     python -m benchmarks.on_gpu --report runs/on-gpu/on-gpu.json
 
-Where packages are older or missing and nothing can be fetched, carry them: `pip install --no-deps --target site` the
-versions of `constraints.txt` that the machine lacks, pack the folder (`tar cJf`, a third of the wheels' size), unpack
-it there and put it first in `PYTHONPATH`.
+If packages are old or missing on a machine without a network, prepare a folder: `pip install --no-deps --target site`
+with the versions of `constraints.txt` that the machine lacks. Pack the folder (`tar cJf`, a third of the wheels' size),
+unpack it there, and put it first in `PYTHONPATH`.
 
-Stages, each with its own time, those that come late with what the early ones left:
+Each stage has its own time limit; `train` and `curve` also use the time that earlier stages leave:
 
     environment   card, driver, versions
-    tests         `tests/cuda`, in a process of their own
-    throughput    images per second against diffusers and a plain ViT, and peak memory
-    attention     every kernel of attention, with and without `torch.compile`
-    batch_size    what HFR finds by itself, on the whole card and on little memory, and its speed
-    train         DiT-S/2, class-conditional, in pixel space, by the package's `pretrain`; beside it a bare loop
-    curve         probes of that DiT at 20 timesteps, stored and fresh noise, and what every rule picks
+    tests         `tests/cuda`, in their own process
+    throughput    images per second compared with diffusers and a plain ViT, and peak memory
+    attention     all attention kernels, with and without `torch.compile`
+    batch_size    automatic batch size of HFR with all and with little memory, and its speed
+    train         DiT-S/2, class-conditional, in pixel space, by the package's `pretrain`, compared with a bare loop
+    curve         probes of that DiT at 20 timesteps with stored and fresh noise, and the picks of every rule
 
-The results are in `OUTPUT_DIR/on-gpu.json`, written after every number; `--report` copies them to
-`benchmarks/results/on-gpu-<card>.json`, writes their tables beside it and prints them. The trained weights in float16
-are in `SCRATCH/checkpoint`.
+`OUTPUT_DIR/on-gpu.json` holds the results and is written after every number. `--report` copies them to
+`benchmarks/results/on-gpu-<card>.json`, writes their tables beside it and prints them. `SCRATCH/checkpoint` holds the
+trained weights in float16.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TAIL = 6000
 
 
 def environment(stage: Stage) -> None:
-    """What the numbers depend on."""
+    """Everything that the numbers depend on: hardware and versions."""
     stage.note("hardware", hardware(stage.device))
     stage.note("processors", os.cpu_count())
     stage.note("versions", installed_versions())
@@ -72,7 +72,7 @@ def environment(stage: Stage) -> None:
 
 
 def tests(stage: Stage) -> None:
-    """pytest in a process of its own: what crashes the GPU there leaves the rest alone."""
+    """Run pytest in its own process, so that a crash of the GPU there does not affect other stages."""
     variables = os.environ | {"ASELECT_TEST_DEVICE": stage.device.type, "PYTHONUNBUFFERED": "1"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "--tb=short", "-p", "no:cacheprovider", "tests/cuda"]
@@ -103,11 +103,11 @@ STAGES: dict[str, tuple[Callable[[Stage], None], float]] = {
     "train": (train, 110),
     "curve": (curve, 100),
 }
-"""Each with its seconds: more for `train`, if the stages before it leave some."""
+"""Stages with their seconds; `train` and `curve` get more if earlier stages leave time."""
 
 
 def run_stages(setting: Setting, names: list[str], ends: float) -> None:
-    """One after another. A stage may take its own seconds, `train` all that those after it do not need."""
+    """Run the stages in order. `train` and `curve` may take all the time that later stages do not need."""
     for place, name in enumerate(names):
         function, seconds = STAGES[name]
         later = sum(STAGES[other][1] for other in names[place + 1 :])
@@ -128,7 +128,7 @@ def run_stages(setting: Setting, names: list[str], ends: float) -> None:
 
 
 def tiny_data(folder: Path) -> Path:
-    """Noise in three brightnesses, as parquet files."""
+    """Write noise of three brightnesses as parquet files."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 48), ("validation", 24)):
         labels = [index % 3 for index in range(count)]
@@ -141,7 +141,7 @@ def tiny_data(folder: Path) -> Path:
 
 
 def report(path: Path) -> None:
-    """Copy results to where they are kept, by the name of the card, and print their tables."""
+    """Copy results to `RESULTS` under the name of the card, and print their tables."""
     results = read_json(path)
     card = re.sub(r"[^a-z0-9]+", "-", results["environment"]["hardware"].lower()).strip("-")
     text = markdown(results)
@@ -154,12 +154,12 @@ def report(path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=[*STAGES])
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all of it; default %(default)s")
-    parser.add_argument("--data", type=Path, help="folder with train and validation images; --tiny makes its own")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all stages (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="folder with train and validation images (--tiny makes its own)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/on-gpu"))
-    parser.add_argument("--scratch", type=Path, help="for checkpoints and caches; default OUTPUT_DIR/scratch")
-    parser.add_argument("--cpu", action="store_true", help="run on the CPU, to try the command")
-    parser.add_argument("--tiny", action="store_true", help="small networks and few images: seconds, no results")
+    parser.add_argument("--scratch", type=Path, help="folder for checkpoints and caches (default: OUTPUT_DIR/scratch)")
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU to try the command")
+    parser.add_argument("--tiny", action="store_true", help="use small networks and few images, for a quick try")
     parser.add_argument("--report", type=Path, metavar="JSON", help="print the tables of a run and keep its results")
     arguments = parser.parse_args(argv)
     if arguments.report:
@@ -167,12 +167,12 @@ def main(argv: list[str] | None = None) -> None:
         return
     ends = time.perf_counter() + 60 * arguments.minutes
     if not arguments.cpu and not torch.cuda.is_available():
-        parser.error("no GPU is here: give --cpu --tiny to try the command")
+        parser.error("no GPU was found: pass --cpu --tiny to try the command")
     scratch = arguments.scratch or arguments.output_dir / "scratch"
     data = arguments.data or (tiny_data(scratch / "data") if arguments.tiny else None)
     if data is None and {"train", "curve"} & set(arguments.stages):
         parser.error("the stages train and curve need --data")
-    diffusers.utils.logging.set_verbosity_error()  # it warns about every cast
+    diffusers.utils.logging.set_verbosity_error()  # diffusers warns about every cast
     device = torch.device("cpu" if arguments.cpu else "cuda")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     setting = Setting(device, arguments.tiny, data or Path(), arguments.output_dir, scratch)

@@ -1,15 +1,15 @@
-"""What choosing a timestep costs: exhaustive search against HFR, and HFR against its cheaper variants.
+"""Cost of choosing a timestep: exhaustive search compared with HFR, and HFR with its cheaper variants.
 
     python -m benchmarks.selection_cost --model sample --data sample
 
-Protocol. One process, one after another: grid search over the default candidates (every training and validation image
-encoded, run and pooled at every candidate, a linear probe at each), then `select_timestep(method="hfr")` and its
-variants. `seconds` are wall-clock, `cpu_seconds` those of all threads of this process: compare the latter on a machine
-that does other work. `regret` is the validation accuracy that the grid found at its best timestep minus that at the
-pick, in points. Bootstrap: the images of the full sweep are drawn again with replacement (100 times, seeded);
-counted is how often a variant picks, from the same draw, what the full sweep picks (`same_as_full`), and how often its
-pick is that of the full sweep on the original images (`stable`). FLOPs of DiT-XL/2 are counted, not run: 20
-candidates, 256 pixels, 50,000 + 10,000 images. Writes `benchmarks/results/selection-cost-<model>-<data>.json`.
+Protocol. All runs are in one process, one after another: first a grid search over the default candidates (it encodes,
+runs and pools every training and validation image at every candidate and fits a linear probe to each), then
+`select_timestep(method="hfr")` and its variants. `seconds` are wall-clock time; `cpu_seconds` sum all threads of this
+process and are the ones to compare if the machine does other work. `regret` is the grid's validation accuracy at its
+best timestep minus that at the pick, in points. Bootstrap: the images of the full sweep are drawn with replacement
+(100 times, seeded). `same_as_full` is how often a variant picks the same as the full sweep on the same draw; `stable`
+is how often it picks the same as the full sweep on the original images. FLOPs of DiT-XL/2 are counted without a run,
+for 20 candidates, 256 pixels, 50,000 + 10,000 images. Writes `benchmarks/results/selection-cost-<model>-<data>.json`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ XL_IMAGES, XL_TIMESTEPS, XL_FEATURE = 60_000, 20, "blocks.13.hidden"
 
 
 def timed(*arguments: Any, **options: Any) -> tuple[TimestepSelection, dict[str, float]]:
-    """A selection, with wall-clock and processor seconds."""
+    """A selection with its wall-clock and processor seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     selection = select_timestep(*arguments, **options)
     return selection, {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
@@ -65,7 +65,7 @@ def row(name: str, selection: TimestepSelection, seconds: dict[str, float], grid
 
 
 def bootstrap(full: TimestepSelection, repetitions: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Shares of draws, in [0, 1], and the mean share of scores that a variant looked at."""
+    """Shares of draws in [0, 1], and the mean share of scores that a variant computes."""
     values = np.array(full.per_image_scores)
     count, num = values.shape
     rng = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def bootstrap(full: TimestepSelection, repetitions: int, seed: int = 0) -> dict[
 
 
 def count_xl() -> dict[str, Any]:
-    """FLOPs of choosing for DiT-XL/2: of the grid, run to the end or to the feature's block, and of HFR."""
+    """FLOPs of choosing for DiT-XL/2: by a grid that runs the whole network or stops after the feature, and by HFR."""
     config = ASelectDiTConfig(
         hidden_size=1152, num_hidden_layers=28, num_attention_heads=16, patch_size=2, sample_size=32, num_channels=4,
         num_condition_classes=1000, vae_config=SD_VAE, feature=XL_FEATURE,
@@ -109,7 +109,7 @@ def count_xl() -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], draws: dict[str, dict[str, float]]) -> str:
-    """The rows in Markdown, costs as shares of the grid's."""
+    """The rows in Markdown, with costs as shares of the grid's."""
     columns = ("strategy", "t", "regret", "images", "passes", "FLOPs", "seconds", "CPU seconds", "same pick", "stable")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     grid = rows[0]
@@ -128,11 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sample", help="checkpoint: folder, Hub id or 'sample'")
     parser.add_argument("--data", default="sample", help="data set with the splits train and validation")
-    parser.add_argument("--num_images", type=int, default=64, help="for HFR")
+    parser.add_argument("--num_images", type=int, default=64, help="number of images for HFR")
     parser.add_argument("--timesteps", type=int, default=20, help="number of candidates")
-    parser.add_argument("--max_samples", type=int, help="use only so many images of each split for the grid")
-    parser.add_argument("--features", nargs="*", default=[], help="further features for the bootstrap")
-    parser.add_argument("--repetitions", type=int, default=100, help="of the bootstrap")
+    parser.add_argument("--max_samples", type=int, help="maximum number of images of each split for the grid")
+    parser.add_argument("--features", nargs="*", default=[], help="additional features for the bootstrap")
+    parser.add_argument("--repetitions", type=int, default=100, help="repetitions of the bootstrap")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
 

@@ -1,13 +1,14 @@
-"""The four strategies on classification and segmentation: every row is a run of a training script.
+"""Compare four strategies on classification and segmentation; every row is a run of a training script.
 
     python -m benchmarks.strategies --name fashion-mnist --task classify --model sample --data sample
     python -m benchmarks.strategies --name fashion-mnist --task segment --model sample --data sample
     python -m benchmarks.strategies --name nuclei --task segment --model runs/nuclei-dit --data data/nuclei/tiles
 
-Protocol: frozen backbone; the timestep is chosen on training images (grid search also sees validation), one of ten
-linear heads on validation; the test split is scored once a run; mean and standard deviation over seeds, which change
-the image sample of HFR, the order of images, the heads' initialization and the gate's visits.
-Writes `benchmarks/results/strategies-<name>-<task>.json` and prints the table. Finished runs are kept and not repeated.
+Protocol. The backbone is frozen. The timestep is chosen on training images (grid search also sees validation images),
+and one of ten linear heads is chosen on the validation split. The test split is scored once per run. Results are mean
+and standard deviation over seeds, which change the image sample of HFR, the order of images, the heads' initialization
+and the gate's visits. Finished runs are kept and not repeated. The command prints the table and writes
+`benchmarks/results/strategies-<name>-<task>.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ METRICS = {"classify": "accuracy", "segment": "mean_iou"}
 
 
 def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, Any]:
-    """The `results.json` of one run."""
+    """Content of the `results.json` of one run, which is started if it is absent."""
     output_dir = arguments.runs / f"{arguments.name}-{arguments.task}-{strategy}-{seed}"
     if not (output_dir / "results.json").is_file():
         command = [
@@ -46,8 +47,8 @@ def run(arguments: argparse.Namespace, strategy: str, seed: int) -> dict[str, An
     return read_json(output_dir / "results.json")
 
 
-def summarise(strategy: str, runs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Mean and deviation over the seeds of one strategy."""
+def summarize(strategy: str, runs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds of one strategy."""
     row: dict[str, Any] = {"strategy": strategy, "timesteps": [each["timestep"] for each in runs]}
     for split in ("validation", "test"):
         values = [each[split][metric] for each in runs]
@@ -61,7 +62,7 @@ def summarise(strategy: str, runs: list[dict[str, Any]], metric: str) -> dict[st
 
 
 def table(rows: list[dict[str, Any]], metric: str) -> str:
-    """The rows in Markdown; FLOPs of choosing as a share of the grid's."""
+    """The rows in Markdown, with FLOPs of choosing as shares of the grid's."""
     grid = next((row["selection"]["flops"] for row in rows if row["strategy"] == "grid"), 0.0)
     name = metric.replace("_", " ")
     columns = ("strategy", "t (by seed)", f"validation {name}", f"test {name}", "passes", "seconds", "FLOPs to choose")
@@ -83,7 +84,7 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="of the data, for file names")
+    parser.add_argument("--name", required=True, help="name of the data in file names")
     parser.add_argument("--task", choices=METRICS, required=True)
     parser.add_argument("--model", required=True, help="checkpoint: folder, Hub id or 'sample'")
     parser.add_argument("--data", required=True, help="data set with the splits train, validation and test")
@@ -95,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     metric = METRICS[arguments.task]
     runs = {name: [run(arguments, name, seed) for seed in range(arguments.seeds)] for name in STRATEGIES}
-    rows = [summarise(name, each, metric) for name, each in runs.items()]
+    rows = [summarize(name, each, metric) for name, each in runs.items()]
     content = {
         "model": Path(arguments.model).name,
         "data": Path(arguments.data).name,

@@ -3,9 +3,9 @@
     python -m benchmarks.throughput
     python -m benchmarks.throughput --sizes XL/2 --batch_sizes 8 --dtypes float32 --no-pixels --device cpu
 
-256 x 256 pixels: 32 x 32 x 4 latents of the VAE of Stable Diffusion. Protocol: `aselect_hf/benchmark/`; the same
-numbers for a model of your own: `aselect benchmark MODEL`. Writes `benchmarks/results/throughput-<device>.json` and
-`.md` after every size and dtype, and prints the table.
+Images have 256 x 256 pixels, or 32 x 32 x 4 latents of Stable Diffusion's VAE. For the protocol, see
+`aselect_hf/speed/__init__.py`. `aselect benchmark MODEL` gives the same numbers for your own model. The command writes
+`benchmarks/results/throughput-<device>.json` and `.md` after every size and dtype, and prints the table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SD_VAE: dict[str, Any] = {
 
 @torch.no_grad()
 def random_model(config: ASelectDiTConfig, seed: int = 0) -> ASelectDiTModel:
-    """A DiT none of whose parts is zero: adaLN-Zero starts as the identity, which would hide a wrong feature."""
+    """A DiT without zero weights; a fresh one (adaLN-Zero) is the identity, which would hide a wrong feature."""
     torch.manual_seed(seed)
     model = ASelectDiTModel(config)
     for module in model.modules():
@@ -49,16 +49,16 @@ def random_model(config: ASelectDiTConfig, seed: int = 0) -> ASelectDiTModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["S/2", "B/2", "XL/2"], help="presets, without their 'DiT-'")
+    parser.add_argument("--sizes", nargs="+", default=["S/2", "B/2", "XL/2"], help="presets, without the prefix 'DiT-'")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=BATCH_SIZES)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="float16 too")
-    parser.add_argument("--pixels", action=argparse.BooleanOptionalAction, default=True, help="also from pixels")
-    parser.add_argument("--rounds", type=int, default=MAX_ROUNDS, help="at most, per batch size")
-    parser.add_argument("--max_seconds", type=float, default=MAX_SECONDS, help="for all contenders at a batch size")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="float16 is accepted too")
+    parser.add_argument("--pixels", action=argparse.BooleanOptionalAction, default=True, help="also start from pixels")
+    parser.add_argument("--rounds", type=int, default=MAX_ROUNDS, help="maximum per batch size")
+    parser.add_argument("--max_seconds", type=float, default=MAX_SECONDS, help="for all contenders per batch size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="default benchmarks/results/throughput-<device>.json")
+    parser.add_argument("--output", type=Path, help="(default: benchmarks/results/throughput-<device>.json)")
     arguments = parser.parse_args()
-    diffusers.utils.logging.set_verbosity_error()  # it warns about every cast
+    diffusers.utils.logging.set_verbosity_error()  # diffusers warns about every cast
     device = torch.device(arguments.device)
     output = arguments.output or RESULTS / f"throughput-{device.type}.json"
     whole = Benchmark([], [], describe_protocol(device, arguments.rounds, arguments.max_seconds))

@@ -1,16 +1,15 @@
-"""What an `AutoencoderTiny` in place of the `AutoencoderKL` does to features, and to probes on them.
+"""Effect of an `AutoencoderTiny`, in place of the `AutoencoderKL`, on features and on probes of them.
 
     python -m benchmarks.tiny_autoencoder data/cifar10        # see build_cifar10
 
-The published pair (the SD-VAE and TAESD, which was distilled from it) cannot be had without a network, so the same is
-made in small, from scratch, on 32 x 32 images: an `AutoencoderKL` of 16 x 16 x 4 latents (L1 + KL), an encoder of
-`AutoencoderTiny`'s architecture distilled from its posterior means, and a DiT on the latents. Then the DiT's features
-are compared, image for image, with either encoder before it: cosine similarity of tokens, and the validation accuracy
-of a linear probe that was trained on features of the same encoder, or on those of the KL encoder. The KL encoder in
-bfloat16 is a third.
+The published pair (the SD-VAE, and TAESD, which was distilled from it) needs a download. This benchmark trains a small
+pair from scratch instead, on 32 x 32 images: an `AutoencoderKL` of 16 x 16 x 4 latents (L1 + KL), an encoder of
+`AutoencoderTiny`'s architecture distilled from its posterior means, and a DiT on the latents. It then compares the
+DiT's features with either encoder, image by image: cosine similarity of tokens, and validation accuracy of a linear
+probe trained on features of the same encoder or of the KL encoder. The KL encoder in bfloat16 is the third encoder.
 
 Protocol: all three networks train on the first 40,000 training images (400 steps of 32 for the autoencoders, 1,000 of
-64 for the DiT), probes on 2,000 of the others, 1,000 more validate; seed 0.
+64 for the DiT); probes train on 2,000 of the other images and are validated on 1,000 more; seed 0.
 Writes `benchmarks/results/tiny-autoencoder.json` and prints the table.
 """
 
@@ -49,7 +48,7 @@ def train(
     name: str, parameters: Iterator[torch.nn.Parameter], loss_of: Callable[[torch.Tensor], torch.Tensor], steps: int,
     batch_size: int, count: int = TRAIN,
 ) -> float:  # fmt: skip
-    """AdamW in bfloat16 with a linear decay; the mean loss of the last hundred steps."""
+    """Train with AdamW in bfloat16 with linear decay; return the mean loss of the last hundred steps."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     losses = []
@@ -65,7 +64,7 @@ def train(
 
 
 def build_autoencoders(pixels: torch.Tensor, steps: int) -> tuple[AutoencoderKL, AutoencoderTiny, dict[str, float]]:
-    """The pair, both trained; the KL one scaled so that its latents have a deviation of 1."""
+    """Train the pair; the KL encoder's latents are scaled to a standard deviation of 1."""
     kl = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=1.0, **KL
     )
@@ -114,7 +113,7 @@ def build_dit(latents: torch.Tensor, steps: int) -> tuple[ASelectDiTModel, float
 
 @torch.no_grad()
 def features_of(model: ASelectDiTModel, pixels: torch.Tensor) -> torch.Tensor:
-    """`(images, timesteps, tokens, width)` float16."""
+    """Features `(images, timesteps, tokens, width)`, float16."""
     batches = tqdm(pixels.split(100), desc="features", unit="batch")
     found = [model.extract_features(batch, timesteps=TIMESTEPS)[FEATURE].float().half() for batch in batches]
     return torch.cat(found)
@@ -168,7 +167,7 @@ def main() -> None:
 
 
 def compare(reference: torch.Tensor, other: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
-    """Of `other` features `(images, tokens, width)` against those of the KL encoder."""
+    """Compare `other` features `(images, tokens, width)` with those of the KL encoder."""
     cosine = F.cosine_similarity(reference.float(), other.float(), dim=-1).mean().item()
     pooled = {name: each.float().mean(dim=1).numpy() for name, each in (("reference", reference), ("other", other))}
     train_labels, truth = labels[:PROBE], labels[PROBE : PROBE + VALIDATION]

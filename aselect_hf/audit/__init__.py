@@ -1,6 +1,7 @@
 """Check a chosen timestep on your own model and images, and say in one sentence whether to trust it."""
 
-from aselect_hf.audit.audit import NUM_AUDITED, audit_timestep
+from aselect_hf.audit.audit import audit_timestep
+from aselect_hf.audit.curves import NUM_AUDITED
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.verdicts import (
     DO_NOT_TRUST,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_regret, unpaired_deviations
+from aselect_hf.audit.curves import (
+    NUM_AUDITED,
+    Curves,
+    audited_timesteps,
+    compared_curves,
+    rank_correlation,
+    regret_by,
+)
+from aselect_hf.audit.regret import Regret, best_exceeds
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.suspicions import (
     doubt_of_agreement,
@@ -23,16 +29,11 @@ from aselect_hf.audit.verdicts import FEW_LABELED, TOLERANCE, VERDICTS, judge_by
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
-from aselect_hf.selection import AUTO, RULES, TimestepSelection, default_timesteps, select_timestep
+from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
 from aselect_hf.selection.rule import WITHOUT_LABELS
 from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
 from aselect_hf.selection.samples import LEAST_PER_CLASS
-
-NUM_AUDITED = 1000
-"""Labeled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
-LEAST_CURVE = 3
-"""Timesteps that two rules must both have scored, for their curves to be compared."""
 
 
 def audit_timestep(
@@ -102,7 +103,7 @@ def audit_timestep(
         picked = select_timestep(model, data, method=method, **run_picked, **options)
     run["feature"] = picked.feature
     grid = audited_timesteps(model, picked, timesteps)
-    curves = _curves(model, data, picked, grid, labeled, num_images, pool_size, run)
+    curves = compared_curves(model, data, picked, grid, labeled, num_images, pool_size, run)
     checked = curves.checked
     shares = shares_of_picks(picked, grid, seed)
     warnings += warn_of_pick(curves.hfr, picked, curves.name, shares)
@@ -137,24 +138,6 @@ def audit_timestep(
     )
 
 
-@dataclass
-class _Curves:
-    """The selections that an audit compares.
-
-    Args:
-        name: of the rule that picked, see `Audit.method`.
-        rule: the one that checks.
-        grid: timesteps of the curves of HFR and of the check.
-    """
-
-    name: str
-    rule: str
-    grid: list[int]
-    hfr: TimestepSelection
-    picked: TimestepSelection
-    checked: TimestepSelection
-
-
 def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> tuple[ImageData, bool, list[str]]:
     """A sample of the images, whether they are labeled (with classes or masks), and a warning of what is left out."""
     data, warnings = ImageData.of(images, num_images), []
@@ -165,32 +148,6 @@ def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> t
         data = data.labelled()
     data = data.sample(num_images, seed, per_class=LEAST_PER_CLASS if labeled else 0)
     return data.readable(on_error), labeled, warnings
-
-
-def _curves(
-    model: NoisyBackbone,
-    data: ImageData,
-    picked: TimestepSelection,
-    grid: list[int],
-    labeled: bool,
-    num_images: int | None,
-    pool_size: int,
-    run: dict[str, Any],
-) -> _Curves:
-    """HFR's curve and that of the rule that checks, over the grid; each is run unless it is the pick's own."""
-    run = run | {"timesteps": grid, "num_images": num_images}
-    name = rule_name(picked, grid)
-    hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
-    rule = "ridge" if labeled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
-    if rule == "hfr":
-        checked = hfr
-    elif rule == name and picked.timesteps == grid:
-        checked = picked
-    else:
-        if labeled:
-            run["num_images"] = num_images or NUM_AUDITED
-        checked = select_timestep(model, data, method=rule, pool_size=pool_size, **run)
-    return _Curves(name, rule, grid, hfr, picked, checked)
 
 
 def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[float | None, bool]:
@@ -204,7 +161,7 @@ def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[flo
 
 
 def _judge_with_labels(
-    curves: _Curves, regret: Regret, tolerance: float, informative: bool, seed: int
+    curves: Curves, regret: Regret, tolerance: float, informative: bool, seed: int
 ) -> tuple[str, str]:
     """Verdict and sentence by the probe, of the worst of the timesteps that rounding may give."""
     picked, checked, grid = curves.picked, curves.checked, curves.grid
@@ -232,54 +189,3 @@ def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: boo
     if checked.method == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
         warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
     return warnings
-
-
-def audited_timesteps(
-    model: NoisyBackbone, picked: TimestepSelection, timesteps: Sequence[int] | int | None
-) -> list[int]:
-    """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
-
-    Raises:
-        ValueError: they are fewer than 2.
-    """
-    grid = set(picked.timesteps) | {picked.timestep}
-    if not picked.scored_all:
-        schedule = model.noise_schedule
-        if timesteps is None:
-            grid |= set(default_timesteps(schedule))
-        else:
-            grid |= set(default_timesteps(schedule, timesteps) if isinstance(timesteps, int) else timesteps)
-    if len(grid) < 2:
-        raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
-    return sorted(grid)
-
-
-def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
-    """See `Audit.method`."""
-    if picked.method != "hfr":
-        return picked.method
-    if not picked.options.get("noise_correction", True):
-        return "hfr, uncorrected"
-    return "hfr" if picked.timesteps == grid and picked.scored_all else "hfr, searched"
-
-
-def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
-    """Regret of the pick by another rule's curve; paired where that rule scores single images."""
-    if checked.per_image_scores is None:
-        deviations = unpaired_deviations(checked.standard_errors, pick, seed)
-        return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
-    outcomes = np.array(checked.per_image_scores)
-    span = float(np.ptp(outcomes)) if checked.method == "hfr" else 1.0
-    return paired_regret(checked.timesteps, outcomes, pick, seed, span)
-
-
-def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float | None:
-    """Spearman's, from -1 to 1, over timesteps that both scored; 0 of a constant curve, `None` of fewer than 3."""
-    curves = [dict(zip(each.timesteps, each.scores, strict=False)) for each in (one, other)]
-    common = sorted(set(curves[0]) & set(curves[1]))
-    if len(common) < LEAST_CURVE:
-        return None
-    first, second = ([curve[t] for t in common] for curve in curves)
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(spearmanr(first, second).statistic)

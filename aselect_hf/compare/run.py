@@ -69,33 +69,22 @@ def compare_strategies(
         ValueError: an argument is wrong, see `check_strategies`; and as `select_timestep`.
     """
     check_strategies(strategies, strategy_options or {}, feature)
-    if missing := [name for name in SPLITS if name not in splits]:
-        raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
-    for name in SPLITS:
-        if splits[name].labels is None:
-            raise ValueError(f"compare needs labels; {name} has none: {splits[name].no_labels}")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-    splits = share_classes({name: splits[name] for name in SPLITS})
-    run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+    splits = _checked_splits(splits)
+    run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
     chosen["grid"] = {"probe": probe, "pool_size": pool_size, "task": CLASSIFICATION.name} | chosen.get("grid", {})
     rows: list[ComparisonRow] = []
-    scored: dict[int, tuple[float, list[float]]] = {}
+    scored: dict[tuple[str, int], tuple[float, list[float]]] = {}
     for strategy in strategies:
-        selection = select_timestep(
-            model, splits["train"], method=strategy, feature=feature, timesteps=timesteps, num_images=num_images,
-            seed=seed, validation=splits["validation"], batch_size=batch_size, **run, **chosen.get(strategy, {}),
-        )  # fmt: skip
-        if selection.timestep not in scored:
-            features = {}
-            for name, data in splits.items():
-                arguments = (model, data, [selection.timestep], selection.feature)
-                features[name] = pooled_features(
-                    *arguments, pool_size=pool_size, batch_size=batch_size or DEFAULT_BATCH_SIZE, **run
-                ).values[0]
-            scored[selection.timestep] = score_probes(features, splits, probe, num_seeds)
-        rows.append(ComparisonRow(strategy, selection, *scored[selection.timestep]))
+        shared = {"feature": feature, "timesteps": timesteps, "num_images": num_images, "seed": seed} | run
+        shared["validation"] = splits["validation"]
+        selection = select_timestep(model, splits["train"], method=strategy, **shared, **chosen.get(strategy, {}))
+        place = (selection.feature, selection.timestep)
+        if place not in scored:
+            scored[place] = score_probes(_features_at(model, splits, *place, pool_size, run), splits, probe, num_seeds)
+        rows.append(ComparisonRow(strategy, selection, *scored[place]))
     pixels = {name: raw_pixels(data, model.config) for name, data in splits.items()}
     _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
     protocol = {
@@ -111,11 +100,35 @@ def compare_strategies(
     }
     audit = None
     if (row := audited_row(rows)) is not None:
-        audit = audit_timestep(
-            model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, batch_size=batch_size,
-            **run,
-        )  # fmt: skip
+        audit = audit_timestep(model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, **run)
     return Comparison(rows, raw_pixel_accuracies, protocol, audit)
+
+
+def _checked_splits(splits: dict[str, ImageData]) -> dict[str, ImageData]:
+    """The three splits, their classes matched.
+
+    Raises:
+        ValueError: one is missing, or has no labels.
+    """
+    if missing := [name for name in SPLITS if name not in splits]:
+        raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
+    for name in SPLITS:
+        if splits[name].labels is None:
+            raise ValueError(f"compare needs labels; {name} has none: {splits[name].no_labels}")
+    return share_classes({name: splits[name] for name in SPLITS})
+
+
+def _features_at(
+    model: NoisyBackbone,
+    splits: dict[str, ImageData],
+    feature: str,
+    timestep: int,
+    pool_size: int,
+    run: dict[str, Any],
+) -> dict[str, np.ndarray]:
+    """Pooled features of every split at one timestep: `(images, width)`."""
+    run = run | {"batch_size": run["batch_size"] or DEFAULT_BATCH_SIZE, "pool_size": pool_size}
+    return {name: pooled_features(model, data, [timestep], feature, **run).values[0] for name, data in splits.items()}
 
 
 def check_strategies(

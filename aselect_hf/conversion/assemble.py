@@ -1,4 +1,4 @@
-"""A model from a config's fields, weights under our names and a VAE."""
+"""Assembly of a model from config fields, weights under our names and a VAE."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
-"""Stored buffers that a config says how to make; in a model with a fixed timestep the positions are weights."""
+"""Stored buffers that the config determines; with a fixed timestep, however, positions are weights."""
 AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 MAX_NAMED = 8
 
@@ -37,26 +37,26 @@ def build(
     unused: Iterable[str] = (),
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """A model of these config fields and weights, all of which it must get, in `dtype` or that of the weights.
+    """Build a model from config fields and weights, in `dtype` (default: that of the weights).
 
     Args:
-        name: of the checkpoint, for errors.
-        unused: keys of the checkpoint that nothing here computes with.
+        name: how errors refer to the checkpoint.
+        unused: keys of the checkpoint that the model has no use for.
 
     Raises:
-        ValueError: a key is missing, has the wrong shape, or is one of `unused`; the message names all of them.
+        ValueError: a key is missing or has the wrong shape, or `unused` is not empty; the message names these keys.
     """
     if vae is not None:
         fields = fields | vae_fields(vae, vae_decoder)
     config = ASelectDiTConfig(**{key: value for key, value in fields.items() if value is not None})
-    with torch.device("meta"):  # compared first: a config that does not fit may be of any size
+    with torch.device("meta"):  # compare shapes first: a wrong config may describe a huge model
         outline: Any = model_class(copy.deepcopy(config))
     expected = getattr(outline, outline.base_model_prefix, outline).state_dict()
     if vae is not None:
         state = state | {f"vae.{key}": tensor for key, tensor in vae.state_dict().items()}
     problems = {
         "missing": set(expected) - set(state) - DERIVED_KEYS,
-        "of another shape": {key for key in set(state) & set(expected) if state[key].shape != expected[key].shape},
+        "of the wrong shape": {key for key in set(state) & set(expected) if state[key].shape != expected[key].shape},
         "without a place in this network": set(unused),
     }
     if found := [f"{some(keys)} {problem}" for problem, keys in problems.items() if keys]:
@@ -68,7 +68,7 @@ def build(
 
 
 def cast(model: Any, dtype: torch.dtype | None) -> Any:
-    """The model, its VAE included, in `dtype`, which its config then names."""
+    """Convert the model and its VAE to `dtype`, and set the config's dtype; `None` changes nothing."""
     if dtype is not None:
         model = model.to(dtype)
         model.config.dtype = dtype
@@ -76,21 +76,21 @@ def cast(model: Any, dtype: torch.dtype | None) -> Any:
 
 
 def some(names: Iterable[str]) -> str:
-    """Names in a row, the first few of many."""
+    """List names for a message: the first `MAX_NAMED`, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
 
 
 def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
-    """An autoencoder from a folder or Hub id, or one that is in memory already.
+    """Load an autoencoder from a folder or Hub id; one in memory is checked and returned.
 
     Raises:
-        ValueError: neither an `AutoencoderKL` nor an `AutoencoderTiny`, or its weights do not fit.
+        ValueError: it is neither an `AutoencoderKL` nor an `AutoencoderTiny`, or its weights do not fit its config.
     """
     options = options or LoadingOptions()
     if not isinstance(source, str | Path):
         if not isinstance(source, tuple(AUTOENCODERS.values())):
-            raise ValueError(f"vae must be an AutoencoderKL or AutoencoderTiny, got a {type(source).__name__}")
+            raise ValueError(f"vae must be an AutoencoderKL or AutoencoderTiny, got {type(source).__name__}")
         return source
     path = locate(source, options.of_another_repository).path
     try:
@@ -113,12 +113,12 @@ def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
 
 
 def set_vae(model: NoisyBackbone, vae: Any, decoder: bool) -> None:
-    """Put an autoencoder inside a model, encoder only unless `decoder`."""
+    """Put an autoencoder into a model; its decoder is left out unless `decoder` is true."""
     fields = model.config.to_diff_dict() | vae_fields(vae, decoder) | {"image_size": None}
     checked = model.config.from_dict(fields)
     for name in ("vae_config", "vae_decoder", "image_size"):
         setattr(model.config, name, getattr(checked, name))
-    vae = copy.deepcopy(vae)  # it may be somebody's own
+    vae = copy.deepcopy(vae)  # the caller may still use it
     if not decoder:
         vae.decoder = None
         if hasattr(vae, "post_quant_conv"):
@@ -127,23 +127,23 @@ def set_vae(model: NoisyBackbone, vae: Any, decoder: bool) -> None:
 
 
 def vae_fields(vae: Any, decoder: bool) -> dict[str, Any]:
-    """What a config says of a VAE.
+    """Config fields that describe a VAE.
 
     Raises:
-        ValueError: its latents are normalized channel by channel.
+        ValueError: the VAE normalizes its latents per channel.
     """
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise ValueError(
-            "the VAE normalizes its latents per channel (latents_mean, latents_std), which is not supported: "
-            "only a scaling_factor and a shift_factor are"
+            "the VAE normalizes its latents per channel (latents_mean, latents_std), which is not supported; "
+            "supported are scaling_factor and shift_factor"
         )
     config = {"_class_name": type(vae).__name__} | json.loads(json.dumps(config))
     return {"vae_config": config, "vae_decoder": decoder}
 
 
 def _from_folder(diffusers_class: Any, path: Path, options: LoadingOptions) -> Any:
-    """A model of a class of diffusers, with all of its weights."""
+    """Load a diffusers model and check that all weights fit."""
     try:
         model, report = diffusers_class.from_pretrained(
             path, use_safetensors=None if options.allow_pickle else True, variant=options.variant,

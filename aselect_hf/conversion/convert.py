@@ -1,4 +1,4 @@
-"""From any checkpoint to a model, and from a model to a folder."""
+"""Loading a model from any checkpoint, and saving a model to a folder."""
 
 from __future__ import annotations
 
@@ -48,28 +48,27 @@ def convert_checkpoint(
     """Read a checkpoint of any known format, optionally write it in another, and return the model.
 
     Args:
-        source: a diffusers pipeline or transformer folder, one of this package's checkpoints, a Hub id of either, or
-            an original DiT or SiT file (`.pt`, `.safetensors`); or a diffusers pipeline, a `DiTTransformer2DModel` or
-            an original state dict in memory.
-        output_dir: where to write; must not exist or be empty.
-        to: format written. `"diffusers"` writes a whole `DiTPipeline` where the model carries (or `vae` names) a VAE
-            with its decoder, else a transformer and a scheduler folder.
-        source_format: how to read `source`; `"auto"` tells by its files, and a DiT from a SiT by the content of the
-            file, else by the words of its name.
-        vae: folder, Hub id or autoencoder (`AutoencoderKL` or `AutoencoderTiny`) to put inside, in place of the
-            source's own.
-        vae_decoder: keep the VAE's decoder (`model.decode`, and sampling after conversion to diffusers).
-        scheduler: of a diffusers source: a scheduler or its config, in place of the source's own.
-        model_time: of a SiT file: what its network is told, `"data_fraction"` (SiT, LightningDiT) or
-            `"noise_fraction"` (REPA, REPA-E, SRA); needed where the file does not say it.
+        source: a diffusers pipeline or transformer folder, a checkpoint of this package, a Hub id of either, or an
+            original DiT or SiT file (`.pt`, `.safetensors`); or a diffusers pipeline, a `DiTTransformer2DModel` or an
+            original state dict in memory.
+        output_dir: folder to write; it must be empty or not exist (default: do not write).
+        to: format to write. `"diffusers"` writes a whole `DiTPipeline` if the model has a VAE with decoder (its own or
+            `vae`), else a transformer folder and a scheduler folder.
+        source_format: format of `source`. `"auto"` detects it from the files, and distinguishes DiT from SiT by the
+            content of the file, else by the words in its name.
+        vae: folder, Hub id or autoencoder (`AutoencoderKL` or `AutoencoderTiny`) that replaces the source's VAE.
+        vae_decoder: keep the VAE's decoder (for `model.decode`, and for sampling after conversion to diffusers).
+        scheduler: for a diffusers source: a scheduler or its config that replaces the source's scheduler.
+        model_time: for a SiT file: the time that its network receives, `"data_fraction"` (SiT, LightningDiT) or
+            `"noise_fraction"` (REPA, REPA-E, SRA); required if the file does not tell.
         fix_timestep: fold the timestep into the weights, see `ASelectDiTModel.fix_timestep`; a head is kept.
-        keywords: how to read: `token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`,
-            `variant`, `dtype`, `allow_pickle` (read `.pt` and `.bin` files, with `weights_only=True`); and fields of
+        keywords: loading options (`token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`,
+            `variant`, `dtype`, `allow_pickle` to read `.pt` and `.bin` files with `weights_only=True`), and fields of
             `ASelectDiTConfig` that override the source's (`timestep`, `feature`, `base_model`, `base_model_license`,
             `num_attention_heads` or `num_condition_classes` of an unusual `.pt`, ...).
 
     Raises:
-        TypeError: an unknown keyword.
+        TypeError: a keyword is unknown.
         ValueError: the source is missing, damaged, of another kind, or a pickle without `allow_pickle`.
     """
     if to not in ("aselect", "diffusers"):
@@ -109,7 +108,7 @@ def load_checkpoint(
     keep_head: bool = False,
     **keywords: Any,
 ) -> Any:
-    """Read a checkpoint of any known format, with its head if `keep_head`; arguments as in `convert_checkpoint`."""
+    """Read a checkpoint of any known format, with its head if `keep_head`; see `convert_checkpoint` for the others."""
     options, config = split_keywords("load_checkpoint", keywords)
     place = _place(source, options, with_vae=vae is None)
     return _load(
@@ -119,7 +118,7 @@ def load_checkpoint(
 
 
 def _place(source: Any, options: LoadingOptions, with_vae: bool) -> Source | None:
-    """Where a path or Hub id is; `None` for what is in memory."""
+    """Locate a path or Hub id; `None` for a source in memory."""
     return locate(source, options, with_vae) if isinstance(source, str | Path) else None
 
 
@@ -135,7 +134,7 @@ def _load(
     scheduler: Any,
     model_time: str | None,
 ) -> Any:
-    """A model from a place, or from what is in memory, by the reader of its format."""
+    """Load a model from a place or from memory with the reader of its format."""
     kind = _format(source) if source_format == "auto" else source_format
     if kind not in ("aselect", "diffusers", "original", *ORIGINAL_LICENSES):
         raise ValueError(f"source_format must be one of auto, aselect, diffusers, dit, sit; got {source_format!r}")
@@ -163,7 +162,7 @@ def _load(
 
 
 def _format(source: Any) -> str:
-    """`"aselect"`, `"diffusers"`, or `"original"` for a single file or a state dict, which says itself what it is."""
+    """`"aselect"`, `"diffusers"`, or `"original"`: a single file or state dict, whose content tells DiT from SiT."""
     if isinstance(source, Source):
         return "original" if source.path.is_file() else detect_format(source.path)
     return "original" if isinstance(source, Mapping) else "diffusers"
@@ -188,22 +187,22 @@ def load_model(
     new_head: bool = False,
     **keywords: Any,
 ) -> Any:
-    """`from_pretrained` whose errors name the checkpoint: another model type, damaged weights.
+    """Call `from_pretrained` after checks of the files; errors name the checkpoint.
 
     Args:
-        source: folder or Hub id; `"sample"` for the model that ships with the package.
+        source: folder or Hub id, or `"sample"` for the model that ships with the package.
         model_class: class to load.
-        new_head: let a head that the checkpoint lacks, or has for other classes, be a new one.
-        keywords: how to read, as in `convert_checkpoint` (pickles are never read), and config fields to override.
+        new_head: start with a new head if the checkpoint has none, or has one for other classes.
+        keywords: loading options as in `convert_checkpoint` (pickles are never read), and config fields to override.
 
     Raises:
-        TypeError: an unknown keyword.
-        ValueError: another model, damaged weights, or keys that are missing or left over.
+        TypeError: a keyword is unknown.
+        ValueError: the checkpoint is another model, its weights are damaged, or keys are missing or unexpected.
     """
     options, config = split_keywords("load_model", keywords)
     path = locate(source, options).path
     if detect_format(path) != "aselect":
-        raise ValueError(f"{source} is a diffusers checkpoint: convert it first, with ASelectDiTModel.from_diffusers")
+        raise ValueError(f"{source} is a diffusers checkpoint: load it with ASelectDiTModel.from_diffusers")
     prefix = f"{model_class.base_model_prefix}."
     asked = {"variant": options.variant, "dtype": options.dtype}
     reading: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -224,7 +223,7 @@ def load_model(
         missing = {name for name in missing if name.startswith(prefix)}
     unused = set(report["unexpected_keys"])
     if any(name.startswith(prefix) for name in names) and (new_head or model_class is not saved_class(path)):
-        unused = {name for name in unused if name.startswith(prefix)}  # the others are of a head that was not asked for
+        unused = {name for name in unused if name.startswith(prefix)}  # the others belong to a head that is not loaded
     if missing or unused:
         found = [f"{kind} {sorted(keys)}" for kind, keys in (("missing", missing), ("no place for", unused)) if keys]
         raise ValueError(f"checkpoint {source} does not fit its config: {'; '.join(found)}")
@@ -232,7 +231,7 @@ def load_model(
 
 
 def save_model(model: ASelectDiTPreTrainedModel, folder: str | Path) -> None:
-    """Write weights, config, code and the image processor that matches the model: what every pipeline needs."""
+    """Write everything that a pipeline needs: weights, config, code, and the matching image processor."""
     model.save_pretrained(folder)
     if model.config.takes_pictures:
         make_image_processor(model.config, task_of_model(model).whole_image).save_pretrained(folder)

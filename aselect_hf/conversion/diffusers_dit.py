@@ -1,4 +1,4 @@
-"""diffusers' DiT, to ours and back."""
+"""Conversion of diffusers' DiT to ours and back."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ SCHEDULER_FIELDS = (
 
 
 POSITIONS = "pos_embed.pos_embed"
-"""A table that newer versions compute: compared, not taken."""
+"""A table that newer versions of diffusers compute; it is compared with ours, not loaded."""
 
 
 @dataclass
 class DiffusersModel:
-    """A DiT of diffusers with what belongs to it, from a folder or from memory."""
+    """A diffusers DiT with the parts of its pipeline, from a folder or from memory."""
 
     name: str
     config: dict[str, Any]
@@ -89,17 +89,17 @@ def load_diffusers(
         source: a pipeline folder, a transformer folder or a Hub id; or a `DiTPipeline` or `DiTTransformer2DModel` in
             memory, which is copied.
         model_class: class to build, with or without a head.
-        vae: folder, Hub id or autoencoder to put inside, in place of the source's own.
+        vae: folder, Hub id or autoencoder that replaces the source's VAE.
         vae_decoder: keep the VAE's decoder.
-        scheduler: a diffusers scheduler or its config, in place of the source's own.
-        options: how to read, in place of the keywords that say it.
-        keywords: `token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`, `variant`,
-            `dtype` (of the VAE too: `model.vae.float()` encodes in full precision), `allow_pickle`; and fields of
-            `ASelectDiTConfig` that override the source's.
+        scheduler: a diffusers scheduler or its config that replaces the source's scheduler.
+        options: loading options; they replace those among `keywords`.
+        keywords: loading options (`token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`,
+            `variant`, `allow_pickle`, and `dtype`, which includes the VAE: `model.vae.float()` encodes in full
+            precision); and fields of `ASelectDiTConfig` that override the source's.
 
     Raises:
-        TypeError: an unknown keyword.
-        ValueError: the source is missing or damaged, or another network.
+        TypeError: a keyword is unknown.
+        ValueError: the source is missing or damaged, or is another network.
     """
     asked, config = split_keywords("from_diffusers", keywords)
     options = options or asked
@@ -114,7 +114,7 @@ def load_diffusers(
     if scheduler is not None:
         found.scheduler = _scheduler_config(scheduler)
     if found.scheduler is None and "noise_schedule" not in config:
-        logger.warning("%s has no scheduler: assuming DDPM with linear betas, predicting epsilon", found.name)
+        logger.warning("%s has no scheduler: assuming DDPM with linear betas and epsilon prediction", found.name)
     fields = _diffusers_fields(found.config)
     layers = fields["num_hidden_layers"]
     check_depth(found.name, layers, found.state, "transformer_blocks")
@@ -135,12 +135,12 @@ def load_diffusers(
 
 
 def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tuple[DiffusersModel, dict[str, Any]]:
-    """What a folder or repository holds, and where it comes from as config fields."""
+    """Read the DiT of a folder or repository; also return its origin as config fields."""
     index = place.path / "model_index.json"
     pipeline = index.is_file()
     folder = place.path / "transformer" if pipeline else place.path
     if detect_format(folder) != "diffusers":
-        raise ValueError(f"{place.path} is an aselect_dit checkpoint already: load it with from_pretrained")
+        raise ValueError(f"{place.path} is an aselect_dit checkpoint: load it with from_pretrained")
     state = read_state(weight_files(folder, options.variant, options.allow_pickle))
     found = DiffusersModel(str(folder), _read_fields(folder / "config.json"), state)
     if pipeline and with_vae and (place.path / "vae").is_dir():
@@ -154,17 +154,17 @@ def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tupl
 
 
 def _from_memory(source: Any) -> DiffusersModel:
-    """A transformer, or a pipeline with a `transformer`, in memory.
+    """Read a transformer, or a pipeline with a `transformer`, in memory.
 
     Raises:
-        ValueError: it is of another class.
+        ValueError: the transformer has another class.
     """
     transformer: Any = getattr(source, "transformer", source)
     found_class = type(transformer)
     if not issubclass(found_class, DiTTransformer2DModel):
         raise ValueError(
-            f"source is or has a {found_class.__name__}; accepted are a path, a Hub id, and a DiTTransformer2DModel "
-            "or a pipeline with one"
+            "source must be a path, a Hub id, a DiTTransformer2DModel or a pipeline with one, got a "
+            f"{found_class.__name__}"
         )
     found = DiffusersModel(type(source).__name__, dict(transformer.config), transformer.state_dict())
     if source is not transformer:
@@ -183,47 +183,47 @@ def _read_fields(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no fields")
+        raise ValueError(f"{path} does not hold a JSON object")
     return content
 
 
 def save_diffusers(model: ASelectDiTModel, folder: Path) -> None:
-    """Write the DiT as diffusers does: a whole pipeline if the VAE can decode, else transformer and scheduler."""
+    """Write a diffusers pipeline if the VAE can decode, else only the transformer and the scheduler."""
     transformer, scheduler = to_diffusers(model)
     if model.vae is not None and model.config.vae_decoder:
-        from diffusers import DiTPipeline  # here: importing pipelines is slow and noisy
+        from diffusers import DiTPipeline  # imported here, because importing pipelines is slow and noisy
 
         id2label = model.config.condition_id2label
         labels = {int(index): label for index, label in (id2label or {}).items()} or None
         pipeline: Any = DiTPipeline(transformer=transformer, vae=model.vae, scheduler=scheduler, id2label=labels)
         if id2label:
-            pipeline.register_to_config(id2label=id2label)  # DiTPipeline reads it there, and does not write it
+            pipeline.register_to_config(id2label=id2label)  # DiTPipeline reads this field but does not write it
         pipeline.save_pretrained(folder)
         return
-    logger.warning("the model has no VAE decoder: writing transformer and scheduler; add a VAE with vae=...")
+    logger.warning("the model has no VAE decoder: only transformer and scheduler are written; pass vae to add one")
     transformer.save_pretrained(folder / "transformer")
     scheduler.save_pretrained(folder / "scheduler")
 
 
 def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
-    """The same network as a diffusers transformer, with a scheduler of its noise schedule.
+    """Convert a model to a diffusers transformer and a scheduler with its noise schedule.
 
     Raises:
-        ValueError: diffusers' class has no such network (flow matching, an MLP ratio other than 4, another activation).
+        ValueError: the model has flow matching, a fixed timestep, an MLP ratio other than 4, or no GELU activation.
     """
     config, schedule = model.config, model.noise_schedule
     if config.fixed_timestep:
         raise config.fixed_error("conversion to diffusers")
     if schedule.type != "ddpm":
-        raise ValueError("diffusers' DiT pipeline has no flow-matching model: only DDPM checkpoints convert to it")
+        raise ValueError("diffusers' DiT pipeline does not support flow matching: only DDPM checkpoints convert to it")
     if config.mlp_ratio != 4:
-        raise ValueError(f"diffusers' DiT has an MLP ratio of 4; this model has {config.mlp_ratio}")
+        raise ValueError(f"diffusers' DiT needs an MLP ratio of 4, but this model has {config.mlp_ratio}")
     if config.timestep_freq_shift != 1:
-        logger.warning("diffusers embeds timesteps with a frequency shift of 1, this model was trained with 0: "
+        logger.warning("diffusers embeds timesteps with a frequency shift of 1, but this model was trained with 0: "
                        "its predictions will differ slightly")  # fmt: skip
     activations = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     if config.hidden_act not in activations:
-        raise ValueError(f"diffusers' DiT has {' or '.join(activations)}; this model has {config.hidden_act}")
+        raise ValueError(f"diffusers' DiT needs {' or '.join(activations)}, but this model has {config.hidden_act}")
     transformer: Any = DiTTransformer2DModel(
         num_attention_heads=config.num_attention_heads,
         attention_head_dim=config.hidden_size // config.num_attention_heads,
@@ -269,7 +269,7 @@ def diffusers_peer(model: NoisyBackbone, feature: str) -> tuple[Any, Any, torch.
 
 
 def _scheduler_of(model: ASelectDiTModel) -> Any:
-    """The scheduler that the weights came with, of the model's own noise schedule; a DDIM where there was none."""
+    """The scheduler that came with the weights (default: DDIM), set to the model's own noise schedule."""
     stored = model.config.scheduler_config or {"_class_name": "DDIMScheduler", "clip_sample": False}
     own = {name: getattr(model.noise_schedule, name) for name in SCHEDULER_FIELDS}
     scheduler_class = _scheduler_class(stored)
@@ -278,20 +278,20 @@ def _scheduler_of(model: ASelectDiTModel) -> Any:
 
 
 def _scheduler_class(config: dict[str, Any]) -> Any:
-    """The class of diffusers that a scheduler's config names.
+    """The diffusers class that a scheduler's config names.
 
     Raises:
-        ValueError: there is no such scheduler.
+        ValueError: diffusers has no such scheduler.
     """
     name = config.get("_class_name", "DDIMScheduler")
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(found, type) or not issubclass(found, SchedulerMixin):
-        raise ValueError(f"scheduler {name!r} is none of diffusers': pass noise_schedule, or scheduler")
+        raise ValueError(f"diffusers has no scheduler {name!r}: pass noise_schedule or scheduler")
     return found
 
 
 def _scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's whole config, defaults included, ready for JSON; from the scheduler or its config."""
+    """The complete config of a scheduler, defaults included and ready for JSON, from the scheduler or its config."""
     config = dict(getattr(scheduler, "config", scheduler))
     scheduler_class = type(scheduler) if isinstance(scheduler, SchedulerMixin) else _scheduler_class(config)
     fields = _defaults(scheduler_class)
@@ -300,7 +300,7 @@ def _scheduler_config(scheduler: Any) -> dict[str, Any]:
 
 
 def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
-    """The noise schedule of a scheduler's config, whatever it adds for sampling."""
+    """The noise schedule in a scheduler's config, without its options for sampling."""
     name = scheduler["_class_name"]
     if "FlowMatch" in name:
         if scheduler.get("invert_sigmas"):
@@ -308,7 +308,7 @@ def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
         return {"type": "flow_matching", "num_train_timesteps": scheduler.get("num_train_timesteps", 1000)}
     if "beta_schedule" not in scheduler:
         raise ValueError(
-            f"{name} is neither of DDPM (it has no beta_schedule) nor of flow matching: pass noise_schedule"
+            f"{name} is neither a DDPM scheduler (no beta_schedule) nor a flow-matching one: pass noise_schedule"
         )
     if scheduler.get("rescale_betas_zero_snr"):
         raise ValueError("schedulers with rescale_betas_zero_snr=True are not supported: pass trained_betas instead")
@@ -316,17 +316,17 @@ def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(diffusers_class: Any) -> dict[str, Any]:
-    """The fields of the config of a class of diffusers, with their defaults."""
+    """Config fields of a diffusers class that have defaults."""
     parameters = inspect.signature(diffusers_class).parameters.items()
     return {name: parameter.default for name, parameter in parameters if parameter.default is not parameter.empty}
 
 
 def _diffusers_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The shape of a diffusers DiT as fields of our config; what its config leaves out is diffusers' default."""
+    """The shape of a diffusers DiT as fields of our config; absent fields have diffusers' defaults."""
     config = _defaults(DiTTransformer2DModel) | config
     if config["norm_elementwise_affine"] or config["activation_fn"] not in ACTIVATIONS:
         raise ValueError(
-            "only DiTs with norm_elementwise_affine=False and a gelu activation convert; got "
+            "only DiTs with norm_elementwise_affine=False and a GELU activation can be converted, got "
             f"{config['norm_elementwise_affine']} and {config['activation_fn']!r}"
         )
     channels, out_channels = config["in_channels"], config["out_channels"] or config["in_channels"]
@@ -369,7 +369,7 @@ def _embedders_equal(state: State, layers: int) -> bool:
 
 
 def _computed(pairs: list[tuple[str, str]], layers: int) -> set[str]:
-    """The keys of diffusers that our network computes with, or that say nothing new: equal embedders, positions."""
+    """The diffusers keys that our network uses, and redundant ones (repeated embedders, positions)."""
     repeated = {theirs for theirs, _ in _key_pairs(layers, per_block=True)}
     return {theirs for theirs, _ in pairs} | repeated | {POSITIONS}
 
@@ -380,4 +380,4 @@ def _check_positions(found: DiffusersModel, fields: dict[str, Any]) -> None:
     side = fields["sample_size"] // fields["patch_size"]
     table = sincos_positions(fields["hidden_size"], (side, side), (side, side))
     if stored.shape != table.shape or not torch.allclose(stored.float(), table, atol=1e-2):
-        raise ValueError(f"{found.name}: its {POSITIONS} is not DiT's sin-cos table")
+        raise ValueError(f"{found.name}: {POSITIONS} is not DiT's sin-cos table")

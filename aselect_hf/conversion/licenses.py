@@ -1,4 +1,4 @@
-"""What a model card says of its license, read leniently: people write it in many ways."""
+"""Licenses in model cards, read leniently because people write them in many ways."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ REWRITTEN = (
     (r"^(apache|[al]?gpl|mpl|epl|eupl|osl|artistic|bsl|cc-by[-a-z]*)-(\d+)$", r"\1-\2.0"),
     (r"^apache$", "apache-2.0"), (r"^cc-0$", "cc0-1.0"),
 )  # fmt: skip
-"""From what people write to an identifier of the Hub, in this order; used only where it ends in a known license."""
+"""Replacements, in this order, that turn common spellings into Hub identifiers; used only if the result is known."""
 
 
 def normalize_license(value: Any) -> License | None:
-    """A license as the Hub spells it: `"Apache 2.0"` is `"apache-2.0"`; several are a list, one of a list is itself."""
+    """A license as the Hub spells it (`"Apache 2.0"` becomes `"apache-2.0"`); a list only if there are several."""
     if isinstance(value, list | tuple):
         names = list(dict.fromkeys(name for each in value if isinstance(name := normalize_license(each), str)))
         return names[0] if len(names) == 1 else names or None
@@ -44,7 +44,7 @@ def normalize_license(value: Any) -> License | None:
 
 
 def license_fields(card: dict[str, Any], hub_id: str | None) -> dict[str, Any]:
-    """The license in a card's metadata as fields of our config; a link into its repository becomes an address."""
+    """The license in a card's metadata as fields of our config; a relative link becomes a URL."""
     fields: dict[str, Any] = {"base_model_license": normalize_license(card.get("license"))}
     if fields["base_model_license"] != "other":
         return fields

@@ -1,4 +1,4 @@
-"""Where a checkpoint is, of what kind, and which of its files are needed."""
+"""Finding a checkpoint, detecting its format, and downloading only the files that are needed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 logger = logging.getLogger(__name__)
 
 ORIGINAL_LICENSES = {"dit": "cc-by-nc-4.0", "sit": "mit"}
-"""Kinds of original `.pt` files, with the licenses that they were published under."""
+"""Kinds of original `.pt` files and the licenses under which they were published."""
 DESCRIPTIONS = (
     "config.json", "model_index.json", "preprocessor_config.json", "scheduler/scheduler_config.json",
     "transformer/config.json", "vae/config.json",
 )  # fmt: skip
-"""The small files that say what a checkpoint is; its card and license lie beside them, at the root."""
+"""The small files that describe a checkpoint; its card and license are in the root folder."""
 CONFIG_KEYWORDS = {field.name for field in dataclasses.fields(ASelectDiTConfig) if field.name != "dtype"} | {
     "attn_implementation", "num_labels", "out_features", "out_indices",
 }  # fmt: skip
@@ -40,18 +40,17 @@ CONFIG_KEYWORDS = {field.name for field in dataclasses.fields(ASelectDiTConfig) 
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """Keywords that say where and how to read a checkpoint: one list for every function that reads one, never stored.
+    """Where and how to read a checkpoint. All functions that read one share these options; they are never stored.
 
     Args:
-        token, revision, cache_dir, local_files_only, force_download: of the Hub, as everywhere in Hugging Face's
-            libraries.
+        token, revision, cache_dir, local_files_only, force_download: Hub options, as in Hugging Face's libraries.
         subfolder: folder of the checkpoint inside `source`.
-        variant: of the weight files, such as `"fp16"`; a VAE that has none of this variant is read without.
-        dtype: of the model that is returned, its VAE included; a name or a `torch.dtype` (default: the weights' own).
-        allow_pickle: read `.pt` and `.bin` files too, with `weights_only=True`.
+        variant: variant of the weight files, such as `"fp16"`. A VAE without files of this variant is read without it.
+        dtype: name or `torch.dtype` of the returned model and its VAE (default: the dtype of the weights).
+        allow_pickle: also read `.pt` and `.bin` files, with `weights_only=True`.
 
     Raises:
-        ValueError: `dtype` is none that weights can have.
+        ValueError: `dtype` is not a floating-point dtype.
     """
 
     token: str | bool | None = None
@@ -74,13 +73,13 @@ class LoadingOptions:
 
     @property
     def hub(self) -> dict[str, Any]:
-        """Those that the Hub's client takes."""
+        """The options for the Hub's client."""
         names = ("token", "revision", "cache_dir", "local_files_only", "force_download")
         return {name: getattr(self, name) for name in names}
 
     @property
     def of_another_repository(self) -> LoadingOptions:
-        """The same, without what belongs to one repository only."""
+        """The same options without those that apply to one repository only."""
         return dataclasses.replace(self, revision=None, subfolder=None)
 
 
@@ -88,7 +87,7 @@ LOADING_KEYWORDS = tuple(field.name for field in dataclasses.fields(LoadingOptio
 
 
 def split_keywords(function: str, keywords: dict[str, Any]) -> tuple[LoadingOptions, dict[str, Any]]:
-    """Keyword arguments as loading options and fields of a config.
+    """Split keyword arguments into loading options and config fields.
 
     Raises:
         TypeError: a keyword is neither.
@@ -108,7 +107,7 @@ def split_keywords(function: str, keywords: dict[str, Any]) -> tuple[LoadingOpti
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on this machine: its folder or file, and the repository (or folder) that it lies in."""
+    """A local checkpoint: its folder or file, and the root folder of the repository (or folder) that holds it."""
 
     path: Path
     root: Path
@@ -116,7 +115,7 @@ class Source:
 
     @property
     def card(self) -> dict[str, Any]:
-        """The metadata of its model card; empty, with a warning, where they cannot be read."""
+        """The metadata of the model card; empty if there are none or, with a warning, if they cannot be read."""
         cards = (folder / "README.md" for folder in dict.fromkeys((self.path, self.root)))
         for card in cards:
             if card.is_file():
@@ -124,25 +123,25 @@ class Source:
                     return metadata_load(card) or {}
                 except (yaml.YAMLError, ValueError, OSError) as error:
                     logger.warning(
-                        "%s has metadata that cannot be read (%s): its license is unknown; pass base_model_license",
+                        "the metadata in %s cannot be read (%s): the license is unknown; pass base_model_license",
                         card, first_line(error),
                     )  # fmt: skip
         return {}
 
     def copy_license(self, folder: Path) -> None:
-        """Let the text of its license travel with the weights."""
+        """Copy the text of the license to `folder`."""
         for text in sorted(self.root.glob("LICENSE*")) if self.root.is_dir() else ():
             if text.is_file():
                 shutil.copyfile(text, folder / text.name)
 
 
 def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: bool = True) -> Source:
-    """A checkpoint by its path or Hub id; `"sample"` is the shipped model.
+    """Find a checkpoint by its path or Hub id; `"sample"` is the shipped model.
 
-    From the Hub come only the small files that describe it and the weights of the DiT and, `with_vae`, of the VAE.
+    Only the files that describe it and the weights of the DiT, and of the VAE if `with_vae`, are downloaded.
 
     Raises:
-        ValueError: there is no such path, and no such repository, revision or folder on the Hub.
+        ValueError: the path does not exist, and neither does the repository, revision or folder on the Hub.
     """
     options = options or LoadingOptions()
     if str(source) == "sample":
@@ -157,11 +156,11 @@ def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: 
 
 
 def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
-    """Fetch what a checkpoint needs: first the files that describe it, then the weights that they name."""
+    """Download a checkpoint: first the files that describe it, then the weights that they name."""
     inside = f"{options.subfolder.strip('/')}/" if options.subfolder else ""
     texts = dict.fromkeys((f"{inside}README.md", "README.md", "LICENSE*"))
     root = _fetch(repo_id, [*(f"{inside}{name}" for name in DESCRIPTIONS), *texts], options)
-    if re.fullmatch("[0-9a-f]{40}", root.name):  # go on with the same commit, even if a new one appears meanwhile
+    if re.fullmatch("[0-9a-f]{40}", root.name):  # stay at this commit, even if a new one is pushed
         options = dataclasses.replace(options, revision=root.name, force_download=False)
     if not (root / inside / "model_index.json").is_file():
         _fetch_weights(repo_id, root, inside, [options.variant], options)
@@ -175,7 +174,7 @@ def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
 def _fetch_weights(
     repo_id: str, root: Path, folder: str, variants: Iterable[str | None], options: LoadingOptions
 ) -> None:
-    """The weights of one model in the first format and variant that there is: one file, or the shards of its index."""
+    """Download one model's weights, one file or an index and its shards, in the first format and variant found."""
     suffixes = ("safetensors", "bin") if options.allow_pickle else ("safetensors",)
     for suffix, variant in itertools.product(suffixes, variants):
         pairs = file_names(suffix, variant)
@@ -197,10 +196,10 @@ def _fetch(repo_id: str, names: list[str], options: LoadingOptions) -> Path:
 
 
 def detect_format(path: Path) -> str:
-    """Tell a checkpoint's format by its files, and that of a single file by the whole words of its name.
+    """Detect a checkpoint's format from its files; for a single file, from the words in its name.
 
     Raises:
-        ValueError: of a known kind but another model, or of no known kind.
+        ValueError: the format is unknown, or it holds another type of model.
     """
     if path.is_file():
         return kind_by_name(path.name)
@@ -216,16 +215,16 @@ def detect_format(path: Path) -> str:
         return "aselect"
     class_name, norm_type = fields.get("_class_name"), fields.get("norm_type")
     if class_name == "DiTTransformer2DModel" or (class_name, norm_type) == ("Transformer2DModel", "ada_norm_zero"):
-        return "diffusers"  # the second: how diffusers called it before 0.29, the published repositories among them
+        return "diffusers"  # the second name: diffusers before 0.29, and the published repositories
     found = fields.get("model_type") or fields.get("_class_name") or "unknown"
     raise ValueError(f"{path} holds a model of type {found!r}; accepted are aselect_dit and DiTTransformer2DModel")
 
 
 def kind_by_name(name: str) -> str:
-    """`"dit"` or `"sit"`, where exactly one of them is a word of a name ("credit-DiT-S.pt" is a DiT).
+    """`"dit"` or `"sit"`, whichever is a whole word of the name ("credit-DiT-S.pt" is a DiT).
 
     Raises:
-        ValueError: neither is, or both are.
+        ValueError: the name contains neither word, or both.
     """
     words = set(re.findall("[a-z]+", name.lower()))
     kinds = [kind for kind in ORIGINAL_LICENSES if kind in words]

@@ -1,4 +1,4 @@
-"""The `.pt` and `.safetensors` files of DiT, of SiT, and of what was trained with their code (REPA, REPA-E, SRA)."""
+"""The `.pt` and `.safetensors` files of DiT, SiT, and models trained with their code (REPA, REPA-E, SRA)."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ NEEDED = (
     "x_embedder.proj.weight", "pos_embed", CLASS_TABLE, "final_layer.linear.weight", "blocks.0.attn.qkv.weight",
     "blocks.0.mlp.fc1.weight",
 )  # fmt: skip
-"""Keys that say the shape of the network."""
+"""Keys that determine the shape of the network."""
 ALIGNMENT = ("projectors.", "ap_head.")
-"""Heads that align features with a teacher's in training (REPA and REPA-E; SRA); the denoiser never runs them."""
+"""Heads that align features with a teacher's in training (REPA and REPA-E; SRA). The denoiser never runs them."""
 HARMLESS = (*ALIGNMENT, "n_averaged")
-"""Prefixes of keys that the denoiser does not compute with; `n_averaged` is a counter of `torch.optim.swa_utils`."""
+"""Prefixes of keys that the denoiser does not use; `n_averaged` is a counter of `torch.optim.swa_utils`."""
 PATHS = {"Linear": "data_fraction", "linear": "noise_fraction"}
-"""Straight paths as SiT, and as REPA and its descendants call them, with the time that either tells the network."""
+"""Names of straight paths in SiT, and in REPA and its descendants, with the time that their networks receive."""
 PREDICTIONS = {"velocity": "velocity", "v": "velocity", "noise": "epsilon"}
 IMAGENET_CLASSES = 1000
 
@@ -59,15 +59,15 @@ def load_original(
     options: LoadingOptions | None = None,
     **config: Any,
 ) -> ASelectDiTModel:
-    """An original DiT or SiT: a state dict or a training checkpoint (its averaged weights), in a file or in memory.
+    """Load an original DiT or SiT from a state dict or a training checkpoint, whose averaged weights are used.
 
     Args:
-        source: file, or what it holds.
-        kind: `"dit"`, `"sit"`, or `None` to tell by the content, else by the words of the file's name.
-        model_time: of a SiT: what the network is told, see `NoiseSchedule`; `None` to tell by the content.
+        source: file, or its content.
+        kind: `"dit"` or `"sit"` (default: detected from the content, else from the words in the file's name).
+        model_time: time that a SiT's network receives, see `NoiseSchedule` (default: detected from the content).
 
     Raises:
-        ValueError: damaged, another network, or something that must be known and is not said by the file.
+        ValueError: the file is damaged, holds another network, or does not tell something that must be known.
     """
     options = options or LoadingOptions()
     name = source.name if isinstance(source, Path) else "the state dict"
@@ -79,7 +79,7 @@ def load_original(
         hint = f"; there are {some(unknown)} instead" if (unknown := _unused(state, len(state))) else ""
         raise ValueError(f"{name} is not a DiT state dict: {some(absent)} missing{hint}")
     if state["x_embedder.proj.weight"].ndim != 4:
-        raise ValueError(f"{name} does not embed patches by a convolution (x_embedder.proj), as DiTs do")
+        raise ValueError(f"{name} is not a DiT: x_embedder.proj, which embeds its patches, is not a convolution")
     kind = kind or _kind(state, arguments, name)
     fields = _shape(state, config, name) | {"base_model_license": ORIGINAL_LICENSES[kind]}
     state, fields["num_condition_classes"] = _with_null_class(state, arguments, config, name)
@@ -96,14 +96,14 @@ def load_original(
 
 
 def _report(network: Network, name: str) -> None:
-    """Say what was chosen, and how much was left out."""
+    """Warn if tensors of other modules are ignored."""
     if network.outside:
         place = network.label or "its top level"
-        logger.warning("%s: read from %s; %d tensors beside it are left out", name, place, network.outside)
+        logger.warning("%s: the network is read from %s; %d other tensors are ignored", name, place, network.outside)
 
 
 def _kind(state: State, arguments: dict[str, Any], name: str) -> str:
-    """DiT or SiT: by the arguments of its training, by heads that only one of them has, or by its name."""
+    """Distinguish DiT from SiT by training arguments, by heads that only SiTs have, or by the file's name."""
     if "path_type" in arguments:
         return "sit"
     words = set(re.findall("[a-z]+", str(arguments.get("model", "")).lower()))
@@ -113,7 +113,7 @@ def _kind(state: State, arguments: dict[str, Any], name: str) -> str:
 
 
 def _is_aligned(state: State) -> bool:
-    """Whether it is of the REPA family: it has heads for alignment, and predicts no variance, as DiTs do."""
+    """Whether the network is of the REPA family: it has alignment heads and, unlike a DiT, predicts no variance."""
     return any(key.startswith(ALIGNMENT) for key in state) and not _predicts_variance(state)
 
 
@@ -125,33 +125,33 @@ def _predicts_variance(state: State) -> bool:
 def _schedule(
     kind: str, state: State, arguments: dict[str, Any], model_time: str | None, name: str
 ) -> dict[str, Any] | None:
-    """The noise schedule, with the time that the network is told.
+    """The noise schedule, including the time that the network receives; `None` for DDPM.
 
     Raises:
-        ValueError: the file does not say it, or it is a path that is not straight.
+        ValueError: the file does not tell that time, or the path is not straight.
     """
     if kind == "dit":
         if model_time is not None:
-            raise ValueError(f"model_time is of a SiT; {name} is read as a DiT, which is told the timestep itself")
+            raise ValueError(f"model_time applies to a SiT, but {name} is read as a DiT, which receives the timestep")
         return None
     path, prediction = arguments.get("path_type"), arguments.get("prediction") or "velocity"
     if path not in (None, *PATHS) or prediction not in PREDICTIONS:
         raise ValueError(
             f"{name} was trained on a path of type {path!r} to predict {prediction!r}; supported are straight paths "
-            f"({', '.join(PATHS)}) and {', '.join(PREDICTIONS)}"
+            f"({', '.join(PATHS)}) and the predictions {', '.join(PREDICTIONS)}"
         )
     told = PATHS.get(str(path))
     if told is None and _is_aligned(state):
         told = "noise_fraction"
     elif told is None and _predicts_variance(state) and not any(key.startswith(ALIGNMENT) for key in state):
-        told = "data_fraction"  # only SiT's own code leaves room for a variance
+        told = "data_fraction"  # only SiT's own code has output channels for a variance
     if told is None and model_time is None:
         raise ValueError(
-            f"{name} does not say which time its network is told: pass model_time='data_fraction' (SiT, LightningDiT: "
-            "1 is data) or model_time='noise_fraction' (REPA, REPA-E, SRA: 1 is noise)"
+            f"{name} does not tell which time its network receives: pass model_time='data_fraction' (SiT, "
+            "LightningDiT: 1 is data) or model_time='noise_fraction' (REPA, REPA-E, SRA: 1 is noise)"
         )
     if told is not None and model_time not in (None, told):
-        logger.warning("%s looks like a network that is told the %s; model_time=%r is used", name, told, model_time)
+        logger.warning("%s seems to expect the %s, but model_time=%r is used as requested", name, told, model_time)
     return {
         "type": "flow_matching",
         "prediction_type": PREDICTIONS[prediction],
@@ -160,15 +160,15 @@ def _schedule(
 
 
 def _shape(state: State, config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The shape of the network as fields of a config."""
+    """The shape of the network as config fields."""
     hidden_size, channels, patch_size, _ = state["x_embedder.proj.weight"].shape
     heads = {shape["hidden_size"]: shape["num_attention_heads"] for shape in SHAPES.values()}.get(hidden_size)
     if heads is None and "num_attention_heads" not in config:
-        raise ValueError(f"a width of {hidden_size} is none of the published shapes: pass num_attention_heads")
+        raise ValueError(f"no published shape has a width of {hidden_size}: pass num_attention_heads")
     tokens = state["pos_embed"].numel() // hidden_size
     if math.isqrt(tokens) ** 2 != tokens:
         raise ValueError(
-            f"{name} has {tokens} positions, which are no square: class or register tokens are not supported"
+            f"{name} has {tokens} positions, which is not a square: class or register tokens are not supported"
         )
     return {
         "hidden_size": hidden_size,
@@ -184,9 +184,9 @@ def _shape(state: State, config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _with_null_class(state: State, arguments: dict[str, Any], config: dict[str, Any], name: str) -> tuple[State, int]:
-    """The state with a null class in the last row of its class table, and the number of classes before it.
+    """Make sure that the last row of the class table is a null class; return the state and the number of other classes.
 
-    A network trained without (`class_dropout_prob=0`) gets one of zeros: it is then conditioned on nothing.
+    A network that was trained without one (`class_dropout_prob=0`) gets a null class of zeros.
 
     Raises:
         ValueError: the table does not fit the number of classes, or that number is not known.
@@ -198,19 +198,19 @@ def _with_null_class(state: State, arguments: dict[str, Any], config: dict[str, 
         choice = f"num_condition_classes={rows - 1} if it was trained with class dropout, {rows} if without"
         if (rows - 1) % 10:
             raise ValueError(
-                f"{name} has {rows} class embeddings, the last of which may be the null class or not: pass {choice}"
+                f"{name} has {rows} class embeddings, and the last may or may not be the null class: pass {choice}"
             )
         classes = rows - 1
         if classes not in (0, IMAGENET_CLASSES):
             logger.warning(
-                "%s has %d class embeddings: the last is taken for the null class; pass %s", name, rows, choice
+                "%s has %d class embeddings: the last is taken as the null class; pass %s", name, rows, choice
             )
     if classes not in (rows - 1, rows):
-        raise ValueError(f"{name} has {rows} class embeddings, which are not those of {classes} classes (and no class)")
+        raise ValueError(f"{name} has {rows} class embeddings, but {classes} classes (the null class aside)")
     if classes == rows:
         logger.warning(
-            "%s was trained without a null class: where no class is given, it is conditioned on nothing (a vector of "
-            "zeros), which it has never seen; give class_labels where you can", name,
+            "%s was trained without a null class: without class_labels, its class condition is a vector of zeros that "
+            "it has never seen; pass class_labels if you can", name,
         )  # fmt: skip
         state = state | {CLASS_TABLE: torch.cat([table, torch.zeros_like(table[:1])])}
     return state, classes
@@ -222,11 +222,11 @@ def _check_positions(state: State, fields: dict[str, Any], name: str) -> None:
     tolerance = max(1e-4, 2 * torch.finfo(stored.dtype).eps)
     fits = stored.shape[-1] == table.shape[-1] and stored.numel() == table.numel()
     if not fits or not torch.allclose(stored.float().view(table.shape), table, rtol=0, atol=tolerance):
-        raise ValueError(f"{name}: its position embedding is not DiT's sin-cos table")
+        raise ValueError(f"{name}: its position embedding (pos_embed) is not DiT's sin-cos table")
 
 
 def _pairs(layers: int) -> list[tuple[str, str]]:
-    """`(our module, original module)`, those of the projections of queries, keys and values apart."""
+    """Pairs `(our module, original module)`, except the projections of queries, keys and values."""
     blocks = [
         (f"layers.{index}.{ours}", f"blocks.{index}.{theirs}")
         for index in range(layers)
@@ -252,7 +252,7 @@ def _renamed(state: State, layers: int) -> State:
 
 
 def _unused(state: State, layers: int) -> set[str]:
-    """The keys that our network does not compute with and that are not known to be harmless."""
+    """Keys that our network does not use and that are not known to be harmless."""
     modules = {theirs for _, theirs in _pairs(layers)} | {f"blocks.{index}.attn.qkv" for index in range(layers)}
     used = {f"{module}.{leaf}" for module in modules for leaf in ("weight", "bias")} | {"pos_embed"}
     return {key for key in state if key not in used and not key.startswith(HARMLESS)}

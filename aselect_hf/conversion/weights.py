@@ -1,4 +1,4 @@
-"""Weights on disk: which files they are, what they hold, and the network inside a training checkpoint."""
+"""Weights on disk: finding their files, reading them, and finding the network in a training checkpoint."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from aselect_hf.files import read_json
 State = dict[str, torch.Tensor]
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""What diffusers and transformers call a model's weights."""
+"""File names of a model's weights in diffusers and transformers."""
 ANCHOR = "x_embedder.proj.weight"
-"""A key of every original DiT: whatever stands before it is a prefix of the whole network."""
+"""A key of every original DiT; any text before it is a prefix of the whole network."""
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Segments that DDP, `torch.compile`, FSDP and activation checkpointing put into the names of parameters."""
+"""Segments that DDP, `torch.compile`, FSDP and activation checkpointing insert into parameter names."""
 MAX_NESTING = 4
 
 
@@ -35,8 +35,8 @@ class Network:
 
     Args:
         state: its tensors, without prefixes and wrappers.
-        label: where in the checkpoint it was, such as `ema`.
-        outside: tensors of other modules beside it (a VAE, a loss), which are left out.
+        label: its place in the checkpoint, such as `ema`.
+        outside: number of tensors of other modules beside it (a VAE, a loss), which are ignored.
     """
 
     state: State
@@ -45,12 +45,12 @@ class Network:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def with_variant(name: str, variant: str | None) -> str:
-    """The name of a weight file of a variant: `model.fp16.safetensors` for `model.safetensors`."""
+    """Name of a weight file with its variant: `model.fp16.safetensors` for `model.safetensors`."""
     if variant is None:
         return name
     start, _, suffix = name.rpartition(".")
@@ -64,30 +64,30 @@ def file_names(suffix: str, variant: str | None) -> list[tuple[str, str]]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """The files that an index of shards names, all of them beside it.
+    """Names of the files that an index of shards lists, all in its own folder.
 
     Raises:
-        ValueError: not such an index, or it points out of its folder.
+        ValueError: the file is not such an index, or it lists files outside of its folder.
     """
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index} is not an index of weight files ({type(error).__name__}: {error})") from error
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise ValueError(f"{index} names files out of its folder: {outside[0]!r}")
+        raise ValueError(f"{index} names files outside of its folder: {outside[0]!r}")
     return names
 
 
 def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool | None = False) -> list[Path]:
-    """The weight files of one model, safetensors before pickles; the shards of an index in place of one file.
+    """The weight files of one model: a single file or the shards of an index; safetensors if present, else pickles.
 
     Args:
-        folder: of the model.
-        variant: of its files, such as `"fp16"`.
-        allow_pickle: whether pickles are read; `None` where they never are, so that no error proposes it.
+        folder: folder of the model.
+        variant: variant of the files, such as `"fp16"`.
+        allow_pickle: whether pickles may be read; `None` if they are never read, so that no error suggests it.
 
     Raises:
-        ValueError: there are none of this variant and format; the message says which there are.
+        ValueError: there are no files of this variant and format; the message suggests others that exist.
     """
     for suffix in ("safetensors", "bin") if allow_pickle else ("safetensors",):
         for name, index in file_names(suffix, variant):
@@ -101,7 +101,7 @@ def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool | 
 
 
 def _hint(folder: Path, allow_pickle: bool | None) -> str:
-    """What weights there are instead of those asked for, and how to ask for them."""
+    """The weights that exist instead of the requested ones, and how to request them."""
     pattern = re.compile(rf"(?:{'|'.join(STEMS)})\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
     matches = (pattern.fullmatch(path.name) for path in folder.glob("*.safetensors"))
     if variants := sorted({match[1] for match in matches if match}):
@@ -114,10 +114,10 @@ def _hint(folder: Path, allow_pickle: bool | None) -> str:
 
 
 def read_state(files: Iterable[Path]) -> State:
-    """All tensors of a model's weight files, on the CPU.
+    """Read all tensors of a model's weight files, on the CPU.
 
     Raises:
-        ValueError: a file is damaged, or no state dict.
+        ValueError: a file is damaged, or is not a state dict.
     """
     state: State = {}
     for path in files:
@@ -129,10 +129,10 @@ def read_state(files: Iterable[Path]) -> State:
 
 
 def read_file(path: Path, allow_pickle: bool) -> Any:
-    """The content of one weight file; a pickle is read with `weights_only=True`, so that none of its code runs.
+    """Read one weight file. A pickle is read with `weights_only=True`, so that none of its code runs.
 
     Raises:
-        ValueError: damaged, or a pickle without `allow_pickle`.
+        ValueError: the file is damaged, or is a pickle without `allow_pickle`.
     """
     if path.suffix != ".safetensors" and not allow_pickle:
         raise ValueError(f"{path.name} is a pickle: pass allow_pickle=True to read it (with weights_only=True)")
@@ -146,7 +146,7 @@ def read_file(path: Path, allow_pickle: bool) -> Any:
 
 
 def stored_names(files: Iterable[Path]) -> list[str]:
-    """Names of the tensors in weight files; of safetensors only the headers are read.
+    """Names of the tensors in weight files; for safetensors, only the headers are read.
 
     Raises:
         ValueError: a file is damaged or missing.
@@ -165,47 +165,47 @@ def stored_names(files: Iterable[Path]) -> list[str]:
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """How many blocks of a list of modules there are parameters of: distinct `i` in names `<prefix>.<i>.*`."""
+    """Number of blocks with parameters in a list of modules: distinct `i` in names `<prefix>.<i>.*`."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({match[1] for name in names if (match := pattern.match(name))})
 
 
 def check_depth(source: Any, said: int, names: Iterable[str], prefix: str) -> None:
-    """Refuse a config with another number of blocks than the weights have, before anything is built.
+    """Check, before anything is built, that a config has as many blocks as the weights.
 
     Raises:
         ValueError: the numbers differ.
     """
     found = count_blocks(names, prefix)
     if said != found:
-        raise ValueError(f"{source} does not fit its weights: its config has {said} of {prefix}, the weights {found}")
+        raise ValueError(f"{source} does not fit its weights: {said} blocks in {prefix}, the weights have {found}")
 
 
 def find_network(content: Any, name: str) -> Network:
-    """The DiT in what a weight file holds: bare, with a prefix, wrapped in dictionaries; averaged weights preferred.
+    """Find the DiT in the content of a weight file: bare, with a prefix, or in nested dictionaries.
 
     Args:
         content: a state dict, or dictionaries that hold one, as training scripts save them.
-        name: of the file, for errors.
+        name: how errors refer to the file.
 
     Raises:
-        ValueError: there is none, or several of which none or more than one is an average (EMA).
+        ValueError: there is no network, or there are several and not exactly one of them is an average (EMA).
     """
     if not isinstance(content, dict):
         raise ValueError(f"{name} is not a DiT state dict but a {type(content).__name__}")
     networks = list(_networks(content))
     if not networks:
-        raise ValueError(f"{name} is not a DiT state dict: {ANCHOR} missing" + _other_names(content))
+        raise ValueError(f"{name} is not a DiT state dict: {ANCHOR} is missing" + _other_names(content))
     averaged = [network for network in networks if "ema" in re.findall("[a-z]+", network.label.lower())]
     candidates = averaged or networks
     if len(candidates) > 1:
         labels = ", ".join(network.label or "(no prefix)" for network in candidates)
-        raise ValueError(f"{name} holds several networks ({labels}): pass the state dict of one of them")
+        raise ValueError(f"{name} holds several networks ({labels}): pass the state dict of one")
     return candidates[0]
 
 
 def training_arguments(content: Any) -> dict[str, Any]:
-    """The arguments that a training script has saved beside its weights, under `args`."""
+    """The arguments that a training script saved with its weights, under `args`."""
     arguments = content.get("args") if isinstance(content, dict) else None
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
@@ -231,7 +231,7 @@ def _networks(content: dict[Any, Any], trail: tuple[str, ...] = ()) -> Iterator[
 
 def _other_names(content: dict[Any, Any]) -> str:
     if any(isinstance(name, str) and "transformer_blocks." in name for name in content):
-        return "; these are the names of diffusers: give the folder with its config.json"
+        return "; the names are those of diffusers: give the folder with the config.json"
     return ""
 
 
@@ -242,7 +242,7 @@ def _tensor(value: Any) -> torch.Tensor | None:
 
 
 def _harmless_globals() -> list[Any]:
-    """What training scripts store beside tensors: arguments, and arrays and numbers of numpy. None of it runs code."""
+    """Types that training scripts store besides tensors: arguments, numpy arrays and numbers. They run no code."""
     allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
     allowed += [type(np.dtype(name)) for name in ("bool", "float16", "float32", "float64", "int32", "int64", "uint8")]
     with contextlib.suppress(AttributeError):  # numpy 1 has no `_core`

@@ -1,4 +1,4 @@
-"""Images, labels and masks from anywhere, and the caches of what a model makes of them."""
+"""Images, labels and masks from any source, and caches of the latents and features computed from them."""
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images

@@ -1,4 +1,4 @@
-"""Classes: what a label is, which images have none, and one numbering for all splits of a data set."""
+"""Class labels: how they are read, which images have none, and one numbering for all splits of a data set."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ logger = logging.get_logger(__name__)
 UNLABELLED = -1
 """The class of an image that has no label, as in test splits on the Hub."""
 IGNORE_INDEX = -100
-"""What PyTorch's losses leave out by default: no label either."""
-ACCEPTED = "accepted is one class per image: an integer, text, a boolean or a ClassLabel; -1, None, NaN: no label"
+"""The target that PyTorch's losses ignore by default; here it also means that an image has no label."""
+ACCEPTED = "give one class per image: an integer, text, a boolean or a ClassLabel (-1, None or NaN: no label)"
 FLOATS = ("floating", "mixed-integer-float")
 SHOWN = 5
-"""Names that a message lists before it only counts."""
+"""How many names a message lists; it only counts the rest."""
 
 
 def read_labels(
     values: Any, names: Sequence[str] | None = None, what: str = "the labels"
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Classes of images, from any list, array, tensor or column of labels.
+    """Convert a list, array, tensor or column of labels to class numbers.
 
-    Integers stay as they are, and so do floats that are whole numbers: pandas turns integers beside missing values into
-    those. Text, booleans and other floats are numbered by their sorted names. `-1`, `-100`, `None`, NaN and empty text
-    mean that an image has no label.
+    Integers are kept. Floats that are whole numbers are read as integers, because pandas stores integers with missing
+    values as floats. Text, booleans and other floats are numbered in the order of their sorted names. `-1`, `-100`,
+    `None`, NaN and empty text mean that an image has no label.
 
     Args:
         values: one label per image.
-        names: of all classes, in order; `values` are then numbers of names, or names themselves.
-        what: what to call the labels in errors.
+        names: names of all classes, in order. `values` then hold indices of names, or the names themselves.
+        what: how errors refer to the labels.
 
     Returns:
-        `(images,)` int64, `UNLABELLED` where there is no label; and the names of the classes, `None` for integers.
+        `(images,)` int64, `UNLABELLED` for images without a label; and the class names, `None` for unnamed integers.
 
     Raises:
-        ValueError: several classes an image, continuous numbers, or another kind of value; a class without a name.
+        ValueError: an image has several classes, a value is not a class, or a class has no name.
     """
     column = _column(values)
     labelled = ~(column.isna() | column.map(lambda value: isinstance(value, str) and not value)).to_numpy(bool)
@@ -54,7 +54,7 @@ def read_labels(
         labels[labelled] = _integers(found, names, what)
     elif kind in ("string", "boolean", *FLOATS):
         if kind in FLOATS and found.nunique() > 2 * len(found) ** 0.5:
-            raise ValueError(f"{what} are continuous, such as {found.iloc[0]:g} (a regression target); {ACCEPTED}")
+            raise ValueError(f"{what} are continuous numbers such as {found.iloc[0]:g}, not classes; {ACCEPTED}")
         if names is None:
             names = ["False", "True"] if kind == "boolean" else [_name(value) for value in sorted(found.unique())]
         labels[labelled] = _numbers([_name(value) for value in found], names, what, "their names")
@@ -64,7 +64,7 @@ def read_labels(
 
 
 def is_labelled(value: Any) -> bool:
-    """Whether one label is none of those that mean that there is none."""
+    """Whether a value is a label, and not one of the values that mean "no label"."""
     return value is not None and value == value and value not in (UNLABELLED, IGNORE_INDEX, "")
 
 
@@ -75,15 +75,15 @@ def match_labels(
     what: str = "the images",
     whose: str = "the given names",
 ) -> np.ndarray:
-    """Labels numbered by `own` names, numbered by `names` instead; images without a label keep `UNLABELLED`.
+    """Renumber labels from their `own` names to `names`; images without a label keep `UNLABELLED`.
 
     Args:
-        own: names of the labels; `None`: each integer is its own name, or where `names` are no integers, the number of
-            one of them.
-        what, whose: what to call images and `names` in the error.
+        own: class names that the labels index. If `None`, each integer is its own name; if `names` are not integers,
+            it is an index into `names`.
+        what, whose: how the error refers to the images and to `names`.
 
     Raises:
-        ValueError: images have a class that is not in `names`.
+        ValueError: an image has a class that is not in `names`.
     """
     if own is None and not all(name.removeprefix("-").isdecimal() for name in names):
         own = [*names, *map(str, range(len(names), 1 + int(labels.max(initial=0))))]
@@ -96,14 +96,14 @@ def match_labels(
 
 
 def present_names(labels: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
-    """Names of the classes that images have, in order; integers without names are their own."""
+    """Names of the classes that images have, in order; the name of an unnamed integer is the integer itself."""
     if labels is None:
         return []
     return [str(number) if names is None else names[number] for number in np.unique(labels[labels != UNLABELLED])]
 
 
 def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2, num_images: int = 2) -> bool:
-    """Whether so many classes have so many images each: 2 with 2 is what a leave-one-out probe needs."""
+    """Whether `num_classes` classes have `num_images` images each (a leave-one-out probe needs 2 classes with 2)."""
     if labels is None:
         return False
     present = np.asarray(labels)
@@ -112,7 +112,7 @@ def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2,
 
 
 def listed(names: Sequence[Any], counts: Sequence[int] | None = None) -> str:
-    """Names for a message, in quotes; of many, the first few and how many more; with `counts`, the rarest first."""
+    """Quote names for a message: the first `SHOWN`, and how many more there are; with `counts`, the rarest first."""
     shown = [f"'{name}'" for name in names]
     if counts is not None:
         shown = [f"{shown[at]} {counts[at]:,}" for at in sorted(range(len(shown)), key=counts.__getitem__)]
@@ -121,12 +121,12 @@ def listed(names: Sequence[Any], counts: Sequence[int] | None = None) -> str:
 
 
 def stratified_sample(labels: np.ndarray, num: int, seed: int, per_class: int = 1) -> np.ndarray:
-    """Indices of `num` random images in random order, of every class its share.
+    """Draw indices of `num` random images in random order; each class keeps its share of the images.
 
     Args:
-        labels: `(images,)`, the class of each.
-        per_class: so many images of every class (or all that it has) come before the shares; where there is no room for
-            all classes, random ones are left out.
+        labels: `(images,)`, class of each image.
+        per_class: images of each class (or all, if it has fewer) that are drawn before the shares are. If there is no
+            room for all classes, random classes are left out.
     """
     generator = np.random.default_rng(seed)
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -140,7 +140,7 @@ def stratified_sample(labels: np.ndarray, num: int, seed: int, per_class: int = 
 
 
 def _column(values: Any) -> pd.Series:
-    """Labels as a column; what several classes an image are given as is a list in each row."""
+    """Labels as a column; if images have several classes each, its rows are lists."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     if isinstance(values, np.ndarray) and values.ndim == 1:
@@ -149,14 +149,14 @@ def _column(values: Any) -> pd.Series:
 
 
 def _name(value: Any) -> str:
-    """A label as text; a whole number the same whether its split has fractions beside it or not."""
+    """A label as text; a whole number has the same name as an integer and as a float."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.ndarray:
     lowest, highest = int(found.min()), int(found.max())
     if highest > np.iinfo(np.int64).max:
-        raise ValueError(f"{what} hold {highest}, which has more than 64 bits; {ACCEPTED}")
+        raise ValueError(f"{what} hold {highest}, which does not fit in 64 bits; {ACCEPTED}")
     numbers = found.to_numpy().astype(np.int64)
     numbers[numbers == IGNORE_INDEX] = UNLABELLED
     if names is not None and not UNLABELLED <= numbers.min() <= numbers.max() < len(names):
@@ -166,26 +166,26 @@ def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.nd
 
 
 def _numbers(found: Sequence[str], names: Sequence[str], what: str, whose: str) -> list[int]:
-    """The number of every name that was found."""
-    numbers = {name: number for number, name in reversed([*enumerate(names)])}  # of equal names, the first
+    """The index in `names` of every name that was found."""
+    numbers = {name: number for number, name in reversed([*enumerate(names)])}  # the first of equal names wins
     if unknown := sorted({name for name in found if name not in numbers}):
         raise ValueError(
-            f"{what} have {described_classes(unknown)}, which {whose} lack (they are {listed(names)}): "
-            "leave these out, or add them there"
+            f"{what} have {described_classes(unknown)}, which {whose} lack (known: {listed(names)}): "
+            "remove these images, or add the missing classes"
         )
     return [numbers[name] for name in found]
 
 
 def described_classes(names: Sequence[str]) -> str:
-    """Names of classes in a sentence, after "the class" or "the classes"."""
+    """Class names for use in a sentence, preceded by "the class" or "the classes"."""
     return f"the class{'es' if len(names) > 1 else ''} {listed(names)}"
 
 
 def _described(value: Any) -> str:
-    """A label that is no class, with an example."""
+    """Describe labels that are not classes, with an example."""
     shown = textwrap.shorten(str(value), 60)
     if isinstance(value, Mapping):
         return f"structs such as {shown}"
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | str):
-        return f"lists such as {shown} (several classes an image, or one-hot vectors: take their argmax)"
+        return f"lists such as {shown} (several classes per image, or one-hot vectors: take their argmax)"
     return f"{type(value).__name__} such as {shown}, or values of several kinds"

@@ -1,4 +1,4 @@
-"""Features of a data set at many timesteps, pooled or of chosen tokens: computed once, memory-mapped, resumable."""
+"""Features of a data set at many timesteps, pooled or per token: computed once, memory-mapped, resumable."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class CachedFeatures:
     """Features of a data set.
 
     Args:
-        values: one `(rows, columns)` float32 array a timestep, memory-mapped and read-only.
-        forward_passes, seconds, flops: what computing them took, whether now or in an earlier run.
+        values: one `(rows, columns)` float32 array per timestep, memory-mapped and read-only.
+        forward_passes, seconds, flops: cost of computing them, now or in an earlier run.
     """
 
     values: list[np.ndarray]
@@ -56,14 +56,14 @@ class CachedFeatures:
 
 @dataclass
 class KeptRows:
-    """What is kept of the tokens, and where.
+    """Which rows a cache file keeps of the tokens.
 
     Args:
-        description: names the choice in the cache's key.
-        first_rows: `(images + 1,)`, the first row of every image, and the number of rows.
-        cells: features side by side in every row.
-        rows_of: the rows of a batch from its tokens `(batch, tokens, width)`, their grid, and its first image.
-        whole_image: read the whole image instead of its center, see `image_pixels`.
+        description: identifies the choice in the cache key.
+        first_rows: `(images + 1,)`, the first row of every image, then the number of rows.
+        cells: number of features side by side in every row.
+        rows_of: computes the rows of a batch from its tokens `(batch, tokens, width)`, their grid and its first image.
+        whole_image: whether to read the whole image instead of its center, see `image_pixels`.
     """
 
     description: str
@@ -84,17 +84,16 @@ def pooled_features(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> CachedFeatures:
-    """`feature` of every image at every timestep, with the model's stored evaluation noise, spatially pooled.
+    """Compute a spatially pooled feature of every image at every timestep, with the model's stored evaluation noise.
 
-    One row an image, `pool_size^2 * width` columns. `pool_size` 1 is the token mean, the field's usual protocol; 2 is
-    the mean of each quarter of the image and so on, which keeps where things are, at 4 times the width.
-    Kept under `cache_dir`, one file a timestep, in a folder named by a hash of weights, images, preprocessing and
-    feature. An interrupted run leaves its finished images, and the next one goes on after them. Every file has a
-    checksum, verified once per process; a damaged file is named and computed again. VAE latents come from
-    `cached_latents`, under `cache_dir/latents`.
+    Each image has one row of `pool_size^2 * width` columns. With `pool_size` 1 the row is the mean over all tokens, the
+    usual protocol. With 2 it holds the mean of each quarter of the image, 4 times as wide, and keeps coarse positions.
+    Results are cached under `cache_dir`, one file per timestep, in a folder named by a hash of weights, images,
+    preprocessing and feature. After an interruption, the next run continues after the last finished image. Checksums
+    are verified once per process; damaged files are reported and computed again. Latents are in `cache_dir/latents`.
 
     Raises:
-        ValueError: `cache_dir` cannot be written or has too little space left, or the features are not finite.
+        ValueError: `cache_dir` is not writable or has too little space left, or the features are not finite.
     """
     kept = pooled_rows(model, len(data), pool_size)
     return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
@@ -111,18 +110,20 @@ def token_features(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> CachedFeatures:
-    """`feature` of some tokens at every timestep, images read whole as for segmentation; cached as `pooled_features`.
+    """Compute a feature of chosen tokens at every timestep, from whole images as for segmentation.
+
+    Results have one row per token and are cached as by `pooled_features`.
 
     Args:
-        tokens: ascending numbers of tokens over the whole data set: token `k` of image `i` is `i * num_patches + k`,
-            row-major on the patch grid of the trained resolution. One row each.
+        tokens: ascending indices of tokens in the data set: token `k` of image `i` is `i * num_patches + k`, row-major
+            on the patch grid of the trained resolution.
     """
     kept = token_rows(model, data, tokens)
     return _cached(model, data, timesteps, feature, kept, batch_size, cache_dir, progress)
 
 
 def pooled_rows(model: NoisyBackbone, num_images: int, pool_size: int) -> KeptRows:
-    """One row an image, see `pooled_features`."""
+    """One row per image, see `pooled_features`."""
     if not 1 <= pool_size <= min(model.config.grid_size):
         raise ValueError(f"pool_size must be in 1..{min(model.config.grid_size)} (the patch grid), got {pool_size}")
 
@@ -133,15 +134,15 @@ def pooled_rows(model: NoisyBackbone, num_images: int, pool_size: int) -> KeptRo
 
 
 def token_rows(model: NoisyBackbone, data: ImageData, tokens: np.ndarray) -> KeptRows:
-    """One row a token, see `token_features`."""
+    """One row per token, see `token_features`."""
     per_image = model.config.num_patches
     first_rows = np.searchsorted(tokens, per_image * np.arange(len(data) + 1))
 
     def pick(batch: torch.Tensor, grid_size: tuple[int, int], first: int) -> torch.Tensor:
         if grid_size != model.config.grid_size:
             raise ValueError(
-                f"tokens are chosen on the patch grid of the trained resolution, {model.config.image_size} pixels; "
-                f"{data.name} has images of {grid_size} patches instead of {model.config.grid_size}"
+                f"images of {data.name} have {grid_size} patches instead of {model.config.grid_size}: tokens are "
+                f"chosen on the patch grid of the trained resolution, {model.config.image_size} pixels"
             )
         rows = tokens[first_rows[first] : first_rows[first + len(batch)]] - first * per_image
         return batch.flatten(0, 1)[torch.from_numpy(rows).to(batch.device)]
@@ -178,7 +179,7 @@ def _cached(
 
 
 def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) -> str:
-    """Hash of everything the features depend on, but the timestep; `kept` describes what is kept of the tokens."""
+    """Hash of everything the features depend on except the timestep; `kept` is `KeptRows.description`."""
     choices = {"data": data.fingerprint, "feature": feature, "kept": kept} | model.fingerprint_fields()
     return fingerprint(model.state_dict(), choices)
 
@@ -193,14 +194,14 @@ def _compute(
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Fill the missing files together, batch by batch of images."""
+    """Fill all missing files together, one batch of images at a time."""
     with _opened_together(missing, kept) as growing:
         done = growing[0].images
         batches, encode_seconds = _latents(model, data, done, kept.whole_image, latents_dir, batch_size, progress)
         started = last_mark = time.perf_counter()
         bar = tqdm(total=len(data), initial=done, desc=f"features of {data.name}", unit="image", disable=not progress)
         for latents in batches:
-            for file in growing:  # one timestep at a time: all tokens of a batch are large
+            for file in growing:  # one timestep at a time, because all tokens of a batch take much memory
                 tokens = model.extract_features(latents=latents, features=[feature], timesteps=[file.timestep])[feature]
                 rows = kept.rows_of(tokens[:, 0].float(), model.grid_size(latents), done)
                 file.append(rows.cpu().numpy(), len(latents))
@@ -225,7 +226,7 @@ def _latents(
     batch_size: int,
     progress: bool,
 ) -> tuple[Iterator[torch.Tensor], float]:
-    """Batches of what the network sees of the images from `first` on, and the seconds that their encoding took."""
+    """Batches of the network's inputs for the images from `first` on, and the seconds that encoding them took."""
     if first == len(data):
         return iter(()), 0.0
     if model.vae is None:
@@ -242,7 +243,7 @@ def _latents(
 
 @contextmanager
 def _opened_together(missing: list[FeatureFile], kept: KeptRows) -> Iterator[list[GrowingFile]]:
-    """The missing files, all with the same number of finished images and room for the others; marked at the end."""
+    """Open the missing files at the same image, with space reserved for the rest; mark their progress at the end."""
     folder = missing[0].path.parent
     growing = [GrowingFile(file, kept.first_rows) for file in missing]
     check_space(folder.parent, sum(file.bytes_missing for file in growing), "these features", name="cache_dir")
@@ -256,7 +257,7 @@ def _opened_together(missing: list[FeatureFile], kept: KeptRows) -> Iterator[lis
 
 
 def _share_seconds(growing: list[GrowingFile], since: float) -> float:
-    """Give every file its share of the time since then; returns the present time."""
+    """Add an equal share of the time since `since` to every file, and return the current time."""
     now = time.perf_counter()
     for file in growing:
         file.seconds += (now - since) / len(growing)

@@ -1,4 +1,4 @@
-"""The file of the features at one timestep: it grows image by image, and is whole or marked as unfinished."""
+"""The file that holds the features at one timestep. It grows image by image, and is marked while it is unfinished."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = logging.get_logger(__name__)
 VALUES = np.dtype("<f4")
 CHUNK = 2**24  # bytes read at once
 RECORD_BYTES = 2**14
-"""Room kept for what stands beside the values."""
+"""Space reserved for the JSON files beside the values."""
 
 
 @dataclass
 class FeatureFile:
-    """Features at one timestep: `t00000.npy`, and beside it `t00000.json` with their seconds and checksum."""
+    """Features at one timestep: `t00000.npy`, and `t00000.json` with the seconds they took and their checksum."""
 
     path: Path
     timestep: int
@@ -36,7 +36,7 @@ class FeatureFile:
         return self.path.with_suffix(".json")
 
     def is_whole(self) -> bool:
-        """Whether it is there as it was written; what is damaged is named and removed."""
+        """Whether the file exists and matches its checksum; a damaged file is reported and removed."""
         try:
             record = read_json(self.record)
             digest = digest_once(self.path, lambda: sha256_of(self.path))
@@ -54,15 +54,15 @@ class FeatureFile:
 
 
 class GrowingFile:
-    """A feature file on its way: rows are appended, and marks say how many images are finished, with a checksum.
+    """An unfinished feature file. Rows are appended; marks record how many images are finished, with a checksum.
 
     Args:
-        file: what it becomes.
+        file: the file that this one becomes.
         first_rows: see `KeptRows`.
 
     Attributes:
-        images: how many are finished, now or in an earlier run.
-        seconds: what they took.
+        images: number of finished images, earlier runs included.
+        seconds: time that they took.
     """
 
     def __init__(self, file: FeatureFile, first_rows: np.ndarray) -> None:
@@ -78,7 +78,7 @@ class GrowingFile:
         return self._size(len(self.first_rows) - 1) - self._size(self.images) + RECORD_BYTES
 
     def start(self, images: int) -> None:
-        """Open it after its first `images`, with room for all of them."""
+        """Open the file after its first `images` images, and reserve space for all others."""
         self.images, self.digest = images, self._digest(images)
         self.path.touch()
         self.stream = self.path.open("rb+")
@@ -88,7 +88,7 @@ class GrowingFile:
         self.stream.seek(self._size(images))
 
     def append(self, rows: np.ndarray, num_images: int) -> None:
-        """The rows of the next images."""
+        """Append the rows of the next images."""
         first, last = self.first_rows[[self.images, self.images + num_images]]
         assert len(rows) == last - first
         content = np.ascontiguousarray(rows, dtype=VALUES).tobytes()
@@ -97,15 +97,15 @@ class GrowingFile:
         self.images += num_images
 
     def mark(self) -> None:
-        """Let a later run go on from here; on a full disk, from the mark before."""
+        """Let a later run continue from here, or from the previous mark if the disk is full."""
         self._sync()
         record = {"images": self.images, "seconds": self.seconds}
         with contextlib.suppress(OSError):
             write_json(self.mark_path, sealed(record, self.digest.hexdigest()))
 
     def finish(self) -> None:
-        """All images are there."""
-        self.stream.truncate()  # gives back what was kept for the record
+        """Turn the file into a finished one, after the last image."""
+        self.stream.truncate()  # frees the space reserved for the record
         self.mark()
         self.stream.close()
         write_json(self.file.record, sealed({"seconds": self.seconds}, self.digest.hexdigest()))
@@ -113,7 +113,7 @@ class GrowingFile:
         self.mark_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close it, finished or not: what an error or interrupt leaves is marked, and no room is kept for the rest."""
+        """Close the file. If it is unfinished, mark its progress and free the space reserved for the rest."""
         if self.stream.closed:
             return
         with self.stream, contextlib.suppress(OSError):
@@ -124,12 +124,12 @@ class GrowingFile:
             self.mark_path.unlink(missing_ok=True)
 
     def _found(self) -> tuple[int, float]:
-        """Images and seconds of an earlier run; what is damaged is named and dropped."""
+        """Images and seconds of an earlier run; a damaged file is reported and removed."""
         try:
             record = read_json(self.mark_path)
             images, seconds = int(record["images"]), float(record["seconds"])
             if record == sealed({"images": images, "seconds": seconds}, self._digest(images).hexdigest()):
-                os.truncate(self.path, self._size(images))  # gives back the room that was reserved for the others
+                os.truncate(self.path, self._size(images))  # frees the space reserved for the others
                 return images, seconds
             problem = "its content does not match its checksum"
         except FileNotFoundError:
@@ -143,11 +143,11 @@ class GrowingFile:
         return 0, 0.0
 
     def _size(self, images: int) -> int:
-        """Bytes of the file up to the first images."""
+        """Size in bytes of the file with its first `images` images."""
         return len(self.header) + VALUES.itemsize * self.file.shape[1] * int(self.first_rows[images])
 
     def _digest(self, images: int) -> Any:
-        """Running checksum of the file's first images."""
+        """Running checksum of the file's first `images` images."""
         digest = hashlib.sha256(self.header)
         if images:
             with self.path.open("rb") as file:

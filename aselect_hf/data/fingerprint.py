@@ -1,4 +1,4 @@
-"""Names for cached work: a hash of everything that it depends on."""
+"""Names for cached results: a hash of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor], choices: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits that change with any name, type, shape or value of `tensors` and with any of `choices`.
+    """32 hexadecimal digits that change with any name, dtype, shape or value of `tensors` and with any of `choices`.
 
     Args:
-        choices: what JSON can hold.
+        choices: values that JSON can represent.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -25,5 +25,5 @@ def fingerprint(tensors: Mapping[str, torch.Tensor], choices: Mapping[str, Any])
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's values as they lie in memory; no copy where it is contiguous and on the CPU."""
+    """The bytes of a tensor, without a copy if it is contiguous and on the CPU."""
     return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data

@@ -1,7 +1,7 @@
-"""Folders of images and tables: which of their folders are classes, which are splits, and what is left out.
+"""Folders of images and tables: which subfolders are classes, which are splits, and which files are not used.
 
-`datasets` does the reading, but not the guessing. Left alone, it takes every folder or file whose name holds "train",
-"test", "val", ... for a split, drops the others, and reads `[ ] * ?` in a path as a pattern.
+`datasets` reads the files, but this module decides what they mean. On its own, `datasets` takes every folder or file
+whose name contains "train", "test", "val", ... for a split, drops all others, and reads `[ ] * ?` in paths as patterns.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ METADATA = frozenset(ImageFolder.METADATA_FILENAMES)
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 ARCHIVES = frozenset({".zip", ".tar"})
 NO_DATA = frozenset({"id2label.json", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini"})
-STREAM_SHARDS = 64  # of a folder of images, for workers and processes to share
+STREAM_SHARDS = 64  # parts of a streamed folder of images, which workers and processes divide among themselves
 
 
 def load_folder(folder: Path, split: str | None, config_name: str | None, *, streaming: bool) -> Any:
-    """One split of a folder on disk; see `load_images`.
+    """Load one split of a folder on disk; see `load_images`.
 
     Raises:
-        ValueError: it holds nothing to read, or no such split; the message says what there is.
+        ValueError: the folder has no data or no such split; the message lists what was found.
     """
     folder = folder.absolute()
     if folder.is_file():
@@ -64,10 +64,10 @@ def load_folder(folder: Path, split: str | None, config_name: str | None, *, str
 
 
 def find_split(names: Iterable[str], split: str | None, source: Any) -> str:
-    """The split asked for, or the one that is named `val`, `dev`, ... where `validation` is asked for, and so on.
+    """Find a split by its name or by a synonym: `validation` also finds `val`, `dev`, ...
 
     Args:
-        split: default: the training split, or the only one there is.
+        split: the name (default: `"train"`, or the only split).
     """
     names = sorted(names, key=lambda name: [*SPLITS, ""].index(_kind(name)))
     wanted = split or (names[0] if len(names) == 1 else "train")
@@ -78,16 +78,16 @@ def find_split(names: Iterable[str], split: str | None, source: Any) -> str:
 
 
 def _kind(name: str) -> str:
-    """The split that a name means; empty if it means none."""
+    """The split that a name stands for; empty if it stands for none."""
     match = SPLIT_NAME.fullmatch(name)
     return SPLIT_OF[match[1].lower()] if match else ""
 
 
 def read(source: Any, *arguments: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, whose errors name the source in one line."""
+    """Call `datasets.load_dataset`; errors name the source and fit on one line."""
     try:
         return datasets.load_dataset(*arguments, **options)
-    except Exception as error:  # pyarrow's, pandas', yaml's and the Hub's among them
+    except Exception as error:  # including those of pyarrow, pandas, yaml and the Hub
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         lines = str(cause or error).splitlines() or [repr(error)]
         raise ValueError(
@@ -114,7 +114,7 @@ def _saved(folder: Path, streaming: bool) -> Any:
 
 
 def _has_configs(folder: Path) -> bool:
-    """Whether a data set card says which files are which split: then `datasets` need not guess."""
+    """Whether a data set card assigns files to splits, so that nothing has to be guessed."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     try:
@@ -125,11 +125,11 @@ def _has_configs(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files but hidden ones, relative, in order; folders may be links."""
+    """Relative paths of all files except hidden ones, sorted; links to folders are followed."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         if Path(os.path.realpath(os.path.dirname(parent))).is_relative_to(os.path.realpath(parent)):
-            folders.clear()  # a link to a folder above
+            folders.clear()  # a link to a parent folder
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
         found += [Path(parent, name).relative_to(folder) for name in names if not name.startswith((".", "__"))]
@@ -137,7 +137,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _inner(files: list[Path]) -> tuple[list[Path], Path]:
-    """Files relative to the first folder that is a split or holds more than one folder, and that folder."""
+    """Strip a common top folder, unless it is a split, as often as possible; return the files and what was stripped."""
     prefix = Path()
     while True:
         tops = {file.parts[0] if len(file.parts) > 1 else "" for file in files}
@@ -148,7 +148,7 @@ def _inner(files: list[Path]) -> tuple[list[Path], Path]:
 
 
 def _load_images(folder: Path, files: list[Path], split: str | None, streaming: bool) -> Any:
-    """One split of a folder that holds images: a folder named like it, where all are, or else the whole."""
+    """Load one split of a folder of images: if all its folders are named like splits, one of them, else everything."""
     images, inner = _inner([file for file in files if _is_image(file)])
     root = folder / inner
     tops = {image.parts[0] for image in images if len(image.parts) > 1}
@@ -156,8 +156,8 @@ def _load_images(folder: Path, files: list[Path], split: str | None, streaming: 
     words = [match[1].lower() for match in map(SPLIT_WORD.search, tops) if match]
     if not splits and len(set(words)) > 1 and len(words) == len(tops):
         raise ValueError(
-            f"{str(folder)!r} holds folders that may be splits or classes ({', '.join(sorted(tops))}): name splits "
-            "train, validation and test, or give one of the folders"
+            f"{str(folder)!r} holds folders that may be splits or classes ({', '.join(sorted(tops))}): rename splits "
+            "to train, validation and test, or give the path of one of these folders"
         )
     sets = [inner]
     if splits and len(splits) == len(tops):
@@ -166,23 +166,23 @@ def _load_images(folder: Path, files: list[Path], split: str | None, streaming: 
     elif splits and not any(image.parts[0] in splits for image in images if len(image.parts) == 2):
         raise ValueError(
             f"{str(folder)!r} holds folders named like splits ({', '.join(splits)}) beside others "
-            f"({', '.join(sorted(tops - set(splits))[:5])}): keep nothing but splits in it, or give one of the folders"
+            f"({', '.join(sorted(tops - set(splits))[:5])}): keep only splits in it, or give the path of one folder"
         )
     elif split and _kind(split) != "train":
         raise ValueError(
-            f"{str(folder)!r} has no split {split!r}: it is read whole, because its folders are not splits"
+            f"{str(folder)!r} has no split {split!r}: its folders are not splits, so all its images form one split"
         )
     elif splits:
-        logger.warning(f"{folder}: {', '.join(splits)}: read as classes, like the folders beside them.")
+        logger.warning(f"{folder}: {', '.join(splits)}: read as classes, not splits, like the folders beside them.")
     _say_strangers(folder, [file for file in files if not any(map(file.is_relative_to, sets))])
     return _load_set(root, folder, streaming)
 
 
 def _load_set(root: Path, outer: Path, streaming: bool) -> Any:
-    """All images below a folder: with the columns of its metadata, or else labeled by class folders, or else bare.
+    """Load all images below a folder with the columns of its metadata, else labeled by class folders, else unlabeled.
 
     Args:
-        outer: a folder above, or the same; metadata from there on may name these images.
+        outer: `root` or a folder above it; metadata files from there down to `root` may name these images.
     """
     files = _files(root)
     images = [file for file in files if _is_image(file)]
@@ -198,8 +198,8 @@ def _load_set(root: Path, outer: Path, streaming: bool) -> Any:
         return _listed([root / image for image in images], None, [], streaming)
     if not any(len(image.parts) == 2 for image in below):
         logger.warning(
-            f"{root}: which folders are classes is not clear ({below[0].parent} and so on), so no labels are used; "
-            "give the folder whose folders are the classes."
+            f"{root}: it is unclear which folders are classes ({below[0].parent} and others), so no labels are used; "
+            "give the path of the folder that holds the class folders."
         )
         return _listed([root / image for image in images], None, [], streaming)
     kept = [image for image in below if len(image.parts) > 1]
@@ -232,16 +232,16 @@ def _load_metadata(root: Path, metadata: list[Path], num_images: int, streaming:
 
 
 def _below(root: Path, dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The rows whose image lies in a folder: metadata above the folders of splits names the images of all of them."""
+    """The rows whose image lies below `root`; metadata above the split folders names the images of all splits."""
     paths = dataset.cast_column(column, datasets.Image(decode=False))[column]
     rows = [row for row, image in enumerate(paths) if Path(os.path.normpath(image["path"])).is_relative_to(root)]
     if not rows:
-        raise ValueError(f"{str(root)!r}: the metadata above names none of its images")
+        raise ValueError(f"{str(root)!r}: the metadata in the folders above names none of its images")
     return dataset.select(rows)
 
 
 def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: bool) -> Any:
-    """One split of a folder of tables: by folders or file names, where all are named like splits, or else the whole."""
+    """Load one split of a folder of tables; if no file or folder is named like a split, all of them form one split."""
     suffix = next((suffix for suffix in TABLES if any(file.suffix == suffix for file in files)), None)
     if suffix is None and any(file.suffix in ARCHIVES for file in files):
         loaded = read(folder, str(folder), streaming=streaming)
@@ -250,7 +250,7 @@ def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: 
         found = ", ".join(
             f"{count} {name}" for name, count in Counter(f.suffix or f.name for f in files).most_common(5)
         )
-        raise ValueError(f"{str(folder)!r} holds no images and no tables; found {found or 'nothing'}")
+        raise ValueError(f"{str(folder)!r} holds neither images nor tables; found {found or 'nothing'}")
     tables, inner = _inner([file for file in files if file.suffix == suffix])
     splits: dict[str, list[str]] = defaultdict(list)
     for table in tables:
@@ -259,7 +259,7 @@ def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: 
     if "" in splits and len(splits) > 1:
         raise ValueError(
             f"{str(folder)!r} holds splits ({', '.join(sorted(filter(None, splits)))}) beside other {suffix} files "
-            f"({Path(splits[''][0]).name}): keep nothing but splits in it"
+            f"({Path(splits[''][0]).name}): keep only splits in it"
         )
     if "" in splits:
         splits = {"train": splits[""]}
@@ -269,9 +269,9 @@ def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: 
 
 
 def _pattern(path: Path) -> str:
-    """What `datasets` reads as this very path."""
+    """The path escaped so that `datasets` does not read it as a pattern."""
     if "::" in str(path):
-        raise ValueError(f"{str(path)!r}: `datasets` takes '::' in a path for an archive; rename the folder")
+        raise ValueError(f"{str(path)!r}: `datasets` reads '::' in a path as an archive; rename the folder")
     return glob.escape(os.path.abspath(path))
 
 

@@ -1,4 +1,4 @@
-"""Images from anywhere - tensors, PIL lists, folders, `datasets`, data loaders - with their labels and masks."""
+"""Images from any source - tensors, PIL lists, folders, `datasets`, data loaders - with their labels and masks."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class ImageData:
         items: tensors `(channels, height, width)`, PIL images, arrays, image paths, contents of image files, or
             undecoded `datasets` images.
         labels: one per item, see `aselect_hf.data.classes.read_labels`.
-        label_names: names of the classes, in order; default: the integers, or the sorted names, that `labels` hold.
-        name: what to call the collection in reports and errors.
-        fingerprint: identifies the content, for caches; computed from the items where not given.
-        masks: one per item, as large as its image: PIL images of one channel, paths, undecoded `datasets` images, or
-            integer arrays `(height, width)`. Values are classes, 255 is ignored.
-        mask_names: names of the classes in the masks, in order (after `reduce_labels`), or by pixel value (before).
+        label_names: class names, in order (default: the integers or the sorted names in `labels`).
+        name: how reports and errors refer to the collection.
+        fingerprint: identifies the content in caches (default: computed from the items).
+        masks: one per item, of the same size as its image: PIL images of one channel, paths, undecoded `datasets`
+            images, or integer arrays `(height, width)`. Values are classes, and 255 is ignored.
+        mask_names: class names of the masks, in order (after `reduce_labels`), or by pixel value (before it).
         reduce_labels: shift the classes in the masks by -1; 0 becomes ignored.
 
     Attributes:
-        labels: `(images,)` int64, -1 for an image without a label; `None` where no image has one.
-        no_labels: why there are none, for messages.
+        labels: `(images,)` int64, -1 for an image without a label; `None` if no image has one.
+        no_labels: why there are no labels, for messages.
 
     Raises:
-        ValueError: no items, or another number of labels or masks, or labels that are no classes; reading an item
-            raises it for a file that cannot be read and for a mask that does not fit, by name.
+        ValueError: there are no items, the number of labels or masks differs from theirs, or labels are not classes.
+            Reading an item raises it if a file cannot be read or a mask does not fit; the message names the item.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class ImageData:
         if labels is not None:
             self._label(*read_labels(labels, label_names, f"the labels of {name}"))
         self._fingerprint = fingerprint
-        self.rows: Sequence[int] = range(len(items))  # what errors call the images, also those of a subset
-        self._mask_values: dict[int, list[int]] = {}  # of rows, shared with subsets: no mask is read twice
+        self.rows: Sequence[int] = range(len(items))  # the numbers of the images in errors, kept in subsets
+        self._mask_values: dict[int, list[int]] = {}  # by row, shared with subsets, so that no mask is read twice
 
     @classmethod
     def of(
@@ -101,14 +101,14 @@ class ImageData:
         masks: bool = False,
         **columns: Any,
     ) -> ImageData:
-        """Wrap whatever a user has: see `select_timestep` for the accepted types.
+        """Wrap images of any accepted type, see `select_timestep`.
 
         Args:
-            num_images: how many images to take from a data loader, which has no random access; default all.
+            num_images: number of images to take from a data loader, which has no random access (default: all).
             split, config_name, masks: for a folder or Hub id, see `load_images`.
-            columns: for data sets, `image_column="image"`; `label_column`, default `label` where there is one;
-                `mask_column`, default the first of `mask`, `annotation`, `segmentation`, `label` that holds images;
-                `mask_names`, default those of `load_mask_names` for a folder or Hub id; `reduce_labels=False`; `name`.
+            columns: for data sets: `image_column="image"`; `label_column` (default: `label`, if present);
+                `mask_column` (default: the first of `mask`, `annotation`, `segmentation`, `label` that holds images);
+                `mask_names` (default: `load_mask_names` of the folder or Hub id); `reduce_labels=False`; `name`.
         """
         if isinstance(images, cls):
             return images
@@ -116,7 +116,7 @@ class ImageData:
             data = cls.of(load_images(images, split, config_name, masks=masks), **{"name": str(images)} | columns)
             if data.masks is not None and data.mask_classes is None and (names := load_mask_names(images)):
                 if images == "sample" and isinstance(names, list):
-                    names = dict(enumerate(names))  # by pixel value: those of its labels begin at 1
+                    names = dict(enumerate(names))  # by pixel value: labels begin at 1 in these masks
                 data.mask_classes = MaskClasses.named(names, data.reduce_labels)
             return data
         if isinstance(images, datasets.DatasetDict):
@@ -143,7 +143,7 @@ class ImageData:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Image.Image | torch.Tensor, int | None]:
-        """One decoded image with its label, `None` where it has none."""
+        """One decoded image with its label (`None`: no label)."""
         label = UNLABELLED if self.labels is None else int(self.labels[index])
         return self.decode(index), None if label == UNLABELLED else label
 
@@ -159,11 +159,11 @@ class ImageData:
         return taken
 
     def sample(self, num_images: int | None, seed: int, *, per_class: int = 0) -> ImageData:
-        """A random subset, the same for the same seed; everything where there are no more than `num_images`.
+        """A random subset that depends on the seed only; the whole collection if it has at most `num_images` images.
 
         Args:
-            per_class: where there are labels, take of every class its share, but at least so many where there is room
-                (`stratified_sample`); 0: any images.
+            per_class: if positive and there are labels, every class keeps its share, and at least `per_class` images
+                if there is room (`stratified_sample`). With 0 the labels play no role.
         """
         if num_images is None or num_images >= len(self):
             return self
@@ -174,10 +174,10 @@ class ImageData:
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:num_images])
 
     def labelled(self) -> ImageData:
-        """The images that have a label; how many have none is reported.
+        """The images that have a label; a warning counts those that have none.
 
         Raises:
-            ValueError: none has.
+            ValueError: no image has a label.
         """
         if self.labels is None:
             raise ValueError(f"{self.name} has no labels: {self.no_labels}")
@@ -193,7 +193,7 @@ class ImageData:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes; integers without names are their own, those that images have."""
+        """Names of the classes; without names, the integers that occur as labels."""
         if self.label_names is not None:
             return self.label_names
         return present_names(self.labels, None)
@@ -206,11 +206,11 @@ class ImageData:
         return self._changed(labels=labels, label_names=list(names))
 
     def with_mask_classes(self, classes: MaskClasses) -> ImageData:
-        """The same images with the classes in their masks numbered anew."""
+        """The same images with other classes for the values in their masks."""
         return self._changed(mask_classes=classes)
 
     def with_known_mask_classes(self, progress: bool = False, cache_dir: str | Path | None = None) -> ImageData:
-        """The same images with the classes that their masks hold, unless those are known; see `mask_pixel_values`."""
+        """The same images with known mask classes, read from the masks if necessary; see `mask_pixel_values`."""
         if self.mask_classes is not None:
             return self
         values = self.mask_pixel_values(progress, cache_dir)
@@ -225,7 +225,7 @@ class ImageData:
         return "images by class: " + listed(names, counts.tolist())
 
     def _label(self, labels: np.ndarray, names: list[str] | None) -> None:
-        """Take over what `read_labels` gave, a label for every image."""
+        """Set the labels and names that `read_labels` returned."""
         if len(labels) != len(self):
             raise ValueError(f"{self.name}: {len(labels)} labels for {len(self)} images")
         self.labels, self.label_names = labels, names
@@ -238,10 +238,10 @@ class ImageData:
         return changed
 
     def readable(self, on_error: str) -> ImageData:
-        """With `on_error="skip"`, without the images that cannot be read, or their masks; with `"stop"`, unchanged.
+        """With `on_error="skip"`, drop images that cannot be read or whose masks cannot; with `"stop"`, change nothing.
 
         Raises:
-            ValueError: none can be decoded.
+            ValueError: no image can be read.
         """
         check_on_error(on_error)
         if on_error == "stop":
@@ -262,15 +262,15 @@ class ImageData:
         """One item as an upright 8-bit PIL image (mode L or RGB) or pixel tensor; see `read_image`.
 
         Raises:
-            ValueError: it cannot be decoded, holds NaN, or the range of its values is not known; the message names it.
+            ValueError: the item cannot be decoded, holds NaN, or has values of an unknown range; the message names it.
         """
         return read_image(self.items[index], f"image {self.rows[index]} of {self.name}")
 
     def mask(self, index: int) -> np.ndarray:
-        """Classes of one image's pixels, `(height, width)` int64, 255 where they are to be ignored.
+        """Classes of one image's pixels, `(height, width)` int64; 255 is ignored.
 
         Raises:
-            ValueError: as `pair`.
+            ValueError: see `pair`.
         """
         return self.pair(index)[1]
 
@@ -278,8 +278,8 @@ class ImageData:
         """One decoded image with its mask.
 
         Raises:
-            ValueError: there are no masks, one of the two cannot be read, the mask has colors instead of classes, is
-                of another size than its image (both upright), or holds a class that has no name.
+            ValueError: there are no masks, the image or the mask cannot be read, the mask has colors instead of
+                classes, differs in size from its image (both upright), or holds a class without a name.
         """
         if self.masks is None:
             raise ValueError(f"{self.name} has no masks")
@@ -294,18 +294,18 @@ class ImageData:
 
     @property
     def mask_names(self) -> list[str] | None:
-        """Names of the classes in the masks, where they are known."""
+        """Names of the classes in the masks; `None` if they are not known."""
         return None if self.mask_classes is None else self.mask_classes.names
 
     def num_mask_classes(self) -> int:
-        """Classes in the masks: one for each name or, without names, for each value that is not ignored in any mask."""
+        """Number of classes in the masks: of their names or, if absent, of the values that are not ignored."""
         return len(self.with_known_mask_classes().mask_names or [])
 
     def mask_pixel_values(self, progress: bool = False, cache_dir: str | Path | None = None) -> list[int]:
-        """All values that pixels of any mask have, ascending; every mask is read, once.
+        """All pixel values that occur in the masks, ascending. Every mask is read once.
 
         Args:
-            cache_dir: folder that remembers the values of a data set's masks, by their fingerprint; default: none does.
+            cache_dir: folder in which to cache the values for a data set's masks, by fingerprint (default: no cache).
         """
         if cache_dir is None or not isinstance(self.masks, datasets.Dataset):
             return self._read_mask_values(progress)
@@ -337,20 +337,20 @@ class ImageData:
         """Pixel values `(batch, channels, height, width)` of all images, in order; see `image_pixels`.
 
         Args:
-            num_workers: processes that decode ahead; 0 decodes when asked.
+            num_workers: processes that decode ahead (0: decode in this process).
         """
         loader: DataLoader = DataLoader(
             self,  # type: ignore[arg-type]
             batch_size=batch_size,
             collate_fn=image_pixels(config, whole_image=whole_image).of_pairs,
             num_workers=num_workers,
-            generator=torch.Generator(),  # its own: the caller's random state is left alone
+            generator=torch.Generator(),  # leaves the caller's random state alone
         )
         yield from loader
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the images, which changes with their content; see `fingerprint_images`."""
+        """Hash that changes with the content of the images; see `fingerprint_images`."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_images(self.items)
         return self._fingerprint
@@ -372,7 +372,7 @@ class ImageData:
         mask_column = find_mask_column(dataset.features, image_column, mask_column)
         masks = None if mask_column is None else undecoded(dataset, mask_column)
         if masks is None and (reduce_labels or mask_names):
-            raise ValueError(f"{name} has no column of masks; reduce_labels and mask_names are about masks")
+            raise ValueError(f"{name} has no column of masks, which reduce_labels and mask_names need")
         data = cls(
             undecoded(dataset, image_column), name=name, masks=masks, mask_names=mask_names,
             reduce_labels=reduce_labels,
@@ -381,16 +381,16 @@ class ImageData:
         return data
 
     def _read_label_column(self, dataset: datasets.Dataset, column: str | None) -> None:
-        """Labels of a data set. What is wrong with a column that the user did not name is told when labels are needed.
+        """Read a data set's labels; problems with a column that the user did not name are kept for `no_labels`.
 
         Raises:
-            ValueError: a column that the user named is not there, or does not hold classes.
+            ValueError: a column that the user named does not exist, or does not hold classes.
         """
         name = column or LABEL_COLUMN
         feature = dataset.features.get(name)
         try:
             if feature is None or isinstance(feature, datasets.Image):
-                there = "holds images instead of classes" if feature else "is not there"
+                there = "holds images instead of classes" if feature else "does not exist"
                 raise ValueError(
                     f"label_column {name!r} of {self.name} {there}; its columns are {', '.join(dataset.column_names)}"
                 )
@@ -412,8 +412,8 @@ class ImageData:
                 batch = (batch.get("pixel_values"), next((batch[key] for key in LABEL_KEYS if key in batch), None))
             images, *rest = batch if isinstance(batch, list | tuple) else (batch,)
             if not isinstance(images, torch.Tensor) or images.ndim != 4:
-                raise ValueError("a DataLoader must yield (batch, channels, height, width) tensors, (images, labels) "
-                                 "pairs, or dicts with 'pixel_values'")  # fmt: skip
+                raise ValueError("a DataLoader must yield tensors (batch, channels, height, width), pairs (images, "
+                                 "labels), or dicts with 'pixel_values'")  # fmt: skip
             pixels.append(images)
             if rest and rest[0] is not None:
                 labels += rest[0].tolist() if isinstance(rest[0], torch.Tensor) else rest[0]
@@ -432,10 +432,10 @@ class ImageData:
 
 
 def check_on_error(on_error: str) -> None:
-    """Whether to `"stop"` at an image that cannot be read, or to `"skip"` it.
+    """Check the choice to `"stop"` at an image that cannot be read, or to `"skip"` it.
 
     Raises:
-        ValueError: neither.
+        ValueError: `on_error` is neither.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}; got {on_error!r}")
@@ -446,7 +446,7 @@ def _take(items: Any, rows: list[int]) -> Any:
 
 
 def _remembered(file: Path) -> list[int] | None:
-    """Pixel values that `mask_pixel_values` wrote; `None` where the file is absent or damaged."""
+    """Pixel values that `mask_pixel_values` wrote; `None` if the file is absent or damaged."""
     try:
         record = read_json(file)
         return record["values"] if record == sealed({"values": record["values"]}) else None

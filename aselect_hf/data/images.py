@@ -1,4 +1,4 @@
-"""One image at a time: a file, bytes, an array or a data set's row to 8-bit pixels; what fails is named."""
+"""Decoding of single images - files, bytes, arrays, rows of data sets - to 8-bit pixels, with errors that name them."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from aselect_hf.modeling.pixels import eight_bit_image
 
 logger = logging.get_logger(__name__)
 
-ONE_PICTURE = ("MPO", "PSD")  # formats whose further frames are previews and layers of the first
-TOLERANCE = 0.01  # of pixel tensors beyond [-1, 1]
+ONE_PICTURE = ("MPO", "PSD")  # formats whose other frames are previews or layers of the first
+TOLERANCE = 0.01  # by which values of pixel tensors may leave [-1, 1]
 
 
 def read_image(item: Any, name: str) -> Image.Image | torch.Tensor:
-    """An 8-bit image of mode L or RGB, see `eight_bit_image`; a tensor as float pixels, uint8 scaled to [-1, 1].
+    """Read an item as an 8-bit image of mode L or RGB (see `eight_bit_image`); tensors become float pixels.
 
     Args:
-        item: PIL image, tensor, array, path, the bytes of a file, or a data set's row with one of them.
-        name: to call it in errors, unless it has a path.
+        item: PIL image, array, path, the bytes of a file, a tensor (uint8 is scaled to [-1, 1]), or a row with one.
+        name: how errors refer to the item if it has no path.
 
     Raises:
-        ValueError: it cannot be decoded, holds NaN, or the range of its values is not known; the message names it.
+        ValueError: the item cannot be decoded, holds NaN, or has values of an unknown range; the message names it.
     """
     image, name = open_image(item, name)
     return _pixel_tensor(image, name) if isinstance(image, torch.Tensor) else eight_bit_image(image, name)
 
 
 def open_image(item: Any, name: str) -> tuple[Any, str]:
-    """An item in memory as it is, a file decoded and upright in its own mode; and its path, or else `name`.
+    """Return an item and its name (its path, else `name`); files are decoded and turned upright, in their own mode.
 
     Raises:
-        ValueError: it is no image, or its decoder failed, in whatever way.
+        ValueError: the item is not an image, or its decoder failed.
     """
     if isinstance(item, dict) and len(item) == 1:
         item = next(iter(item.values()))
@@ -60,45 +60,45 @@ def open_image(item: Any, name: str) -> tuple[Any, str]:
         path, content = (item, None) if isinstance(item, str | Path) else (None, item)
     name = str(path or name)
     if content is None and path is None:
-        raise ValueError(f"{name} is missing: there is neither a path nor content")
+        raise ValueError(f"{name} is missing: it has neither a path nor content")
     if not isinstance(content, bytes | Image.Image | None):
-        raise ValueError(f"{name} is of type {type(content).__name__}, which is no image, array, path or bytes")
+        raise ValueError(f"{name} must be an image, tensor, array, path or bytes, got {type(content).__name__}")
     try:
         if isinstance(content, Image.Image):
             content.load()
             return content, name
         with Image.open(str(path) if content is None else io.BytesIO(content)) as image:
             if getattr(image, "is_animated", False) and image.format not in ONE_PICTURE:
-                logger.warning_once("Of animated images and files of several pages only the first one is used.")
+                logger.warning_once("Only the first frame or page of animated and multi-page images is used.")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image, name
-    except Exception as error:  # decoders of broken files raise anything: struct.error, SyntaxError, EOFError, ...
-        reason = "the format is not known" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
+    except Exception as error:  # decoders raise anything on broken files: struct.error, SyntaxError, EOFError, ...
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or repr(error)
         raise ValueError(f"{name} cannot be read as an image ({reason})") from error
 
 
 def check_range(tensors: torch.Tensor | Sequence[torch.Tensor], name: str) -> None:
-    """Pixel tensors lie in [-1, 1]: warn, once, where a whole set does not look like it.
+    """Warn once if a set of pixel tensors does not seem to lie in [-1, 1].
 
     Raises:
-        ValueError: they look like 0..255.
+        ValueError: the values seem to lie in 0..255.
     """
     if len(tensors) == 0 or not tensors[0].is_floating_point():
         return
     extremes = [torch.stack(tensor.aminmax()) for tensor in ([tensors] if torch.is_tensor(tensors) else tensors)]
     low, high = (float(x) for x in (min(low for low, _ in extremes), max(high for _, high in extremes)))
-    found = f"{name}: the pixel tensors lie in {low:.3g}..{high:.3g}; models take [-1, 1]"
+    found = f"{name}: the pixel tensors lie in {low:.3g}..{high:.3g}, but models take [-1, 1]"
     if low >= 0 and high > 2:
         raise ValueError(f"{found}: give x / 127.5 - 1, or uint8 tensors")
     if low >= 0:
         logger.warning_once(f"{found}. If they are images in [0, 1], give x * 2 - 1.")
     elif max(-low, high) > 1 + TOLERANCE:
-        logger.warning_once(f"{found}. Other values are used as they are.")
+        logger.warning_once(f"{found}. They are used unchanged.")
 
 
 class ImagePixels:
-    """Turns lists of images into pixel values for a model; see `image_pixels`. Worker processes can pickle it."""
+    """Turns lists of images into pixel values for a model, see `image_pixels`; can be pickled to worker processes."""
 
     def __init__(self, config: NoisyBackboneConfig, whole_image: bool) -> None:
         self.config, self.whole_image = config, whole_image
@@ -113,45 +113,45 @@ class ImagePixels:
             return self.processor(images, return_tensors="pt")["pixel_values"]
         if len(shapes) > 1 or not all(isinstance(image, torch.Tensor) for image in images):
             raise ValueError(
-                "tensors are pixel values already: all images must be tensors of one size, or none; "
-                f"found {', '.join(map(str, sorted(shapes)))}"
+                "tensors are taken as pixel values: give only tensors of one size, or no tensors; "
+                f"found tensors of {', '.join(map(str, sorted(shapes)))}"
             )
         return torch.stack(images)
 
     def of_pairs(self, pairs: list[tuple[Any, Any]]) -> torch.Tensor:
-        """As a collate function of `(image, label)` pairs."""
+        """Collate `(image, label)` pairs to pixel values."""
         return self([image for image, *_ in pairs])
 
 
 def image_pixels(config: NoisyBackboneConfig, *, whole_image: bool = False) -> ImagePixels:
-    """What turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1] for a model.
+    """Make a function that turns a list of images into pixel values `(batch, channels, height, width)` in [-1, 1].
 
-    Tensors pass through unchanged: they are taken to be pixel values already.
+    Tensors pass through unchanged, because they are taken as pixel values.
 
     Args:
-        whole_image: the whole image resized to a square, instead of its center; see `make_image_processor`. A mask
-            follows it by `resize_mask(mask, config.image_size)`.
+        whole_image: resize the whole image to a square instead of cropping its center, see `make_image_processor`.
+            `resize_mask(mask, config.image_size)` resizes a mask alike.
     """
     return ImagePixels(config, whole_image)
 
 
 def plain_dataset(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The data set without a format (pandas, torch, ...): its rows as they are stored.
+    """Remove a data set's format (pandas, torch, ...), so that rows come as they are stored.
 
     Raises:
-        ValueError: it has a transform, whose output could not be cached or drawn twice alike.
+        ValueError: the data set has a transform; its output may be random and could not be cached.
     """
     kind = dataset.format["type"]
     if kind == "custom":
         raise ValueError(
-            "the data set has a transform (with_transform), and images are prepared for the model here: pass "
-            "dataset.with_format(None), or apply the transform with map first"
+            "the data set has a transform (with_transform), but images are preprocessed for the model here: pass "
+            "dataset.with_format(None), or first apply the transform with map"
         )
     return dataset if kind is None else dataset.with_format(None)
 
 
 def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
-    """One column of images, each of which `open_image` takes; nested lists as arrays of their own type."""
+    """One column of images in a form that `open_image` reads; nested lists become arrays of their own dtype."""
     images = dataset.select_columns([column])
     feature = images.features[column]
     if isinstance(feature, datasets.Image):
@@ -160,7 +160,7 @@ def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
 
 
 def undecoded_stream(stream: datasets.IterableDataset, on_error: str) -> datasets.IterableDataset:
-    """A stream whose images are left to `open_image`, which names what cannot be read; with `"skip"`, without those."""
+    """A stream of undecoded images for `open_image`; with `on_error="skip"`, without those that cannot be read."""
     features = stream.features or {}
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     for column in columns:
@@ -169,9 +169,9 @@ def undecoded_stream(stream: datasets.IterableDataset, on_error: str) -> dataset
 
 
 def fingerprint_images(items: Iterable[Any]) -> str:
-    """Hash of images: of their content in memory, of path, size and times of files.
+    """Hash of images: the content of images in memory; the path, size and times of files.
 
-    A file's change time (ctime) is in it, which nothing that replaces the file can set back.
+    The times include the change time (ctime), which cannot be set back when a file is replaced.
     """
     digest = hashlib.sha256()
     if isinstance(items, datasets.Dataset):
@@ -184,7 +184,7 @@ def fingerprint_images(items: Iterable[Any]) -> str:
 
 
 def _dtype(feature: Any) -> str | None:
-    """Of the numbers in an array or in nested lists; numpy's format would widen them."""
+    """Dtype of the numbers in an array or in nested lists, which numpy's format would widen."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "dtype", None)
@@ -204,19 +204,19 @@ def _pixel_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.dtype == torch.uint8:
         return tensor.float() / 127.5 - 1
     if not tensor.is_floating_point():
-        raise ValueError(f"{name} is a tensor of {tensor.dtype}: give uint8 in 0..255, or floats in [-1, 1]")
+        raise ValueError(f"{name} is a tensor of {tensor.dtype}: give uint8 values in 0..255 or floats in [-1, 1]")
     if not tensor.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite pixels")
     return tensor
 
 
 def _paths(dataset: datasets.Dataset) -> Iterator[str]:
-    """Files that an undecoded column refers to, as against those whose content it holds."""
+    """Paths of files that an undecoded column refers to without holding their content."""
     column = dataset.column_names[0]
     if isinstance(dataset.features[column], datasets.Image):
         contents = (pc.struct_field(chunk, "bytes") for chunk in dataset.data.column(column).chunks)
         if not any(content.null_count for content in contents):
-            return  # without reading what may be many gigabytes
+            return  # without reading rows, which may hold many gigabytes
     elif getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
         return
     for rows in dataset.with_format(None).iter(1000):
@@ -234,7 +234,7 @@ def _identity(item: Any) -> Iterator[Any]:
         yield str(item).encode()
         try:
             status = os.stat(item)
-        except OSError:  # an address, or missing: reading it will tell
+        except OSError:  # a URL or a missing file: reading it reports that
             return
         yield f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
         return

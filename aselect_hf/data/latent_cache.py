@@ -1,7 +1,7 @@
-"""What the DiT sees of a data set - VAE latents, or pixels - encoded once, kept on disk, read in any order.
+"""The DiT's inputs for a data set (VAE latents or pixels): encoded once, kept on disk, read in any order.
 
-One folder for everything the values depend on, in it one safetensors file per content and shard: it holds values, shape
-and checksum at once, so that a shard is whole or absent, and is read through a memory map.
+A cache folder is named by everything that the values depend on. It holds one safetensors file per content and shard,
+with values, shape and checksum, so that a shard is whole or absent. Shards are read through memory maps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "latents"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-SHARD_IMAGES, SHARD_BYTES = 1024, 2**27  # a shard is filled in memory: whichever is less
+SHARD_IMAGES, SHARD_BYTES = 1024, 2**27  # whichever is less, because a shard is filled in memory
 DECODER = ("decoder.", "post_quant_conv.")
 
 
@@ -41,17 +41,17 @@ DECODER = ("decoder.", "post_quant_conv.")
 class LatentCache(Dataset):
     """Latents of a data set on disk, in the order of its images; made by `cached_latents`.
 
-    A `Dataset` of `(num_channels, height, width)` float32 tensors. Files are opened when first read and never loaded
-    whole; pickling (to workers of a `DataLoader`) carries no values.
+    It is a `Dataset` of `(num_channels, height, width)` float32 tensors. Files are opened at their first read and never
+    loaded whole. Pickling (to workers of a `DataLoader`) transfers no values.
 
     Args:
-        folder: where the shards are.
-        num_images, shape: how many latents there are, and the `(num_channels, height, width)` of each.
-        dtype: that of the stored values; reading gives float32.
+        folder: folder of the shards.
+        num_images, shape: number of latents, and `(num_channels, height, width)` of each.
+        dtype: dtype on disk; reading returns float32.
         shard_size: images per shard.
-        contents: what is stored: `mean`, `log_variance`, and either with `_flipped`.
-        pixel_space: the model has no VAE: values are pixels, and flipping them needs nothing stored.
-        seconds: what encoding them took, whether now or in an earlier run, over all processes.
+        contents: stored contents: `mean`, `log_variance`, and either with `_flipped`.
+        pixel_space: whether the model has no VAE. Values are then pixels, and mirrored images need no storage.
+        seconds: time that encoding took, summed over all processes, earlier runs included.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class LatentCache(Dataset):
         return self.num_images
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """`(num_channels, height, width)`, float32: the posterior mean as `model.encode` gives it."""
+        """The posterior mean as `model.encode` returns it, `(num_channels, height, width)`, float32."""
         return self.gather([index])[0]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,19 +78,19 @@ class LatentCache(Dataset):
         """Posterior means of any images in any order, `(batch, num_channels, height, width)`, float32.
 
         Args:
-            flipped: for each index whether to take the latents of the mirrored image.
+            flipped: for each index, whether to read the latents of the mirrored image.
 
         Raises:
             IndexError: an index is not in `0..num_images - 1`.
-            ValueError: `flipped` is of another length, or mirrored images were not encoded.
-            OSError: a shard is gone or broken since the cache was made.
+            ValueError: the length of `flipped` differs from that of `indices`, or mirrored images were not encoded.
+            OSError: a shard was deleted or damaged after the cache was made.
         """
         return self._gather("mean", indices, flipped)
 
     def log_variance(self, indices: Sequence[int], flipped: Sequence[bool] | None = None) -> torch.Tensor:
-        """Log-variances of the posteriors that `gather` gives the means of: same shape, same scaling, same errors.
+        """Log-variances of the posteriors whose means `gather` returns, with the same shape, scaling and errors.
 
-        `mean + (log_variance / 2).exp() * noise` is a sample of the VAE's posterior: an augmentation.
+        `mean + (log_variance / 2).exp() * noise` is a sample of the VAE's posterior and can serve as augmentation.
         """
         return self._gather("log_variance", indices, flipped)
 
@@ -114,7 +114,7 @@ class LatentCache(Dataset):
     def _read(self, content: str, rows: np.ndarray) -> torch.Tensor:
         if content not in self.contents:
             options = [name for name in ("log_variance", "flipped") if name in content]
-            raise ValueError(f"{content} is not stored: ask cached_latents for {' and '.join(options)}")
+            raise ValueError(f"{content} is not stored: call cached_latents with {' and '.join(options)}")
         values = torch.empty(len(rows), *self.shape)
         shards, within = np.divmod(rows, self.shard_size)
         for shard in np.unique(shards):
@@ -123,13 +123,13 @@ class LatentCache(Dataset):
         return values
 
     def _values(self, content: str, shard: int) -> torch.Tensor:
-        """A shard's memory map."""
+        """Memory map of a shard."""
         if (content, shard) not in self._open:
             try:
                 self._open[content, shard] = self.open_shard(content, shard)[0]
             except (SafetensorError, ValueError, OSError) as error:
                 file = self.shard_file(content, shard)
-                raise OSError(f"{file} is gone or broken ({error}): call cached_latents again") from error
+                raise OSError(f"{file} is missing or damaged ({error}): call cached_latents again") from error
         return self._open[content, shard]
 
     @property
@@ -140,11 +140,11 @@ class LatentCache(Dataset):
         return self.folder / f"{content}-{shard:05d}.safetensors"
 
     def shard_rows(self, shard: int) -> range:
-        """Indices of its images."""
+        """Indices of a shard's images."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
 
     def open_shard(self, content: str, shard: int) -> tuple[torch.Tensor, dict[str, str]]:
-        """Memory map and metadata of a shard, after the cheap checks: header, size of the file, shape and dtype."""
+        """Memory map and metadata of a shard, after cheap checks of header, file size, shape and dtype."""
         with safe_open(self.shard_file(content, shard), framework="pt") as file:
             values, metadata = file.get_tensor("values"), file.metadata() or {}
         expected = (len(self.shard_rows(shard)), *self.shape)
@@ -153,16 +153,16 @@ class LatentCache(Dataset):
         return values, metadata
 
     def verify_shard(self, content: str, shard: int) -> dict[str, str]:
-        """Metadata of a shard, after all checks: the checksum too, once per process and file."""
+        """Metadata of a shard after all checks; the checksum is computed once per process and file."""
         file = self.shard_file(content, shard)
         values, metadata = self.open_shard(content, shard)
         if digest_once(file, lambda: hashlib.sha256(tensor_bytes(values)).hexdigest()) != metadata.get("sha256"):
             raise ValueError("its values do not match their checksum")
-        float(metadata.get("seconds", ""))  # it is no longer a number where the header is damaged
+        float(metadata.get("seconds", ""))  # fails if the header is damaged
         return metadata
 
     def missing(self, shard: int, warn: bool = False) -> list[str]:
-        """Contents of a shard that are absent or corrupt."""
+        """Contents of a shard that are absent or damaged."""
         missing = []
         for content in self.contents:
             try:
@@ -172,7 +172,7 @@ class LatentCache(Dataset):
             except (SafetensorError, ValueError, OSError) as error:
                 missing.append(content)
                 if warn:
-                    logger.warning("%s is corrupt (%s): encoding it again", self.shard_file(content, shard), error)
+                    logger.warning("%s is damaged (%s): encoding it again", self.shard_file(content, shard), error)
         return missing
 
 
@@ -189,24 +189,24 @@ def cached_latents(
     num_workers: int = 0,
     progress: bool = True,
 ) -> LatentCache:
-    """What the DiT sees of every image: read from disk, or encoded now where it is not there yet.
+    """Cache the DiT's inputs for all images on disk: encode those that are missing, and return a reader.
 
-    Kept under `cache_dir` in a folder named by a hash of images, preprocessing, `dtype` and the VAE's encoder - nothing
-    of the DiT, so that every DiT on that VAE shares it. Any number of processes may call this at once: each takes the
-    next shard that nobody works on, and all return when all shards are there. A killed run leaves whole shards; the
-    next goes on. Every shard's checksum is verified once per process, here; later reads check header, size and shape.
+    The folder under `cache_dir` is named by a hash of images, preprocessing, `dtype` and the VAE's encoder. All DiTs on
+    the same VAE share it. Any number of processes may call this function at once: each encodes shards that no other
+    process works on, and all return when every shard is complete. A killed run leaves whole shards, and the next run
+    encodes the rest. This call verifies every shard's checksum, once per process; reads check header, size and shape.
 
     Args:
-        flipped: also encode the mirrored images; in pixel space nothing more is stored, mirroring is exact there.
+        flipped: also encode the mirrored images. In pixel space nothing is stored for them: mirroring is exact.
         log_variance: also store the log-variance of the VAE's posterior.
-        whole_image: resize the whole image instead of its center, see `make_image_processor`.
-        dtype: of the stored values, `"float32"` or, at half the size, `"float16"`.
-        cache_dir: default `HF_HOME/aselect/latents`.
-        num_workers: processes that decode images while others are encoded.
+        whole_image: resize the whole image instead of cropping its center, see `make_image_processor`.
+        dtype: dtype on disk, `"float32"` or `"float16"` (half the size).
+        cache_dir: parent of the cache folder (default: `HF_HOME/aselect/latents`).
+        num_workers: processes that decode images while others are encoded (0: decode in this process).
 
     Raises:
-        ValueError: an unknown `dtype`, `log_variance` of a model that has none, images of several sizes, latents that
-            are not finite, a folder that cannot be written or has too little space left.
+        ValueError: `dtype` is unknown, the model has no log-variance, images differ in size, latents are not finite, or
+            the folder is not writable or has too little space left.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
@@ -214,7 +214,7 @@ def cached_latents(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if log_variance and (model.vae is None or type(model.vae).__name__ == "AutoencoderTiny"):
         found = "no VAE" if model.vae is None else "an AutoencoderTiny"
-        raise ValueError(f"log_variance needs a model with an AutoencoderKL, this one has {found}")
+        raise ValueError(f"log_variance needs a model with an AutoencoderKL, but this one has {found}")
     contents = ["mean"] + ["log_variance"] * log_variance
     if flipped and model.vae is not None:
         contents += [f"{content}_flipped" for content in contents]
@@ -236,7 +236,7 @@ def cached_latents(
 
 
 def latent_shape(model: NoisyBackbone, data: ImageData) -> tuple[int, int, int]:
-    """`(num_channels, height, width)` of what the DiT sees; tensors keep their size, images get the model's."""
+    """`(num_channels, height, width)` of the DiT's inputs; tensors keep their size, images get the model's."""
     first, config = data.decode(0), model.config
     sides = first.shape[-2:] if isinstance(first, torch.Tensor) else (config.image_size or 0,) * 2
     return config.num_channels, sides[0] // config.vae_downsampling, sides[1] // config.vae_downsampling
@@ -268,7 +268,7 @@ def _fill(
     num_workers: int,
     progress: bool,
 ) -> None:
-    """Encode what is missing, together with whoever else does."""
+    """Encode the missing shards, together with other processes that do the same."""
     missing = {shard: contents for shard in range(cache.num_shards) if (contents := cache.missing(shard))}
     if not missing:
         return
@@ -280,7 +280,7 @@ def _fill(
     name = f"latents of {data.name}"
     reading: dict[str, Any] = {"whole_image": whole_image, "num_workers": num_workers}
     with tqdm(total=len(cache), initial=done, desc=name, unit="image", disable=not progress) as bar:
-        for timeout in (0, -1):  # first what nobody works on; then wait for the others, and take over from the dead
+        for timeout in (0, -1):  # first the unlocked shards; then wait for the others, and take over if they died
             for shard in list(missing):
                 rows = cache.shard_rows(shard)
                 try:
@@ -304,7 +304,7 @@ def _encode_shard(
     contents: list[str],
     bar: tqdm,
 ) -> None:
-    """Compute and write some contents of one shard."""
+    """Compute and write the given contents of one shard."""
     started = time.perf_counter()
     count, start = len(cache.shard_rows(shard)), 0
     shard_values = {content: torch.empty(count, *cache.shape, dtype=cache.dtype) for content in contents}
@@ -327,9 +327,9 @@ def _encode_shard(
 
 
 def _stored(values: torch.Tensor, cache: LatentCache) -> torch.Tensor:
-    """Values as they are stored, after making sure that they can be."""
+    """Convert values to the dtype on disk, after checking their shape and range."""
     if tuple(values.shape[1:]) != cache.shape:
-        raise ValueError(f"images must all have the size of the first: {tuple(values.shape[1:])} is not {cache.shape}")
+        raise ValueError(f"all images must be as large as the first: {tuple(values.shape[1:])} is not {cache.shape}")
     stored = values.to("cpu", cache.dtype)
     if not stored.isfinite().all():
         raise ValueError(f"dtype 'float16' cannot hold latents as large as {values.abs().max():.3g}: use 'float32'")

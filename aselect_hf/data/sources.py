@@ -1,4 +1,4 @@
-"""Where data sets come from: the shipped sample, folders, what `save_to_disk` wrote, the Hub."""
+"""Sources of data sets: the shipped sample, folders, data sets written by `save_to_disk`, and the Hub."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def load_images(
     """Load one split of a data set.
 
     Args:
-        source: `"sample"` (shipped with the package), a folder of images, of parquet files or written by
-            `save_to_disk`, or a data set id on the Hub. Two or more folders that hold images are classes, whatever
-            their names, unless all of them are named like splits (`train`, `val`, `validation`, `test`, ...).
-        split: its name, or another of the same meaning; default `"train"`, or the only one there is.
-        masks: give the sample a column `mask`, see `sample_masks`; other sources have a column of their own or none.
-        streaming: read as the rows are asked for, without downloading or indexing first; no random access.
+        source: `"sample"` (shipped with the package); a folder of images or parquet files, or one written by
+            `save_to_disk`; or a data set id on the Hub. Two or more folders of images are classes, whatever their
+            names, unless all of them are named like splits (`train`, `val`, `validation`, `test`, ...).
+        split: name of the split, or a synonym (default: `"train"`, or the only split).
+        masks: add a column `mask` to the sample, see `sample_masks`. Other sources are not changed.
+        streaming: read rows when they are needed, without downloading or indexing first, but without random access.
 
     Raises:
-        ValueError: nothing is there, or it has no such split; the message lists what there is.
+        ValueError: the source has no data or no such split; the message lists what was found.
     """
     loaded: Any
     path = SAMPLE_DATA if source == "sample" else as_path(source)
@@ -74,10 +74,10 @@ def load_images(
 
 
 def refuse_shared_splits(splits: Mapping[str, str | None]) -> None:
-    """Make sure that no images both train and judge.
+    """Check that no split serves both to train and to evaluate a model.
 
     Args:
-        splits: names of splits by their arguments; `None` where there is none.
+        splits: names of splits by argument name; `None` if the argument is not given.
 
     Raises:
         ValueError: two arguments name the same split.
@@ -86,19 +86,19 @@ def refuse_shared_splits(splits: Mapping[str, str | None]) -> None:
     for argument, split in splits.items():
         if split is not None and owners.setdefault(split, argument) != argument:
             raise ValueError(
-                f"{argument} and {owners[split]} are both {split!r}: images that train a model cannot judge it; "
-                "give another split"
+                f"{argument} and {owners[split]} are both {split!r}: a model cannot be evaluated on images that "
+                "trained it; give another split"
             )
 
 
 def sample_masks(dataset: Any) -> Any:
-    """A segmentation task from the sample's labels: every pixel of the garment is `label + 1`, every black one 0.
+    """Derive masks from the sample's labels: black pixels are class 0, all other pixels `label + 1`.
 
     Args:
         dataset: a split of the sample, map-style or streamed.
 
     Returns:
-        The same with a column `mask`; the names of its classes are `load_mask_names("sample")`.
+        The split with a column `mask`, whose class names are `load_mask_names("sample")`.
     """
 
     def add_mask(row: dict[str, Any]) -> dict[str, Any]:
@@ -111,13 +111,13 @@ def sample_masks(dataset: Any) -> Any:
 
 
 def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
-    """Names of the classes in a data set's masks, in order; by pixel value, where those are not 0, 1, 2, ...
+    """Names of the classes in a data set's masks, in order; a dictionary by pixel value if values are not 0, 1, 2, ...
 
     They are read from `id2label.json` (`{"0": "wall", ...}`, the convention of segmentation data sets on the Hub) in
-    the folder or Hub repository `source`. `None` where there is no such file, or the Hub cannot be reached.
+    the folder or Hub repository `source`. The result is `None` if the file is absent or the Hub cannot be reached.
 
     Raises:
-        ValueError: the file does not name classes by number, or only one that is not 0.
+        ValueError: the file does not name classes by numbers from 0 up, or it names only one class and that is not 0.
     """
     if source == "sample":
         return ["background", *load_images("sample").features["label"].names]
@@ -137,19 +137,19 @@ def load_mask_names(source: str | Path) -> list[str] | dict[int, str] | None:
             raise ValueError(f"it names {', '.join(map(str, names))}")
         return names
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} must name the classes 0, 1, 2, ... as {{'0': name, ...}} ({error!r})") from error
+        raise ValueError(f"{file} must name classes by number, as in {{'0': name, ...}} ({error!r})") from error
 
 
 def find_mask_column(features: datasets.Features, image_column: str, mask_column: str | None) -> str | None:
-    """The column with the masks: the one named, or the first of `MASK_COLUMNS` that holds images.
+    """The column of masks: `mask_column` or, if absent, the first of `MASK_COLUMNS` that holds images.
 
     Raises:
-        ValueError: the column named does not exist, or does not hold images.
+        ValueError: `mask_column` does not exist, or does not hold images.
     """
     if mask_column is None:
         candidates = [name for name in MASK_COLUMNS if name != image_column]
         return next((name for name in candidates if isinstance(features.get(name), datasets.Image)), None)
     if not isinstance(features.get(mask_column), datasets.Image):
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        raise ValueError(f"mask_column {mask_column!r} is not a column of images; those are {', '.join(images)}")
+        raise ValueError(f"mask_column {mask_column!r} is not a column of images (those are {', '.join(images)})")
     return mask_column

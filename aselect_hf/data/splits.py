@@ -1,4 +1,4 @@
-"""Splits of a data set: one numbering of classes for all of them, and a part that is held out."""
+"""Splits of a data set: one numbering of classes for all of them, and holding out a part for validation."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from aselect_hf.data.masks import IGNORED, MaskClasses
 logger = logging.get_logger(__name__)
 
 BINARY_MASKS = (
-    'divide the masks by 255, or name both values, as {"0": "background", "255": "foreground"} in an id2label.json '
-    "beside the images, as mask_names, or in training as --classes 0=background 255=foreground"
+    'divide the masks by 255, or name both values: {"0": "background", "255": "foreground"} in an id2label.json '
+    "beside the images or as mask_names, or --classes 0=background 255=foreground in training"
 )
 
 
 def share_classes(
     splits: Mapping[str, ImageData], names: Sequence[str] | None = None, *, whole: bool = True
 ) -> dict[str, ImageData]:
-    """All splits with the classes of the first one, matched by name, without the images that have no label.
+    """Number the classes of all splits as in the first one, matched by name, and drop images without a label.
 
-    The names of integers are those integers: ids 0, 1000, 2000 become the classes 0, 1, 2 with the names "0", "1000",
-    "2000". Images that are left out and classes without images are reported.
+    The name of an unnamed integer is the integer itself: ids 0, 1000, 2000 become classes 0, 1, 2 with the names "0",
+    "1000", "2000". Warnings report images that are dropped and classes without images.
 
     Args:
-        splits: by what to call them in messages, the training images first.
-        names: of all classes, in order; default: those of the first split.
-        whole: whether the first split is all there is to train on; the beginning of a stream is not.
+        splits: splits by the names that messages use, the training images first.
+        names: class names, in order (default: those of the first split).
+        whole: whether the first split holds all training images. The beginning of a stream does not.
 
     Raises:
-        ValueError: a split has no labels, or images of a class that the first one does not have; the message names it.
+        ValueError: a split has no labels, or has a class that the first split does not have; the message names it.
     """
     first = next(iter(splits))
     labelled = {split: data.labelled() for split, data in splits.items()}
@@ -56,18 +56,18 @@ def share_mask_classes(
     *,
     whole: bool = True,
 ) -> dict[str, ImageData]:
-    """All splits with the classes in the masks of the first one, or those that have names; matched by name.
+    """Number the mask classes of all splits as in the first one, matched by name.
 
-    Every mask is read once. Pixel values other than 0, 1, 2, ... become the classes 0, 1, 2, ... with their value as
-    name. Classes without pixels are reported.
+    The classes are those with names or, without names, the pixel values in the first split's masks. Every mask is read
+    once. Values other than 0, 1, 2, ... become classes 0, 1, 2, ... named by value. Warnings report absent classes.
 
     Args:
-        splits: by what to call them in messages, the training images first.
+        splits: splits by the names that messages use, the training images first.
         cache_dir: see `ImageData.mask_pixel_values`.
         whole: see `share_classes`.
 
     Raises:
-        ValueError: masks hold nothing but 0 and 255 ("ignored"), or a class that the first split does not have.
+        ValueError: masks hold only 0 and 255 (ignored), or a class that the first split does not have.
     """
     first = next(iter(splits))
     values = {split: data.mask_pixel_values(progress, cache_dir) for split, data in splits.items()}
@@ -78,14 +78,14 @@ def share_mask_classes(
         masks = f"the {split} masks ({data.name})"
         own = classes if declared is None else data.mask_classes or classes
         if {*values[split]} == {0, IGNORED} and IGNORED not in own.values:
-            raise ValueError(f"{masks} hold nothing but 0 and {IGNORED}, and {IGNORED} means 'ignored': {BINARY_MASKS}")
+            raise ValueError(f"{masks} hold only 0 and {IGNORED}, and {IGNORED} marks ignored pixels: {BINARY_MASKS}")
         if not own.names:
             raise ValueError(f"all pixels of {data.name} are ignored")
         names = dict(zip(own.values, own.names, strict=True))
         unknown = [str(value) for value in own.unknown(values[split])]
         unknown += [name for value, name in names.items() if value in values[split] and name not in classes.names]
         if unknown:
-            whose = f"the {first} masks have" if split != first else "the classes with names are"
+            whose = f"the {first} masks have" if split != first else "the named classes are"
             raise ValueError(f"{masks} hold {described_classes(unknown)}, but {whose} {listed(classes.names)}")
         absent = [name for value, name in names.items() if value not in values[split]]
         if absent and (whole or split != first):
@@ -95,7 +95,7 @@ def share_mask_classes(
 
 
 def _report_absent(splits: Mapping[str, ImageData], names: Sequence[str]) -> None:
-    """Name the classes that training images lack, and those that others lack although training images have them."""
+    """Warn of classes without training images, of trained classes that another split lacks, and of untrained ones."""
     first, *others = splits
     present = {split: set(present_names(data.labels, names)) for split, data in splits.items()}
     for split in splits:
@@ -106,17 +106,17 @@ def _report_absent(splits: Mapping[str, ImageData], names: Sequence[str]) -> Non
         if unlearned := [name for name in names if name in present[split] and name not in present[first]]:
             logger.warning_once(
                 f"{split} images have {described_classes(unlearned)}, which no {first} image has: "
-                "predictions for them are always wrong"
+                "the predictions for these images are always wrong"
             )
 
 
 def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[ImageData, ImageData]:
-    """Hold out a random `share` of the images, of every class its share where there are labels.
+    """Hold out a random `share` of the images; if there are labels, every class keeps its share.
 
-    One image of every class stays in the training part; classes that have no other are reported.
+    One image of every class stays in the training part. A warning names classes of which no image is held out.
 
     Raises:
-        ValueError: `share` not between 0 and 1, or too few images to split.
+        ValueError: `share` is not between 0 and 1, or there are too few images to split.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
@@ -126,8 +126,8 @@ def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[Im
     num_held_out = math.ceil(len(data) * share)
     if len(rest) < max(num_held_out, 1):
         raise ValueError(
-            f"cannot hold out {share} of the {len(data)} images of {data.name}: one image of every class has to stay, "
-            f"which leaves {len(rest)}"
+            f"cannot hold out {share} of the {len(data)} images of {data.name}: one image of every class must stay for "
+            f"training, which leaves {len(rest)}"
         )
     held_out = rest[stratified_sample(labels[rest], num_held_out, seed)]
     train, validation = (data.subset(sorted(part)) for part in (set(range(len(data))) - {*held_out}, held_out))
@@ -136,6 +136,6 @@ def split_train_validation(data: ImageData, share: float, seed: int) -> tuple[Im
                    if name not in present_names(validation.labels, data.label_names)]  # fmt: skip
         if without:
             logger.warning_once(
-                f"{data.name}: too few images of {listed(without)} to hold any out; all of them are used to train"
+                f"{data.name}: too few images of {listed(without)} to hold any out; all of them are used for training"
             )
     return train, validation

@@ -93,7 +93,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "classes", Markdown(", ").join(names)
     yield "timestep", Markdown("t = {} of 0..{} ({})").format(t, schedule.num_train_timesteps - 1, chosen)
     if config.fixed_to:
-        yield "fixed", fixed_fact(config)
+        yield "fixed", fixed_fact(config.fixed_to, config.null_class)
     noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
     yield "noise there", noise
     width = config.feature_width(str(config.feature))
@@ -114,11 +114,9 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "license", named + (" (the base model's)" if inherited else "")
 
 
-def fixed_fact(config: NoisyBackboneConfig) -> str:
+def fixed_fact(fixed: dict[str, Any], null_class: int | None) -> str:
     """What a model with a fixed timestep still is."""
-    fixed, null_class = config.fixed_to or {}, config.null_class
-    label = fixed["class_label"]
-    condition = "the null class" if label in (None, null_class) else f"class {label}"
+    condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
     names = Markdown(", ").join(map(code, fixed["features"]))
     folded = Markdown("timestep, noise and {} are folded into the weights: a plain ViT that computes {} only")
     return folded.format(condition, names)

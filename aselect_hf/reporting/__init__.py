@@ -1,1 +1,1 @@
-"""How results are shown: Markdown and pictures."""
+"""Presentation of results: Markdown and pictures."""

@@ -1,4 +1,4 @@
-"""What all pictures share: colors, curves with a band, and sigma along the top of the axis of timesteps."""
+"""Parts that all pictures share: colors, curves with error bands, and a sigma axis above the timesteps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMESTEP_LABEL = "timestep t (0 clean, larger is noisier)"
 
 
 class Curve(Protocol):
-    """What a picture shows of a selection: scores over timesteps, and the timestep that was chosen."""
+    """The parts of a selection that a picture shows: scores over timesteps and the chosen timestep."""
 
     method: str
     feature: str
@@ -46,14 +46,14 @@ class Curve(Protocol):
 
 
 def band(axis: Axes, x: ArrayLike, y: ArrayLike, standard_errors: ArrayLike, label: str, color: str) -> None:
-    """A curve with a band of 1.96 standard errors on both sides; `color` is a name in `COLORS`."""
+    """Draw a curve with a band of 1.96 standard errors on both sides; `color` is a name in `COLORS`."""
     y, margin = np.asarray(y), 1.96 * np.asarray(standard_errors)
     axis.plot(x, y, "o-", ms=3, color=COLORS[color], label=label)
     axis.fill_between(x, y - margin, y + margin, color=COLORS[color], alpha=0.15, lw=0)
 
 
 def sigma_axis(axis: Axes, schedule: NoiseSchedule) -> None:
-    """The axis of timesteps again, along the top, in units of sigma."""
+    """Draw an axis of sigma along the top that matches the axis of timesteps."""
     top = axis.twiny()
     top.set_xlim(axis.get_xlim())
     ticks = [t for t in axis.get_xticks() if 0 <= t <= schedule.num_train_timesteps - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +29,13 @@ class Views:
         latents: `(views, images, channels, height, width)`, clean.
         noise: `(views, draws, images or 1, channels, height, width)`; features are averaged over the draws.
         encoded: images that were encoded for it.
-        saved: seconds of encoding that a cache has saved.
+        seconds: of encoding, as if none was cached.
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     encoded: int
-    saved: float = 0.0
+    seconds: float
 
 
 @dataclass
@@ -48,26 +49,27 @@ class FeatureSweep:
 
 def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, whole_image: bool = False) -> Views:
     """Every image of `data` once, as the model itself sees it: whole or center, with the stored evaluation noise."""
-    latents, saved = inputs.latents(data, whole_image=whole_image)
+    latents, seconds = inputs.latents(data, whole_image=whole_image)
     latents = latents.to(inputs.model.device)
-    return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), saved)
+    return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), seconds)
 
 
 def noise_views(inputs: SelectionInputs, num_views: int) -> Views:
     """The same image under different noise: `num_views` draws of each image's own."""
-    latents, saved = inputs.latents(inputs.images)
+    latents, seconds = inputs.latents(inputs.images)
     noise = _noise((num_views, 1, *latents.shape), torch.Generator().manual_seed(inputs.seed), inputs.model)
-    return Views(latents.to(inputs.model.device).expand(num_views, *latents.shape), noise, len(latents), saved)
+    return Views(latents.to(inputs.model.device).expand(num_views, *latents.shape), noise, len(latents), seconds)
 
 
 def augmented_views(inputs: SelectionInputs, num_views: int) -> Views:
     """Random crops (a fifth to all of the area, aspect 3:4 to 4:3, resized back) and flips, each with its own noise."""
-    count, generator = len(inputs.images), torch.Generator().manual_seed(inputs.seed)
+    count, generator, started = len(inputs.images), torch.Generator().manual_seed(inputs.seed), time.perf_counter()
     latents = torch.stack(
         [_encode_crops(inputs, crops) for crops in torch.rand(num_views, count, 5, generator=generator)]
     )
+    seconds = time.perf_counter() - started
     noise = _noise((num_views, 1, *latents.shape[1:]), generator, inputs.model)
-    return Views(latents, noise, num_views * count)
+    return Views(latents, noise, num_views * count, seconds)
 
 
 VIEWS = {"noise views": noise_views, "augmented views": augmented_views}

@@ -64,16 +64,16 @@ class SelectionInputs:
         """What the DiT sees of every image; with a VAE, kept under `cache_dir/latents` as by `pooled_features`.
 
         Returns:
-            `(images, channels, height, width)` float32 on the CPU, and the seconds of encoding that the cache saved.
+            `(images, channels, height, width)` float32 on the CPU, and the seconds of encoding, as if none was cached.
         """
         model, batch_size = self.model, self.fixed_batch_size
         if model.vae is None:
+            started = time.perf_counter()
             batches = data.batches(model.config, batch_size, whole_image=whole_image)
-            return torch.cat([model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]), 0.0
-        started = time.perf_counter()
+            parts = [model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]
+            return torch.cat(parts), time.perf_counter() - started
         folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
         cache = cached_latents(
             model, data, whole_image=whole_image, batch_size=batch_size, cache_dir=folder, progress=self.progress
         )
-        saved = cache.seconds - (time.perf_counter() - started)
-        return cache.gather(range(len(data))).float(), saved
+        return cache.gather(range(len(data))).float(), cache.seconds

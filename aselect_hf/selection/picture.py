@@ -15,10 +15,10 @@ def plot_selection(selection: Curve, path: Path, beside: Curve | None = None) ->
     """
     from matplotlib.figure import Figure
 
-    raw = selection.raw_scores is not None and selection.options.get("noise_correction", False)
-    above = raw or beside is not None
+    corrected = selection.raw_scores is not None and selection.options.get("noise_correction", False)
+    above = corrected or beside is not None
     figure = Figure(figsize=(7.5, 6.0 if above else 3.8), layout="constrained")
-    axes = figure.subplots(1 + above, 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(2 if above else 1, 1, sharex=True, squeeze=False)[:, 0]
     if beside is not None:
         band(axes[0], beside.timesteps, beside.scores, beside.standard_errors, beside.score_name, "score")
         axes[0].axvline(
@@ -26,14 +26,10 @@ def plot_selection(selection: Curve, path: Path, beside: Curve | None = None) ->
         )
         axes[0].set_ylabel(beside.score_name)
         axes[0].legend(frameon=False)
-    elif raw:
-        axes[0].plot(
-            selection.timesteps, selection.raw_scores or [], "o-", ms=3, color=COLORS["raw"], label="HFR of images"
-        )
-        axes[0].plot(
-            selection.timesteps, selection.control_scores or [], "s--", ms=3, color=COLORS["control"],
-            label="HFR of pure noise, same sigma",
-        )  # fmt: skip
+    elif corrected:
+        t, raw, control = selection.timesteps, selection.raw_scores or [], selection.control_scores or []
+        axes[0].plot(t, raw, "o-", ms=3, color=COLORS["raw"], label="HFR of images")
+        axes[0].plot(t, control, "s--", ms=3, color=COLORS["control"], label="HFR of pure noise, same sigma")
         axes[0].set_ylabel("HFR")
         axes[0].legend(frameon=False)
     axis = axes[-1]

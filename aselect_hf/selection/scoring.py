@@ -52,7 +52,6 @@ def select_without_labels(
     """
     rule = RULES[name]
     assert rule.criterion is not None
-    started = time.perf_counter()
     check_count(name, inputs)
     if num_views is not None and num_views < 2:
         raise ValueError(f"num_views must be at least 2, got {num_views}")
@@ -63,7 +62,7 @@ def select_without_labels(
     else:
         views = VIEWS[rule.criterion.sees](inputs, num_views)
     judge = judge or by_jackknife(rule, Jackknife.of(count, inputs.seed))
-    return select_by_judge(inputs, judge, views, rows, kinds, options | {"pool_size": pool_size}, started)
+    return select_by_judge(inputs, judge, views, rows, kinds, options | {"pool_size": pool_size})
 
 
 def check_count(name: str, inputs: SelectionInputs) -> None:
@@ -81,10 +80,9 @@ def select_by_judge(
     rows: KeptRows,
     kinds: Sequence[str],
     options: dict[str, Any],
-    started: float,
 ) -> TimestepSelection:
     """Sweep, judge every feature at every candidate, take the best."""
-    model, auto = inputs.model, inputs.feature == AUTO
+    started, model, auto = time.perf_counter(), inputs.model, inputs.feature == AUTO
     features = _features_of(kinds, model.config) if auto else [inputs.feature]
     swept = sweep_features(
         model, views, inputs.timesteps, features, rows,
@@ -107,7 +105,7 @@ def select_by_judge(
         timesteps=inputs.timesteps,
         scores=scores[chosen].tolist(),
         standard_errors=[each.standard_error for each in evidence],
-        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started + views.saved, swept.flops),
+        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started + views.seconds, swept.flops),
         schedule=model.noise_schedule.to_dict(),
         score_name=judge.score_name,
         options=options | ({"feature": AUTO, "kinds": list(kinds)} if auto else {}),

@@ -60,7 +60,7 @@ class HFRSweep:
     ) -> None:
         self.inputs, self.spectrum_options = inputs, spectrum_options
         self.standardize, self.noise_correction = standardize, noise_correction
-        self.started, self.saved = time.perf_counter(), 0.0
+        self.seconds = 0.0
         count = len(inputs.images)
         self.raw, self.control = np.full((2, count, len(inputs.timesteps)), np.nan)
         shape = latent_shape(inputs.model, inputs.images)
@@ -87,11 +87,11 @@ class HFRSweep:
         self.raw[images, columns], self.control[images, columns] = ratios.reshape(2, -1)
 
     def cost(self) -> SelectionCost:
-        """Of everything so far; seconds as if no latents had been cached before."""
+        """Of everything so far; seconds are those of encoding and of runs, as if no latents had been cached."""
         self.bar.close()
         model, passes = self.inputs.model, 2 * int(np.isfinite(self.raw).sum())
         flops = len(self.latents) * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
-        return SelectionCost(passes, time.perf_counter() - self.started + self.saved, flops)
+        return SelectionCost(passes, self.seconds, flops)
 
     def _encode(self, num_images: int) -> None:
         """Extend `latents` to the first `num_images`."""
@@ -99,12 +99,13 @@ class HFRSweep:
         if not missing:
             return
         images = self.inputs.images.subset(missing) if len(missing) < len(self.inputs.images) else self.inputs.images
-        new, saved = self.inputs.latents(images)
-        self.saved += saved
+        new, seconds = self.inputs.latents(images)
+        self.seconds += seconds
         self.latents = torch.cat([self.latents, new])
 
     def _ratios(self, images: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Ratio of every run, float64: of image `i` times its weight (0: pure noise) at a candidate."""
+        started = time.perf_counter()
         steps = torch.tensor(self.inputs.timesteps)[columns]
         rows, scales = torch.from_numpy(images), torch.from_numpy(weights).float().view(-1, 1, 1, 1)
         grid = self.inputs.model.grid_size(self.noise)
@@ -115,6 +116,7 @@ class HFRSweep:
             self._finish(self.batch_size, runs)
         ratios = torch.cat(runs.done).numpy()
         self.inputs.check_finite(ratios)
+        self.seconds += time.perf_counter() - started
         return ratios
 
     def _finish(self, batch_size: int, runs: _Runs) -> None:

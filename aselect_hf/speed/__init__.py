@@ -1,13 +1,13 @@
-"""How fast a DiT gives a feature: ours, a hooked diffusers DiT, and a plain ViT of the same size (the limit).
+"""Speed of a feature: our DiT, a diffusers DiT with a hook, and a plain ViT of the same size (the limit).
 
-Protocol. All contenders compute one feature of the same inputs with the same weights (the ViT has weights of its own:
-only its speed counts). After a warm-up they take turns in one process, one run each a round, each round starting with
-another of them, so that whatever else the machine does hits all alike. Times are medians over rounds, ratios are ratios
-of medians, and their spread is the least and greatest ratio within a round. Features are compared in the warm-up.
-Rounds are as many as fit in `max_seconds`, at most `rounds` and at least three; a batch size with no time for three is
-skipped, 1 excepted.
-Peak memory is the weights and what the warm-up took beyond what was there before it: resident memory on the CPU (Linux
-only), `torch.cuda.max_memory_allocated` on a GPU. FLOPs are counted at batch size 1, two per multiply-add.
+Protocol. All contenders compute one feature of the same inputs with the same weights. Only the ViT has its own weights,
+because only its speed counts. A warm-up compares the features. Then the contenders take turns in one process, one run
+per round, and each round starts with a different contender, so that other load on the machine affects all alike. Times
+are medians over rounds. Ratios are ratios of medians, with the least and greatest ratio within a round as their range.
+There are as many rounds as fit in `max_seconds`, at most `rounds` and at least three. A batch size with no time for
+three rounds is skipped, except 1.
+Peak memory is the weights plus the memory that the warm-up added: resident memory on the CPU (Linux only),
+`torch.cuda.max_memory_allocated` on a GPU. FLOPs are counted at batch size 1, two per multiply-add.
 """
 
 from aselect_hf.speed.contenders import CUT, DIFFUSERS, FIXED, OURS, VIT

@@ -1,4 +1,4 @@
-"""Who is measured: ours, diffusers' network and a plain ViT, ready to give one feature."""
+"""The contenders: our model, diffusers' network and a plain ViT, each set up to compute one feature."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""By how much a feature may differ from diffusers', relative to its greatest value, in the least precise dtype used."""
+"""Largest accepted difference between features relative to the greatest value, by the least precise dtype in use."""
 TF32_TOLERANCE = 0.02
-"""The same for float32 on a GPU that rounds its factors to TF32, as cuDNN does by default in convolutions."""
+"""The tolerance for float32 on a GPU that rounds factors to TF32, as cuDNN does by default in convolutions."""
 
 DIFFUSERS = "diffusers, whole network"
 CUT = "diffusers, cut in the hook"
@@ -32,13 +32,13 @@ FIXED = "ours, fixed timestep"
 
 @dataclass
 class Contender:
-    """Something that gives the feature `(batch, tokens, width)` of an input, with all the weights that it needs."""
+    """A function from an input to its feature `(batch, tokens, width)`, with the modules whose weights it uses."""
 
     name: str
     run: Callable[[torch.Tensor], torch.Tensor]
     modules: Sequence[nn.Module]
     tolerance: float | None
-    """How far its feature may be from the first contender's, relative to its size; `None`: it is another function."""
+    """Largest accepted relative difference from the first contender's feature; `None`: it computes something else."""
 
     def timed(self, batch: torch.Tensor) -> float:
         """Seconds of one run."""
@@ -50,7 +50,7 @@ class Contender:
 
 
 class Peers:
-    """Everything that the contenders are made of, built from one model."""
+    """The networks that the contenders run, all built from one model."""
 
     def __init__(self, model: NoisyBackbone, feature: str) -> None:
         config = model.config
@@ -65,7 +65,7 @@ class Peers:
             self.no_diffusers = str(error)
 
     def from_latents(self) -> list[Contender]:
-        """All that start at what the DiT sees."""
+        """Contenders that start from latents."""
         tolerance = tolerance_of(self.model)
         contenders = []
         if self.transformer is not None:
@@ -79,7 +79,7 @@ class Peers:
         return [*contenders, Contender(VIT, self.vit, [self.vit], None)]
 
     def from_pixels(self) -> list[Contender]:
-        """All that start at pixels: diffusers with the model's own VAE, ours with several."""
+        """Contenders that start from pixels: diffusers with the model's own VAE, ours with several VAEs."""
         config, vae = self.model.config, self.model.vae
         contenders = []
         if self.transformer is not None:
@@ -104,7 +104,7 @@ class Peers:
         return lambda batch: model(**{argument: batch}, **chosen).last_hidden_state
 
     def _hooked(self, cut: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The feature as a forward hook on diffusers' DiT finds it; `cut` leaves the network there."""
+        """Read the feature with a forward hook on diffusers' DiT; `cut` stops the network in the hook."""
 
         null_class = self.model.config.null_class or 0
 
@@ -135,11 +135,11 @@ class Peers:
 
 
 class FoundError(Exception):
-    """Leaves a network from inside a hook."""
+    """Raised in a hook to stop the network."""
 
 
 class PlainViT(nn.Module):
-    """transformers' ViT layers on the same tokens: as many whole blocks as the feature takes, no class token."""
+    """transformers' ViT layers on the same tokens: as many whole blocks as the feature needs, and no class token."""
 
     def __init__(self, config: NoisyBackboneConfig, feature: str) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class PlainViT(nn.Module):
         self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(block + 1 if attends else block))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """`(batch * draws, tokens, width)`: every noise draw of a DiT is one more image for a ViT."""
+        """Return `(batch * draws, tokens, width)`: each noise draw of the DiT counts as another image for the ViT."""
         latents = latents.repeat(self.num_noise_draws, 1, 1, 1).to(self.position_embeddings.dtype)
         hidden_states = self.position_embeddings + self.patch_embeddings(latents)
         for layer in self.layers:
@@ -162,19 +162,19 @@ class PlainViT(nn.Module):
 
 
 def checked_feature(config: NoisyBackboneConfig, feature: str | None) -> str:
-    """The feature to measure."""
+    """Check the feature to measure, or choose the default (see `benchmark_model`)."""
     middle = f"blocks.{max(0, config.num_hidden_layers // 2 - 1)}.hidden"
     default = str(config.feature) if config.fixed_timestep else middle
     name = config.resolve_feature(feature or default)
     if config.fixed_timestep and str(name) not in config.list_features():
         raise config.fixed_error(f"feature {feature!r}")
     if not config.fixed_timestep and name.kind not in HOOKED:
-        raise ValueError(f"feature must be of a kind that a hook reads ({', '.join(HOOKED)}), got {feature!r}")
+        raise ValueError(f"feature must be of a kind that a hook can read ({', '.join(HOOKED)}), got {feature!r}")
     return str(name)
 
 
 def _with_vae(model: NoisyBackbone, vae: Any) -> NoisyBackbone:
-    """A model that shares all weights with `model` but the VAE; `None` takes it out."""
+    """A copy of a model that shares all weights but has another VAE (`None`: no VAE)."""
     twin = copy.copy(model)
     twin._modules = dict(model._modules)
     twin.config = copy.deepcopy(model.config)
@@ -193,7 +193,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def tolerance_of(model: Any) -> float:
-    """How far a feature of this model may be from that of a peer."""
+    """Largest accepted relative difference of a feature of this model from a peer's."""
     rounded = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     tf32 = model.dtype == torch.float32 and model.device.type == "cuda" and rounded
     return TF32_TOLERANCE if tf32 else TOLERANCES[model.dtype]

@@ -1,4 +1,4 @@
-"""`benchmark_model`: contenders take turns; the protocol is the package's."""
+"""`benchmark_model`: contenders take turns, see the protocol in `aselect_hf.speed`."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def benchmark_model(
     max_seconds: float = MAX_SECONDS,
     progress: bool = True,
 ) -> Benchmark:
-    """Measure a model against its peers, on the device and in the dtype that it has; the protocol is the package's.
+    """Compare the speed of a model with its peers, on its device and in its dtype; see the protocol in the package.
 
     Args:
-        name: of the model, for the table.
-        feature: default the output of the middle block, `blocks.<depth // 2 - 1>.hidden`: half of the network. A model
-            whose timestep is fixed has only its own, and only the ViT to compare with.
-        pixels: also measure from pixels, where the model has a VAE.
-        rounds: at most so many, per batch size.
-        max_seconds: for all contenders together, per batch size; one that would take longer is skipped, 1 excepted.
+        name: name of the model in the table.
+        feature: feature to compute (default: `blocks.<depth // 2 - 1>.hidden`, the output of the middle block). A model
+            with a fixed timestep has only its own feature, and can be compared with the ViT only.
+        pixels: also measure from pixels, if the model has a VAE.
+        rounds: maximum number of rounds per batch size.
+        max_seconds: time limit per batch size for all contenders together; batch sizes over it are skipped, except 1.
 
     Raises:
-        ValueError: an argument that is not positive, a feature that no hook reads or that is not there, or contenders
-            that do not give the same feature.
+        ValueError: an argument is not positive, the feature does not exist or no hook can read it, or contenders
+            compute different features.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes must be positive integers, got {list(batch_sizes)}")
@@ -71,7 +71,7 @@ def benchmark_model(
         started = time.perf_counter()
         flops = {each.name: count_flops(partial(each.run, images[:1])) for each in contenders}
         per_image = time.perf_counter() - started
-        if per_image < max_seconds / 10:  # a first run does what is done only once: another knows better
+        if per_image < max_seconds / 10:  # the first run includes one-time work, so measure another
             per_image = sum(each.timed(images[:1]) for each in contenders)
         for batch_size in sorted(set(batch_sizes)):
             where = place | {"batch_size": batch_size}
@@ -88,15 +88,15 @@ def benchmark_model(
 
 
 def describe_protocol(device: torch.device, rounds: int, max_seconds: float) -> dict[str, Any]:
-    """What the numbers depend on beside the model; nothing of when or where they were taken."""
+    """Everything besides the model that the numbers depend on, without the date and place of the run."""
     return {
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "rounds": f"{MIN_ROUNDS} to {rounds}, as fit in {max_seconds:g} s",
+        "rounds": f"{MIN_ROUNDS} to {rounds}, as many as fit in {max_seconds:g} s",
         "times": "medians over rounds in which all contenders take turns; ratios of medians (range over rounds)",
         "file": "bytes of the tensors that the checkpoint stores",
-        "peak_memory": "weights, and what one run takes beyond them",
+        "peak_memory": "weights plus the memory that one run adds",
         "versions": installed_versions(),
     }
 
@@ -110,7 +110,7 @@ def _measure(
     max_seconds: float,
     description: str | None,
 ) -> list[Row]:
-    """Warm up, compare the features, and time all contenders on one batch."""
+    """Warm up, compare features, and time all contenders on one batch."""
     gc.collect()
     outputs, peaks, started = [], [], time.perf_counter()
     for each in contenders:
@@ -150,10 +150,10 @@ def _measure(
 
 
 def _differences(contenders: list[Contender], outputs: list[torch.Tensor]) -> list[float | None]:
-    """Greatest absolute difference of every feature to the first.
+    """Greatest absolute difference of every feature from the first.
 
     Raises:
-        ValueError: one is beyond its tolerance.
+        ValueError: a difference exceeds the contender's tolerance.
     """
     reference = outputs[0].float()
     differences: list[float | None] = []
@@ -164,15 +164,15 @@ def _differences(contenders: list[Contender], outputs: list[torch.Tensor]) -> li
         difference = float((output.float() - reference).abs().max())
         if not difference <= each.tolerance * float(reference.abs().max()):
             raise ValueError(
-                f"{each.name} and {contenders[0].name} do not give the same feature: they differ by {difference:.3g}, "
-                f"the greatest value is {reference.abs().max():.3g}"
+                f"{each.name} and {contenders[0].name} compute different features: they differ by {difference:.3g}, "
+                f"and the greatest value is {reference.abs().max():.3g}"
             )
         differences.append(difference)
     return differences
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
-    """What `run` gives, and the bytes it took beyond those in use before; `None` where that cannot be measured."""
+    """The result of `run`, and the bytes that it added to memory use at its peak (`None`: cannot be measured)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -180,8 +180,8 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int 
     if device.type != "cpu":
         return run(), None
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed but not given back would be used again unseen
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak starts anew
+        ctypes.CDLL(None).malloc_trim(0)  # reuse of memory that was freed but not returned would go unseen
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: reset the peak
         before = _resident("VmRSS")
     except (OSError, AttributeError):
         return run(), None
@@ -189,6 +189,6 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> tuple[Any, int 
 
 
 def _resident(field: str) -> int:
-    """A field of this process's status, in bytes."""
+    """A field of this process's status file, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

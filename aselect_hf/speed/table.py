@@ -1,4 +1,4 @@
-"""What was measured: rows, and the table that is printed and saved."""
+"""Measured rows, and the table that is printed and saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aselect_hf.reporting.markdown import Markdown, markdown_table
 
 @dataclass
 class Row:
-    """One contender at one batch size; a ratio is `[of medians, least, greatest of a round]`, above 1 where it wins."""
+    """One contender at one batch size; ratios are `[ratio of medians, least, greatest]`, above 1 if it is faster."""
 
     model: str
     feature: str
@@ -28,13 +28,13 @@ class Row:
     flops_per_image: float
     peak_memory_bytes: int | None
     max_difference: float | None
-    """Greatest absolute difference to the feature of the first contender; `None` where it is another function."""
+    """Greatest absolute difference from the first contender's feature; `None` if it computes something else."""
     over_diffusers: list[float] | None = None
     over_limit: list[float] | None = None
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median seconds of a run."""
         return statistics.median(self.seconds)
 
     @property
@@ -46,14 +46,14 @@ class Row:
         return self.flops_per_image * self.images_per_second
 
     def over(self, other: Row | None) -> list[float] | None:
-        """How many times faster than another contender of the same rounds."""
+        """Speed ratio to another contender that was timed in the same rounds."""
         if other is None:
             return None
         ratios = [theirs / ours for theirs, ours in zip(other.seconds, self.seconds, strict=True)]
         return [other.median / self.median, min(ratios), max(ratios)]
 
     def columns(self) -> dict[str, str]:
-        """The row as text."""
+        """Cells of the table by column name."""
         memory, difference = self.peak_memory_bytes, self.max_difference
         return {
             "model": self.model,
@@ -76,14 +76,14 @@ class Row:
 
 @dataclass
 class Benchmark:
-    """Rows, what was skipped and why, and the protocol."""
+    """Measured rows, skipped measurements with reasons, and the protocol."""
 
     rows: list[Row]
     skipped: list[dict[str, Any]]
     protocol: dict[str, Any]
 
     def markdown(self) -> str:
-        """The table, what was skipped, and the protocol."""
+        """The table, the skipped measurements and the protocol."""
         rows = [row.columns() for row in self.rows]
         lines: list[str] = []
         if rows:

@@ -79,7 +79,7 @@ class PretrainModelArguments(ModelArguments):
 
 
 @dataclass
-class TaskModelArguments(RuleOptions, ModelArguments):  # type: ignore[misc]
+class TaskModelArguments(RuleOptions, ModelArguments):
     method: Method = argument(AUTO, f"How the timestep is chosen: {', '.join((AUTO, *RULES))}.", ["timestep_selection"])
     timesteps: str | None = argument(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
     num_images: int | None = argument(

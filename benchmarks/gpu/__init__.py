@@ -1,1 +1,1 @@
-"""The stages of `benchmarks/on_gpu.py`, one file for each question."""
+"""The stages of `benchmarks/on_gpu.py`, one file per question."""

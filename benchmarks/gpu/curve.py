@@ -1,4 +1,4 @@
-"""The exhaustive curve of the DiT that was just trained, and what every rule picks on it."""
+"""The exhaustive curve of the DiT from the stage `train`, and the picks of every rule."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.selection.pairs import Pair
 from benchmarks.selection.sources import Sources
 
 IMAGES = {False: (3000, 2000), True: (40, 24)}
-"""Training and validation images of the probes."""
+"""Numbers of training and validation images for the probes."""
 KINDS = ("query", "attention", "hidden")
 BLOCKS = (0.2, 0.35, 0.5, 0.65, 0.8)
-"""Of the depth."""
+"""Blocks to measure, as fractions of the depth."""
 SEEDS = {False: 3, True: 1}
 SLOW = ("grid", "gate")
 UNKNOWN = ("fixed",)
 
 
 def curve(stage: Stage) -> None:
-    """Ridge curves with the stored noise and with each image's own, then every rule, by its defaults."""
+    """Ridge curves with stored noise and with fresh noise for each image, then every rule with its defaults."""
     folder = model_dir(stage)
     if not (folder / "config.json").is_file():
-        stage.skip("everything", f"{folder} holds no model: run the stage 'train' first")
+        stage.skip("the stage", f"{folder} holds no model: run the stage 'train' first")
         return
     with tf32(True):
         sources = sources_of(stage, str(folder))
@@ -50,13 +50,13 @@ def sources_of(stage: Stage, model: str) -> Sources:
 
 
 def chosen(name: str, own: str, depth: int) -> bool:
-    """Whether a feature is measured: the checkpoint's own, and some blocks and kinds."""
+    """Whether to measure a feature: the checkpoint's own feature, and `KINDS` at `BLOCKS`."""
     feature = parse_feature(name, depth)
     return name == own or (feature.kind in KINDS and feature.block in {round(x * depth) for x in BLOCKS})
 
 
 def truth_of(stage: Stage, sources: Sources) -> np.ndarray:
-    """The curve `(seeds, timesteps)` of the checkpoint's own feature; notes those of all."""
+    """Note the curves of all features, and return that of the checkpoint's own, `(seeds, timesteps)`."""
     pair = Pair("on-gpu", "", "", "classification", "confirm")
     measurement = Measurement(pair, sources)
     stage.note("timesteps", sources.timesteps)
@@ -75,7 +75,7 @@ def truth_of(stage: Stage, sources: Sources) -> np.ndarray:
 
 
 def rules(stage: Stage, sources: Sources, truth: np.ndarray) -> None:
-    """What `select_timestep` picks by every method, and how much it loses against the best of the curve."""
+    """Note the pick of every rule, and how much it loses against the best of the curve."""
     mean = truth.mean(axis=0)
     order = sorted((name for name in RULES if name not in UNKNOWN), key=lambda name: name in SLOW)
     for seed in range(SEEDS[stage.setting.tiny]):

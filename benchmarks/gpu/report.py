@@ -1,4 +1,4 @@
-"""Tables of a run."""
+"""Tables of the results of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aselect_hf.reporting.markdown import markdown_table
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """What was measured, stage by stage; what was skipped, with its reason; errors."""
+    """Results by stage, skipped measurements with reasons, and errors."""
     lines: list[str] = []
     for name, record in results.items():
         lines += [f"## {name} ({record.get('stage_seconds', '?')} s)", ""]

@@ -1,4 +1,4 @@
-"""How fast features come: against peers, with `torch.compile`, with every kernel of attention; and HFR's batch size."""
+"""Speed of features compared with peers, with `torch.compile` and by attention kernel; and HFR's batch size."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ KERNELS = {
 IMPLEMENTATIONS = ("sdpa", "eager", *(["flash_attention_2"] if is_flash_attn_2_available() else []))
 HFR_IMAGES, HFR_BATCHES = 64, (8, 64, 256)
 HEADROOM = (6 * 2**30, 2 * 2**30)
-"""Bytes beyond the weights that a card is pretended to have, so that HFR's first batch does not fit."""
+"""Bytes beyond the weights to which memory is limited, so that HFR's first batch does not fit."""
 
 
 def shapes(tiny: bool) -> dict[str, dict[str, Any]]:
-    """The networks that are timed, by name."""
+    """Networks to time, by name."""
     if tiny:
         return {"tiny": TINY}
     return {name: {"preset": name} for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2")}
 
 
 def build(shape: dict[str, Any], device: torch.device) -> ASelectDiTModel:
-    """Random weights; 32 x 32 x 4 latents, those of 256 pixels."""
+    """A model with random weights for 32 x 32 x 4 latents, that is, 256 pixels."""
     common: dict[str, Any] = {"timestep": TIMESTEP, "timestep_freq_shift": 1}
     if "preset" in shape:
         config = ASelectDiTConfig.from_preset(shape["preset"], **common)
     else:
         config = ASelectDiTConfig(**shape | common)
-    with device:  # a large network is initialized much faster where it will be
+    with device:  # initializing a large network is much faster on its device
         return random_model(config)
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 in TF32, or exactly."""
+    """Allow or forbid TF32 in matrix products and convolutions of float32."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
     matmul.allow_tf32 = convolution.allow_tf32 = allowed
@@ -69,7 +69,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def throughput(stage: Stage) -> None:
-    """`aselect benchmark` of the published shapes: diffusers whole and cut, ours, ours fixed, a plain ViT."""
+    """Run `aselect benchmark` on the published shapes: diffusers whole and cut, ours, ours fixed, a plain ViT."""
     sizes = (1, 2) if stage.setting.tiny else (1, 8, 64, 256)
     for name, shape in shapes(stage.setting.tiny).items():
         model = build(shape, stage.device)
@@ -96,7 +96,7 @@ def throughput(stage: Stage) -> None:
 
 
 def attention_and_compile(stage: Stage) -> None:
-    """One feature of half the network, ours and ours fixed: every attention, then `torch.compile` as time allows."""
+    """Time a middle feature, ours and ours fixed, with every attention, then with `torch.compile` as time allows."""
     tiny = stage.setting.tiny
     models = {name: build(shapes(tiny)[name], stage.device) for name in (["tiny"] if tiny else ["DiT-S/2", "DiT-XL/2"])}
     batches = (2,) if tiny else (64, 1)
@@ -114,7 +114,7 @@ def attention_and_compile(stage: Stage) -> None:
 
 
 def middle(model: ASelectDiTModel) -> str:
-    """The output of the middle block."""
+    """Name of the middle block's output."""
     return f"blocks.{max(0, model.config.num_hidden_layers // 2 - 1)}.hidden"
 
 
@@ -123,7 +123,7 @@ def contenders_of(model: ASelectDiTModel) -> list[tuple[str, ASelectDiTModel]]:
 
 
 def question(model: ASelectDiTModel, name: str, contender: str, batch: int) -> tuple[str, torch.Tensor, dict[str, Any]]:
-    """The feature, latents, and what a row says of them."""
+    """The feature, latents, and the cells of a row that describe them."""
     latents = torch.randn(batch, 4, *(model.config.sample_size,) * 2, device=model.device)
     where = {"model": name, "dtype": str(model.dtype).removeprefix("torch."), "batch": batch, "contender": contender}
     return middle(model), latents, where
@@ -132,7 +132,7 @@ def question(model: ASelectDiTModel, name: str, contender: str, batch: int) -> t
 def compare_attention(
     stage: Stage, network: ASelectDiTModel, feature: str, latents: torch.Tensor, where: dict[str, Any]
 ) -> None:
-    """A row for every implementation in transformers, and for every kernel of PyTorch's own."""
+    """Add a row for every attention implementation in transformers and every kernel in PyTorch."""
     run = feature_of(network, feature)
     reference: torch.Tensor | None = None
     for attention in (*IMPLEMENTATIONS, *KERNELS):
@@ -154,7 +154,7 @@ def compare_attention(
 def compare_compiled(
     stage: Stage, network: ASelectDiTModel, feature: str, latents: torch.Tensor, where: dict[str, Any]
 ) -> None:
-    """A row with Inductor; of a single image also with CUDA graphs, which save the launches."""
+    """Add a row with Inductor; for a single image, also one with CUDA graphs, which avoid kernel launches."""
     backend: dict[str, Any] = {"backend": "eager"} if stage.setting.tiny else {}
     modes = ["default"] + ["reduce-overhead"] * (len(latents) == 1 and stage.device.type == "cuda")
     for mode in modes:
@@ -177,7 +177,7 @@ def feature_of(network: Any, feature: str) -> Callable[[torch.Tensor], torch.Ten
 
 
 def measure(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[list[float], torch.Tensor, int | None]:
-    """Seconds of runs in a row after a warm-up, the output, and the bytes that one run takes beyond what was there."""
+    """Seconds of consecutive runs after a warm-up, the output, and the bytes that one run adds to memory use."""
     for _ in range(WARM_UPS):
         output = run().clone()
     _, peak = peak_memory(run, device)
@@ -195,9 +195,9 @@ def extras(output: torch.Tensor, reference: torch.Tensor, peak: int | None) -> d
 
 
 def hfr_batch_size(stage: Stage) -> None:
-    """The batch that HFR finds by itself, its time beside fixed ones, and what it finds with little memory.
+    """Compare HFR's automatic batch size with fixed ones, with all and with little memory.
 
-    Every setting is run twice, and the second run is timed: the first one allocates memory and chooses kernels.
+    Every setting runs twice. The second run is timed, because the first allocates memory and chooses kernels.
     """
     tiny = stage.setting.tiny
     for name in ["tiny"] if tiny else ["DiT-S/2", "DiT-XL/2"]:
@@ -221,7 +221,7 @@ def hfr_batch_size(stage: Stage) -> None:
 def little_memory(
     stage: Stage, name: str, model: ASelectDiTModel, images: torch.Tensor, reference: np.ndarray | None
 ) -> None:
-    """The same on a card of which this process may use little: the first batch must fail and be halved."""
+    """Repeat with little memory for this process, so that the first batch fails and is halved."""
     total, index = torch.cuda.get_device_properties(stage.device).total_memory, torch.cuda.current_device()
     for headroom in HEADROOM:
         free()
@@ -238,7 +238,7 @@ def little_memory(
 
 
 def sweep_once(model: ASelectDiTModel, images: torch.Tensor, batch_size: int | None) -> tuple[np.ndarray, dict]:
-    """HFR of all images at 20 timesteps, corrected, and a row of what it took."""
+    """Noise-corrected HFR of all images at 20 timesteps, and a row with its batch size and speed."""
     timesteps = default_timesteps(model.noise_schedule)
     feature = str(model.config.feature)
     inputs = SelectionInputs(model, ImageData(images), None, feature, timesteps, 0, batch_size, None, False)

@@ -1,4 +1,4 @@
-"""What every stage is given: the device, the clock, and a record that is saved whenever it grows."""
+"""Parts that every stage receives: the device, the clock, and a record that is saved at every change."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Setting:
     """One run on one device.
 
     Args:
-        device: where everything runs.
-        tiny: small networks and few images, to try the whole path in seconds.
+        device: device of all stages.
+        tiny: use small networks and few images, to try everything in seconds.
         data: folder of parquet files with the splits `train` and `validation`.
-        output_dir: for what is kept; the results go to `on-gpu.json` there.
-        scratch: for checkpoints and caches.
+        output_dir: folder for the results, `on-gpu.json`.
+        scratch: folder for checkpoints and caches.
     """
 
     device: torch.device
@@ -36,17 +36,17 @@ class Setting:
     results: dict[str, Any] = field(default_factory=dict)
 
     def save(self) -> None:
-        """Write what there is so far."""
+        """Write the results so far."""
         write_json(self.output_dir / RESULTS_FILE, self.results)
 
 
 @dataclass
 class Stage:
-    """One stage while it runs; what it notes is on disk at once.
+    """A running stage; its notes are written to disk at once.
 
     Args:
-        record: what the results hold under the stage's name.
-        ends: when its time is up, on `time.perf_counter`.
+        record: results of the stage.
+        ends: end of its time, on the clock of `time.perf_counter`.
     """
 
     setting: Setting
@@ -59,7 +59,7 @@ class Stage:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that are left."""
         return self.ends - time.perf_counter()
 
     def note(self, name: str, value: Any) -> None:
@@ -67,14 +67,14 @@ class Stage:
         self.setting.save()
 
     def add(self, name: str, value: Any) -> None:
-        """Append to a list."""
+        """Append a value to a list in the record."""
         self.note(name, [*self.record.get(name, []), value])
 
     def skip(self, what: str, reason: Any) -> None:
         self.add("skipped", {"what": what, "reason": " ".join(str(reason).split())[:300]})
 
     def has_time_for(self, what: str, seconds: float) -> bool:
-        """Whether so much is left; what is skipped for want of time is noted."""
+        """Whether `seconds` are left; if not, note that `what` is skipped."""
         if self.left >= seconds:
             return True
         self.skip(what, f"{self.left:.0f} s are left")
@@ -82,7 +82,7 @@ class Stage:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """What fails inside is noted, with its error, and the stage goes on."""
+        """Note an error in the block as skipped, and let the stage continue."""
         try:
             yield
         except Exception as error:
@@ -96,7 +96,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What `run` gives, and its wall-clock seconds."""
+    """The result of `run`, and its wall-clock seconds."""
     synchronize(device)
     started = time.perf_counter()
     found = run()

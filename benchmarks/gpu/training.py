@@ -1,4 +1,4 @@
-"""A class-conditional DiT in pixel space, trained by the package's own `pretrain` for the minutes that there are."""
+"""A class-conditional DiT in pixel space, trained by the package's own `pretrain` for as long as time allows."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MODELS = {
 }
 BATCH = {False: 256, True: 8}
 SHORT, LONG = {False: 20, True: 1}, {False: 80, True: 4}
-"""Steps of two runs whose difference tells the time of a step, the start left out."""
+"""Steps of two runs; the difference of their times gives the time per step without the start."""
 BARE_SECONDS = {False: 6.0, True: 0.5}
 RESERVE = {False: 12.0, True: 2.0}
 """Seconds for the start of the run, and for writing the model."""
 SHARE = 0.95
-"""Of the remaining time, that the steps are planned for."""
+"""Share of the remaining time that the steps are planned for."""
 
 
 def model_dir(stage: Stage) -> Path:
@@ -43,7 +43,7 @@ def model_dir(stage: Stage) -> Path:
 
 
 def train(stage: Stage) -> None:
-    """Bare loops for comparison, two short runs that tell the time of a step, then the run; weights as float16, too."""
+    """Run bare loops for comparison, two short runs to time a step, and the full run; also save float16 weights."""
     tiny, folder = stage.setting.tiny, model_dir(stage)
     for checks in (True, False):
         name = "bare loop" + ("" if checks else ", without checks of the inputs")
@@ -67,7 +67,7 @@ def train(stage: Stage) -> None:
 
 
 def run(stage: Stage, steps: int, name: str, workers: int) -> dict[str, Any]:
-    """`pretrain` with these steps; its record. A signal stops it where the stage ends."""
+    """Run `pretrain` for `steps` steps and return its record. A signal stops it when the stage ends."""
     AcceleratorState._reset_state(reset_partial_state=True)
     tiny, folder, cuda = stage.setting.tiny, stage.setting.scratch / name, stage.device.type == "cuda"
     shutil.rmtree(folder, ignore_errors=True)
@@ -81,16 +81,16 @@ def run(stage: Stage, steps: int, name: str, workers: int) -> dict[str, Any]:
         model = pretrain(MODELS[tiny], data, args)
     if (folder / "training.json").is_file():
         record = read_json(folder / "training.json")
-        record["arguments"]["output_dir"] = folder.name  # the results are published, paths of a machine are not
+        record["arguments"]["output_dir"] = folder.name  # results are published without the machine's paths
         return record
-    model.cpu().save_pretrained(folder)  # stopped early: the last weights, not their average
+    model.cpu().save_pretrained(folder)  # stopped early: these are the last weights, not their average
     progress = read_json(max(folder.glob("checkpoint*"), key=os.path.getmtime) / "progress.json")
     return {"steps": progress["step"], "seconds": progress["seconds"], "history": progress["history"], "stopped": True}
 
 
 @contextmanager
 def stopped_after(seconds: float) -> Iterator[None]:
-    """Ask a training to stop after so many seconds, as a cluster would; outside, the signal does nothing."""
+    """Send a training in the block the stop signal of a cluster after some seconds; ignore it outside of a training."""
     previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1))
     timer.daemon = True
@@ -103,7 +103,7 @@ def stopped_after(seconds: float) -> Iterator[None]:
 
 
 def bare_loop(stage: Stage, checks: bool) -> dict[str, float]:
-    """Images per second of the same network without the package's loop: random images on the device, no average."""
+    """Speed of the same network without the package's loop: random images on the device, and no weight average."""
     tiny, device = stage.setting.tiny, stage.device
     torch.manual_seed(0)
     model = ASelectDiTModel(build_config(MODELS[tiny])).to(device)
@@ -139,7 +139,7 @@ def bare_step(objective: DenoisingObjective, optimizer: torch.optim.Optimizer, b
 
 
 class DeviceDraws:
-    """As `SampleDraws`, but drawn on the device for the whole batch: fast, and another batch gets other numbers."""
+    """Like `SampleDraws`, but draws the whole batch on the device: fast, but numbers depend on the batch."""
 
     def __init__(self, like: torch.Tensor) -> None:
         self.count, self.device = len(like), like.device
@@ -155,7 +155,7 @@ class DeviceDraws:
 
 
 def keep_half(folder: Path, output: Path) -> None:
-    """The trained weights in float16, in files of less than 16 MB."""
+    """Save the trained weights in float16, in files of less than 16 MB."""
     shutil.rmtree(output, ignore_errors=True)
     model = ASelectDiTModel.from_pretrained(folder, dtype=torch.float16)
     model.save_pretrained(output, max_shard_size="15MB")

@@ -1,9 +1,9 @@
-"""The page `docs/failure-modes.md` and its pictures: what goes wrong with a pick, and what the audit says of it.
+"""The page `docs/failure-modes.md` and its pictures: how a pick goes wrong, and what the audit says about it.
 
     python -m benchmarks.selection.failure_modes
 
-Everything is made from the shipped model and images, the failures by changing them here. Deterministic, on one core a
-few minutes. Every figure on the page is taken from the audits that are drawn beside it.
+The failures are made here by changing the shipped model and images. The run is deterministic and takes a few minutes
+on one core. Every number on the page comes from the audits that are drawn beside it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from benchmarks.selection.pairs import FASHION_GROUPS, coarse_labels
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURES = DOCS / "failure-modes"
 NUM_IMAGES, NUM_TIMESTEPS = 120, 8
-NUM_FLAT = 500  # flatness is shown by narrow bounds only
+NUM_FLAT = 500  # only narrow bounds show that a curve is flat
 COLORS, WIDTH = 128, 720  # of the pictures
-FEATURE_BLOCK = 4  # of the shipped model's feature
+FEATURE_BLOCK = 4  # block of the shipped model's feature
 MASSIVE_BLOCK, MASSIVE_CHANNEL, MASSIVE_FACTOR = 1, 7, 300.0
 POSITION_FACTOR = 10.0
 CURVES = ("hfr", "rankme", "logme")
@@ -46,11 +46,11 @@ CURVES = ("hfr", "rankme", "logme")
 
 @dataclass
 class Measured:
-    """What a section of the page rests on.
+    """Measurements behind a section of the page.
 
     Args:
-        audits: by what was audited; the first one is drawn and quoted.
-        curves: selections to draw against each other, by rule: of the shipped model, and of the changed one.
+        audits: audits by name; the first one is drawn and quoted.
+        curves: selections to compare in a picture, by rule: one of the shipped model and one of the changed model.
     """
 
     audits: dict[str, Audit]
@@ -62,9 +62,9 @@ class Mode:
     """A section of the page.
 
     Args:
-        title: its heading.
-        measure: what makes the failure, and audits it.
-        tell: what one sees, whether the audit notices, and what to do.
+        title: heading.
+        measure: makes the failure and audits it.
+        tell: tells what the picture shows, whether the audit notices, and what to do.
     """
 
     title: str
@@ -73,12 +73,12 @@ class Mode:
 
 
 class Sample:
-    """The shipped model and images, and the audit at the page's settings."""
+    """The shipped model and images, and an audit with the page's settings."""
 
     def __init__(self) -> None:
         self.model: ASelectDiTModel = load_model("sample").eval()
         self.images = ImageData.of("sample")
-        self.unlabelled = ImageData(self.images.items, name="sample without labels")
+        self.unlabeled = ImageData(self.images.items, name="sample without labels")
 
     def audit(self, model: ASelectDiTModel | None = None, images: ImageData | None = None, **options: Any) -> Audit:
         if "selection" not in options:
@@ -95,7 +95,7 @@ class Sample:
 
 
 def gratings(num: int, seed: int) -> ImageData:
-    """Sine gratings of 4 orientations, the classes; wavelength, phase and contrast are random, with a little noise."""
+    """Sine gratings; the classes are 4 orientations; wavelength, phase and contrast are random, with a little noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:28, :28]
     labels, images = np.arange(num) % 4, []
@@ -108,7 +108,7 @@ def gratings(num: int, seed: int) -> ImageData:
 
 
 def scale_channel(block: int) -> Callable[[ASelectDiTModel], None]:
-    """Make one channel of what a block's MLP writes massive."""
+    """Make one channel of the output of a block's MLP massive."""
 
     def change(model: ASelectDiTModel) -> None:
         for parameter in (model.layers[block].mlp.fc2.weight, model.layers[block].mlp.fc2.bias):
@@ -128,7 +128,7 @@ def measure_flat(sample: Sample) -> Measured:
     return Measured(
         {
             "flat": sample.audit(images=coarse, method="hfr", **options),
-            "unlabelled": sample.audit(images=sample.unlabelled, pool_size=3),
+            "unlabeled": sample.audit(images=sample.unlabeled, pool_size=3),
         }
     )
 
@@ -139,7 +139,7 @@ def measure_massive(sample: Sample) -> Measured:
         "earlier": sample.audit(earlier, method="hfr"),
         "shipped": sample.audit(method="hfr"),
         "inside": sample.audit(inside, method="hfr"),
-        "unlabelled": sample.audit(earlier, sample.unlabelled),
+        "unlabeled": sample.audit(earlier, sample.unlabeled),
     }
     curves = {"hfr": (audits["shipped"].selections["hfr"], audits["earlier"].selections["hfr"])}
     for method in ("rankme", "logme"):
@@ -154,12 +154,12 @@ def measure_massive(sample: Sample) -> Measured:
 
 
 def measure_few(sample: Sample) -> Measured:
-    four = {"images": sample.unlabelled, "num_images": 4}
+    four = {"images": sample.unlabeled, "num_images": 4}
     return Measured({"retrieval": sample.audit(method="retrieval", **four), "hfr": sample.audit(**four)})
 
 
 def measure_foreign(sample: Sample) -> Measured:
-    """The pick of the shipped images on gratings; and a pick on the gratings themselves."""
+    """Audit, on gratings, the pick from the shipped images and a pick from the gratings themselves."""
     run = {"timesteps": NUM_TIMESTEPS, "num_images": NUM_IMAGES, "progress": False}
     picked = select_timestep(sample.model, sample.images, **run)
     images = gratings(NUM_IMAGES, seed=0)
@@ -167,28 +167,28 @@ def measure_foreign(sample: Sample) -> Measured:
         {
             "moved": sample.audit(images=images, selection=picked),
             "hfr": sample.audit(images=images, method="hfr"),
-            "unlabelled": sample.audit(images=ImageData(images.items), selection=picked),
+            "unlabeled": sample.audit(images=ImageData(images.items), selection=picked),
         }
     )
 
 
 def measure_position(sample: Sample) -> Measured:
     model = sample.changed(scale_positions)
-    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabelled": sample.audit(model, sample.unlabelled)})
+    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabeled": sample.audit(model, sample.unlabeled)})
 
 
 def measure_untrained(sample: Sample) -> Measured:
     set_seed(1)  # the audit's own untrained network has 0
     model = ASelectDiTModel(sample.model.config).eval()
-    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabelled": sample.audit(model, sample.unlabelled)})
+    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabeled": sample.audit(model, sample.unlabeled)})
 
 
 def measure_agreement(sample: Sample) -> Measured:
     return Measured(
         {
-            "labelled": sample.audit(method="hfr"),
-            "unlabelled": sample.audit(images=sample.unlabelled),
-            "retrieval": sample.audit(images=sample.unlabelled, method="retrieval"),
+            "labeled": sample.audit(method="hfr"),
+            "unlabeled": sample.audit(images=sample.unlabeled),
+            "retrieval": sample.audit(images=sample.unlabeled, method="retrieval"),
         }
     )
 
@@ -197,15 +197,15 @@ def tell_flat(found: Measured) -> tuple[str, str, str]:
     audit = found.audits["flat"]
     scores = audit.checked.scores
     return (
-        "The shipped model, and an easy question: garments, trousers, shoes or bags, from features averaged over 3 x 3 "
-        f"cells. From t = {audit.checked.timesteps[0]} to {audit.checked.timesteps[-1]} the probe moves by "
-        f"{100 * (max(scores) - min(scores)):.1f} points on {audit.checked.num_images} images. HFR falls steeply all "
-        "the same: a confident curve is no sign that there is anything to choose.",
-        "With labels, yes. Without: "
-        f"{quoted(found.audits['unlabelled'])}. Rules without labels know neither the question nor that the "
-        "choice makes no difference to it.",
-        "Take the cheapest timestep, or the one of your other experiments, and spend the time elsewhere. To learn "
-        "whether a small difference is real, label more images: the bounds shrink with the root of their number.",
+        "The shipped model with an easy task: garments, trousers, shoes or bags, from features averaged over 3 x 3 "
+        f"cells. Between t = {audit.checked.timesteps[0]} and {audit.checked.timesteps[-1]} the accuracy of the probe "
+        f"varies by {100 * (max(scores) - min(scores)):.1f} points on {audit.checked.num_images} images. HFR falls "
+        "steeply nevertheless: a clear HFR curve does not mean that the timestep matters.",
+        f"Yes, with labels. Without labels: {quoted(found.audits['unlabeled'])}. A rule without labels knows neither "
+        "the task nor that the timestep makes no difference to it.",
+        "Take the cheapest timestep, or the one that your other experiments use, and spend the time elsewhere. To "
+        "find out whether a small difference is real, label more images: the bounds shrink with the square root of "
+        "their number.",
     )
 
 
@@ -218,86 +218,86 @@ def tell_massive(found: Measured) -> tuple[str, str, str]:
         abs(a - b) for a, b in zip(shipped.selections["hfr"].scores, inside.selections["hfr"].scores, strict=True)
     )
     return (
-        f"Made artificially: in a copy of the shipped model, channel {MASSIVE_CHANNEL} of what the MLP of block "
-        f"{MASSIVE_BLOCK} writes is multiplied by {MASSIVE_FACTOR:g}, weights and bias. Large pretrained DiTs grow "
-        "such channels by themselves (DiTF). Every later LayerNorm divides by them, so that all others shrink and the "
-        f"curves are those of another network. Picks move: {moved}. The same channel made massive in the feature "
-        f"itself (block {FEATURE_BLOCK}) changes nothing: HFR counts every channel alike, and the others standardize; "
-        f"the two HFR curves differ by at most {worst:.1e}.",
-        "With labels, by what the pick loses. The cause is not named: the audit does not look for massive channels. "
-        f"Without labels: {quoted(found.audits['unlabelled'])}.",
-        "Where rules pick far apart, look at the largest channels of the blocks before the feature. Audit a feature of "
-        "an earlier block.",
+        f"Produced artificially: in a copy of the shipped model, channel {MASSIVE_CHANNEL} of the MLP's output in "
+        f"block {MASSIVE_BLOCK} is multiplied by {MASSIVE_FACTOR:g} (weights and bias). Large pretrained DiTs develop "
+        "such channels by themselves (DiTF). They dominate the scale of every later LayerNorm, so that all other "
+        f"channels shrink and the curves become those of a different network. The picks move: {moved}. If the same "
+        f"channel is massive in the feature itself (block {FEATURE_BLOCK}), nothing changes: HFR weights all channels "
+        f"equally, and the other rules standardize them. The two HFR curves differ by at most {worst:.1e}.",
+        "Yes, with labels, by the points that the pick loses. The cause is not named, because the audit does not look "
+        f"for massive channels. Without labels: {quoted(found.audits['unlabeled'])}.",
+        "If rules pick timesteps that are far apart, look at the largest channels of the blocks before the feature, "
+        "and audit a feature of an earlier block.",
     )
 
 
 def tell_few(found: Measured) -> tuple[str, str, str]:
     hfr = found.audits["hfr"]
     return (
-        "Four images, no labels, picked by instance retrieval. With four images its score can only be a few numbers; "
-        "the lowest panel shows the picks from resamples of the same images: they spread. HFR, which averages over "
-        f"many tokens and channels, picks t = {hfr.timestep} in {share(hfr):.0%} of its resamples: **a stable pick is "
-        "not a right one**, it is only not a matter of these images.",
-        f"Yes. The same four images with HFR as the rule are called {hfr.verdict!r}.",
+        "Four images without labels; instance retrieval picks. With four images its score can take only a few values. "
+        "The lowest panel shows that its picks from resamples of these images spread. HFR averages over many tokens "
+        f"and channels and picks t = {hfr.timestep} in {share(hfr):.0%} of its resamples: **a stable pick is not "
+        "necessarily right**. Stability only means that it does not depend on which of the images are drawn.",
+        f"Yes. For the same four images with HFR as the rule, the verdict is {hfr.verdict!r}.",
         f"Give {LEAST_FOR_CLUSTERS} images or more (default: {RULES['consensus'].num_images} for retrieval and "
-        f"consensus, {RULES['hfr'].num_images} for HFR); they need no labels. With labels, {FEW_LABELED} or more.",
+        f"consensus, {RULES['hfr'].num_images} for HFR); they need no labels. With labels, give {FEW_LABELED} or more.",
     )
 
 
 def tell_foreign(found: Measured) -> tuple[str, str, str]:
-    moved, again, blind = (found.audits[name] for name in ("moved", "hfr", "unlabelled"))
+    moved, again, blind = (found.audits[name] for name in ("moved", "hfr", "unlabeled"))
     return (
-        f"A timestep chosen on Fashion-MNIST, t = {moved.timestep} by a few labels, is used for sine gratings of four "
-        f"orientations (made in code). The lowest panel, the rule's curve on *its* images, peaks there; on the "
-        f"gratings the probe is best at t = {moved.checked.timestep}, with "
+        f"On Fashion-MNIST, a few labels choose t = {moved.timestep}. This timestep is then used for sine gratings of "
+        "four orientations, which are made in code. The lowest panel shows the rule's curve on *its* images, which "
+        f"peaks there. On the gratings the probe is best at t = {moved.checked.timestep}, with "
         f"{points(max(moved.checked.scores))} % against "
         f"{points(moved.checked.scores[moved.checked.timesteps.index(moved.timestep)])} %.",
-        f"With labels, yes. Without: {quoted(blind)}. That images are foreign is itself not noticed: the audit knows "
-        "no others than those that it is given.",
-        f"Choose again on your own images (here HFR picks t = {again.timestep}: {again.verdict}), and audit a pick "
-        "that came with a checkpoint before you use it: `aselect audit MODEL DATA --selection selection.json`.",
+        f"Yes, with labels. Without labels: {quoted(blind)}. The audit does not notice that the images are foreign, "
+        "because it knows only the images that it is given.",
+        f"Choose again on your own images (here HFR picks t = {again.timestep}: {again.verdict}). If a checkpoint "
+        "comes with a timestep, audit it before you use it: `aselect audit MODEL DATA --selection selection.json`.",
     )
 
 
 def tell_position(found: Measured) -> tuple[str, str, str]:
     hfr = found.audits["hfr"].selections["hfr"]
     return (
-        f"Made artificially: the position embedding of the shipped model times {POSITION_FACTOR:g}. What the feature "
-        "shows is where a token lies, whatever the image: the curves of images and of pure noise lie on each other, "
-        f"and what is left of HFR after subtraction is at most {max(hfr.scores):.4f}.",
-        "Yes, by the share that pure noise has of the HFR, and by an untrained network that does nearly as well. "
-        f"Without labels: {quoted(found.audits['unlabelled'])}.",
-        "Take another kind of feature, or a later block, where the two curves part; and label some images.",
+        f"Produced artificially: the position embedding of the shipped model is multiplied by {POSITION_FACTOR:g}. The "
+        "feature then shows where a token is, whatever the image shows. The curves of images and of pure noise "
+        f"coincide, and the HFR that remains after subtraction is at most {max(hfr.scores):.4f}.",
+        "Yes, by the share of the HFR that pure noise has, and by an untrained network that does about as well. "
+        f"Without labels: {quoted(found.audits['unlabeled'])}.",
+        "Use another kind of feature, or a later block, where the two curves differ, and label some images.",
     )
 
 
 def tell_untrained(found: Measured) -> tuple[str, str, str]:
-    hfr, blind = found.audits["hfr"], found.audits["unlabelled"]
+    hfr, blind = found.audits["hfr"], found.audits["unlabeled"]
     return (
         "The shipped architecture with random weights. The probe is well above chance "
-        f"({points(max(hfr.checked.scores))} % against {points(hfr.chance or 0)} %), because random features keep the "
-        "pixels.",
-        "With labels, by the last warning: the same probe on another network with random weights does as well "
-        f"({points(hfr.untrained or 0)} %). The verdict stays one on timesteps. Without labels nothing is said of the "
-        f"model: {quoted(blind)}.",
-        "See whether the checkpoint was trained on such images, and whether all of its weights were read. Compare with "
+        f"({points(max(hfr.checked.scores))} % against {points(hfr.chance or 0)} %), because random features preserve "
+        "the pixels.",
+        "Yes, with labels, by the last warning: the same probe does as well on another network with random weights "
+        f"({points(hfr.untrained or 0)} %). The verdict still concerns only the timestep. Without labels, the audit "
+        f"says nothing about the model: {quoted(blind)}.",
+        "Check that the checkpoint was trained on such images and that all of its weights were loaded. Compare with "
         "raw pixels too, as `aselect compare` always does.",
     )
 
 
 def tell_agreement(found: Measured) -> tuple[str, str, str]:
-    labelled, blind, retrieval = (found.audits[name] for name in ("labelled", "unlabelled", "retrieval"))
-    regret = labelled.regret
+    labeled, blind, retrieval = (found.audits[name] for name in ("labeled", "unlabeled", "retrieval"))
+    regret = labeled.regret
     assert regret is not None
     return (
-        "Nothing was changed here: the shipped model on its own images, all ten classes, token means. HFR and "
-        f"instance retrieval (t = {retrieval.timestep}) both prefer the cleanest inputs, where single images are told "
-        f"apart best. Classes are told apart best at t = {regret.best_timestep}, with noise on top. That two rules "
-        "agree says that they see the same, not that they are right.",
-        f"With labels, yes, as above. Without, too, since the check looks for clusters: {quoted(blind)}. Where the "
-        "clusters are not the classes, nothing would be noticed.",
-        f"Label {FEW_LABELED} images: with labels the default rule is another one (`aselect select`), and the audit "
-        "is a measurement instead of a second opinion.",
+        "Nothing is changed here: the shipped model on its own images, all ten classes, token means. HFR and instance "
+        f"retrieval (t = {retrieval.timestep}) both prefer the cleanest inputs, where single images are easiest to "
+        f"tell apart. Classes are easiest to tell apart at t = {regret.best_timestep}, with added noise. If two rules "
+        "agree, they see the same thing; this does not make them right.",
+        f"Yes, with labels, see above. Also without labels, because the check looks for clusters: {quoted(blind)}. "
+        "If the clusters were not the classes, the audit would not notice.",
+        f"Label {FEW_LABELED} images: with labels the default rule is a different one (`aselect select`), and the "
+        "audit is a measurement instead of a second opinion.",
     )
 
 
@@ -312,24 +312,24 @@ MODES = {
 }
 INTRODUCTION = f"""# When not to trust a timestep
 
-Seven ways in which a pick goes wrong, each made from the model and images that ship with the package, with the picture
-that `aselect audit` draws and what it says, word for word. In the pictures: HFR of images and of pure noise, their
-difference, the rule that checks, and how often the picking rule picks each timestep from resamples of the images; the
-pick is the red line. HFR picks, where nothing else is said.
+Seven ways in which a chosen timestep goes wrong. Each is made from the model and images that ship with the package, and
+comes with the picture that `aselect audit` draws and with its verdict, word for word. The pictures show the HFR of
+images and of pure noise, their difference, the curve of the rule that checks the pick, and how often the picking rule
+picks each timestep from resamples of the images. The red line is the pick.
 
-{NUM_TIMESTEPS} timesteps and {NUM_IMAGES} images where nothing else is said; made, words and pictures, by
-`python -m benchmarks.selection.failure_modes`.
+Unless a section says otherwise, HFR picks from {NUM_TIMESTEPS} timesteps and {NUM_IMAGES} images. The command
+`python -m benchmarks.selection.failure_modes` makes this page and its pictures.
 """
 
 
 def overview(measured: dict[str, Measured]) -> str:
-    """The verdicts, in a table."""
-    lines = ["| | verdict with labels | without |", "|---|---|---|"]
+    """Table of the verdicts."""
+    lines = ["| | verdict with labels | verdict without labels |", "|---|---|---|"]
     for name, each in measured.items():
         title = MODES[name].title
-        labelled = next((audit.verdict for audit in each.audits.values() if audit.regret), "-")
+        labeled = next((audit.verdict for audit in each.audits.values() if audit.regret), "-")
         blind = next(audit.verdict for audit in each.audits.values() if audit.regret is None)
-        lines.append(f"| [{title}](#{title.lower().replace(' ', '-')}) | {labelled} | {blind} |")
+        lines.append(f"| [{title}](#{title.lower().replace(' ', '-')}) | {labeled} | {blind} |")
     return "\n".join(lines) + "\n"
 
 
@@ -338,17 +338,17 @@ def quoted(audit: Audit) -> str:
 
 
 def filled(text: str) -> str:
-    """A paragraph in lines."""
+    """Wrap a paragraph."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def points(score: float) -> str:
-    """A score in [0, 1] in hundredths."""
+    """A score in [0, 1] as a percentage."""
     return f"{100 * score:.0f}"
 
 
 def share(audit: Audit) -> float:
-    """Of the resamples, in which the pick is the same."""
+    """Share of the resamples that give the same pick."""
     return (audit.pick_shares or [])[audit.selections["hfr"].timesteps.index(audit.timestep)]
 
 
@@ -367,7 +367,7 @@ def picture(figure_or_audit: Figure | Audit, path: Path) -> None:
 
 
 def draw_curves(curves: dict[str, tuple[TimestepSelection, TimestepSelection]]) -> Figure:
-    """Each rule's curve of the shipped model and of the changed one, on scales of their own, and their picks."""
+    """Draw the curves and picks of every rule for the shipped and the changed model, each on its own scale."""
     figure = Figure(figsize=(8.0, 2.9), layout="constrained")
     for axis, (rule, pair) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         for selection, color, label in zip(pair, ("#8b949e", "#cf222e"), ("shipped", "massive"), strict=True):

@@ -15,7 +15,7 @@ from PIL import Image
 from aselect_cli import app
 from aselect_hf import select_timestep
 from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep
-from aselect_hf.audit.audit import regret_by
+from aselect_hf.audit.curves import regret_by
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import TimestepSelection

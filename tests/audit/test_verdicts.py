@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, verdict_of
-from aselect_hf.audit.audit import audited_timesteps, rank_correlation, regret_by, rule_name
+from aselect_hf.audit.curves import audited_timesteps, rank_correlation, regret_by, rule_name
 from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.audit.suspicions import doubt_of_agreement, doubt_of_pick, shares_of_picks, warn_of_model, warn_of_pick
 from aselect_hf.audit.verdicts import judge_by_agreement, judge_by_probe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ def test_features_are_listed_and_written(aselect, checkpoint, pictures, tmp_path
     assert tensors["labels"].tolist() == [0] * 6 + [1] * 6
 
 
-def test_compare_on_parquet_splits(aselect, checkpoint, tmp_path):
+@pytest.fixture
+def splits(tmp_path) -> Path:
     import datasets
 
     for split in ("train", "validation", "test"):
@@ -71,13 +73,42 @@ def test_compare_on_parquet_splits(aselect, checkpoint, tmp_path):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
         (tmp_path / "data").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    return tmp_path / "data"
+
+
+def test_compare_on_parquet_splits(aselect, checkpoint, splits, tmp_path):
     code, stdout, stderr = aselect(
-        "compare", checkpoint, tmp_path / "data", "--timesteps", "0,400", "--num-images", "4",
+        "compare", checkpoint, splits, "--timesteps", "0,400", "--num-images", "4",
         "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache",
     )  # fmt: skip
     assert code == 0, stderr
     assert "raw pixels" in stdout
     assert (tmp_path / "out" / "compare.png").is_file()
+
+
+def test_compare_hands_options_to_the_rules_that_have_them(aselect, checkpoint, splits, tmp_path):
+    code, stdout, stderr = aselect(
+        "compare", checkpoint, splits, "--strategies", "hfr,lidar,snr,grid,fixed", "--timesteps", "0,400",
+        "--num_images", "8", "--num-views", "3", "--cutoff", "0.2", "--fixed-timestep", "77", "--max-tokens", "50",
+        "--probe", "knn", "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache", "--json",
+    )  # fmt: skip
+    assert code == 0, stderr
+    found = {row["strategy"]: row["selection"] for row in json.loads(stdout)["rows"]}
+    assert found["hfr"]["options"]["cutoff"] == 0.2
+    assert found["lidar"]["options"]["num_views"] == found["snr"]["options"]["num_views"] == 3
+    assert found["grid"]["options"]["probe"] == "knn"
+    assert found["fixed"]["timestep"] == 77
+
+
+def test_select_has_the_options_of_every_rule(aselect, checkpoint, pictures, tmp_path):
+    code, stdout, stderr = aselect(
+        "select", checkpoint, pictures, "--method", "lidar", "--feature", "auto", "--timesteps", "0,400",
+        "--num_views", "3", "--pool_size", "2", "--kinds", "query,hidden", "--output-dir", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0, stderr
+    found = json.loads(stdout)
+    assert found["options"].items() >= {"num_views": 3, "pool_size": 2}.items()
+    assert {name.rpartition(".")[2] for name in found["feature_scores"]} == {"query", "hidden"}
 
 
 def test_convert_to_diffusers_and_back(aselect, checkpoint, make_model, tmp_path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from aselect_hf import select_timestep
 from aselect_hf.audit import Audit
+from aselect_hf.compare import run
 from aselect_hf.compare.run import compare_strategies, raw_pixels
 from aselect_hf.compare.table import Comparison
 from aselect_hf.data.image_data import ImageData
@@ -46,7 +49,8 @@ def test_rows_and_cost(comparison):
     assert grid.validation_accuracy == max(grid.selection.scores)
     assert hfr.selection.cost.forward_passes == 2 * 6 * 3
     assert grid.selection.cost.forward_passes == 90 * 3
-    assert comparison.table()[0]["FLOPs vs grid"] == "1/8"
+    (row,) = (row for row in comparison.table() if row["strategy"] == "hfr")
+    assert row["FLOPs vs grid"] == "1/8"
     assert all(len(row.test_accuracies) == 3 for row in comparison.rows)
 
 
@@ -85,6 +89,30 @@ def test_same_timestep_gives_the_same_accuracy(comparison):
     for row in comparison.rows:
         known = by_timestep.setdefault(row.selection.timestep, row.test_accuracies)
         assert row.test_accuracies == known
+
+
+def test_features_of_one_timestep_are_told_apart(model, splits, tmp_path, monkeypatch):
+    """With `feature="auto"`, rules may choose the same timestep of different features."""
+    chosen = iter(("blocks.0.query", "blocks.2.mlp", "blocks.2.mlp"))
+    asked, plain = [], run.pooled_features
+
+    def pooled(model, data, timesteps, feature, **options):
+        asked.append(feature)
+        return plain(model, data, timesteps, feature, **options)
+
+    def select(*arguments, method, **options):
+        selection = select_timestep(*arguments, method="fixed", progress=False)
+        return dataclasses.replace(selection, method=method, feature=next(chosen))
+
+    monkeypatch.setattr(run, "pooled_features", pooled)
+    monkeypatch.setattr(run, "select_timestep", select)
+    monkeypatch.setattr(run, "audited_row", lambda rows: None)
+    rules = ["rankme", "logme", "ridge"]
+    options = {"feature": "auto", "num_seeds": 1, "cache_dir": tmp_path, "progress": False}
+    first, *others = compare_strategies(model, splits, strategies=rules, **options).rows
+    assert asked == ["blocks.0.query"] * 3 + ["blocks.2.mlp"] * 3
+    assert others[0].test_accuracies == others[1].test_accuracies
+    assert first.selection.feature != others[0].selection.feature
 
 
 def test_test_split_is_touched_only_at_the_chosen_timesteps(model, splits, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def test_any_column_of_classes_is_read(column):
         ([[0, 1], [1]], r"lists such as \[0, 1\]"),
         (np.eye(3), "one-hot"),
         ([{"name": "a"}, {"name": "b"}], "structs such as {'name': 'a'}"),
-        (np.random.default_rng(0).normal(size=300), "continuous.*regression target"),
+        (np.random.default_rng(0).normal(size=300), "continuous numbers.*not classes"),
         (np.random.default_rng(0).integers(0, 1000, 300) / 10 + 0.05, "continuous"),
         ([b"a", b"b"], "bytes such as b'a'"),
         ([datetime.date(2026, 1, 1)], "date such as 2026-01-01"),
@@ -65,7 +65,7 @@ def test_what_is_no_class_is_refused_with_what_was_found(values, message):
     with pytest.raises(ValueError, match=r"the labels (hold|are)") as caught:
         read_labels(values)
     assert re.search(message, str(caught.value))
-    assert "accepted is one class per image" in str(caught.value)
+    assert "give one class per image" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -153,7 +153,7 @@ def test_classes_without_images_are_reported(caplog):
     share_classes({"training": images_of([0, 1, 2], names), "validation": images_of([0, 1, 3], names)})
     assert "no training image (images) has the class 'd'" in caplog.text
     assert "no validation image (images) has the class 'c'" in caplog.text
-    assert "validation images have the class 'd', which no training image has: predictions for" in caplog.text
+    assert "validation images have the class 'd', which no training image has: the predictions for" in caplog.text
 
 
 @pytest.mark.parametrize("missing", [-1, None, float("nan")])
@@ -234,4 +234,4 @@ class TestHeldOut:
         train, validation = split_train_validation(data, 0.2, 0)
         assert 2 in train.labels
         assert {*validation.labels} == {0, 1}
-        assert "too few images of 'rare' to hold any out; all of them are used to train" in caplog.text
+        assert "too few images of 'rare' to hold any out; all of them are used for training" in caplog.text

@@ -69,7 +69,7 @@ def test_one_split_alone(tmp_path: Path) -> None:
 
 def test_class_folders_have_no_other_split(tmp_path: Path) -> None:
     write(tmp_path, "bus/0.png", "train/1.png")
-    with pytest.raises(ValueError, match="no split 'validation': it is read whole"):
+    with pytest.raises(ValueError, match="no split 'validation': its folders are not splits, so all its images"):
         load_images(tmp_path, "validation")
 
 
@@ -111,7 +111,7 @@ def test_classes_that_are_not_clear_are_not_used(tmp_path: Path, caplog: Any) ->
     write(tmp_path, "cat/indoor/0.png", "cat/outdoor/1.png", "dog/indoor/2.png")
     data = ImageData.of(tmp_path)
     assert (len(data), data.labels) == (3, None)
-    assert "which folders are classes is not clear" in caplog.text
+    assert "it is unclear which folders are classes" in caplog.text
 
 
 def test_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path, content: str) -> No
     (tmp_path / "set" / "a").mkdir(parents=True)
     if content == "text":
         (tmp_path / "set" / "a" / "x.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"set' holds no images and no tables; found (nothing|1 \.txt)"):
+    with pytest.raises(ValueError, match=r"set' holds neither images nor tables; found (nothing|1 \.txt)"):
         load_images(tmp_path / "set")
 
 

@@ -106,7 +106,7 @@ def test_too_few_images_of_a_class_are_named(choose, bright, rule):
     [
         ([None] * 20, "all 20 are missing"),
         ([[0, 1]] * 20, r"column 'label' of images hold lists such as \[0, 1\]"),
-        (np.random.default_rng(0).normal(size=20), "regression target"),
+        (np.random.default_rng(0).normal(size=20), "continuous numbers such as .*, not classes"),
     ],
     ids=["missing", "several", "regression"],
 )
@@ -226,10 +226,10 @@ class TestCommands:
         code, text = aselect(command, checkpoint, data, "--label-column", "species")
         assert code == 2
         assert "label_column 'species'" in text
-        assert "is not there; its columns are image, label" in text
+        assert "does not exist; its columns are image, label" in text
 
     def test_compare_refuses_a_class_that_training_lacks(self, aselect, checkpoint, data):
         code, text = aselect("compare", checkpoint, data, "--strategies", "fixed", "--timesteps", "0,500")
         assert code == 2
-        assert "have the class 'zebra', which the train images lack (they are 'ant', 'bee', 'cat')" in text
+        assert "have the class 'zebra', which the train images lack (known: 'ant', 'bee', 'cat')" in text
         assert not Path("runs/compare/compare.json").exists()

@@ -175,9 +175,9 @@ def test_asking_for_more_computes_only_what_is_missing(latent_model, data, tmp_p
     assert sum(batches) == 40
     assert most.folder == first.folder
     assert all(file.stat().st_mtime_ns == moment for file, moment in written.items())
-    with pytest.raises(ValueError, match="mean_flipped is not stored: ask cached_latents for flipped"):
+    with pytest.raises(ValueError, match="mean_flipped is not stored: call cached_latents with flipped"):
         first.gather([0], [True])
-    with pytest.raises(ValueError, match="log_variance is not stored: ask cached_latents for log_variance"):
+    with pytest.raises(ValueError, match="log_variance is not stored: call cached_latents with log_variance"):
         more.log_variance([0])
 
 
@@ -256,7 +256,7 @@ def test_shard_that_goes_while_in_use_is_an_error(latent_model, data, tmp_path):
     latents = cache(latent_model, data, tmp_path)
     latents.shard_file("mean", 1).unlink()
     assert latents[0].shape == (4, 8, 8)
-    with pytest.raises(OSError, match=r"mean-00001.safetensors is gone or broken .*: call cached_latents again"):
+    with pytest.raises(OSError, match=r"mean-00001.safetensors is missing or damaged .*: call cached_latents again"):
         latents.gather([0, 4])
 
 
@@ -351,7 +351,7 @@ def test_too_little_space_is_said_before_any_encoding(latent_model, data, tmp_pa
     batches = encoded(latent_model)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10 * 4 * 8 * 8 * 4 - 1))
-    with pytest.raises(ValueError, match=r"cache_dir .* has 0.00 GB free, these latents need 0.00 GB"):
+    with pytest.raises(ValueError, match=r"cache_dir .* has 0.00 GB free, but 0.00 GB is needed for these latents"):
         cache(latent_model, data, tmp_path)
     assert batches == []
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10 * 4 * 8 * 8 * 4))
@@ -371,11 +371,11 @@ def test_bad_input_is_one_clear_error(latent_model, pixel_model, make_latent_mod
         cache(latent_model, data, tmp_path, dtype="int8")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         cache(latent_model, data, tmp_path, batch_size=0)
-    with pytest.raises(ValueError, match="log_variance needs a model with an AutoencoderKL, this one has no VAE"):
+    with pytest.raises(ValueError, match="log_variance needs a model with an AutoencoderKL, but this one has no VAE"):
         cache(pixel_model, data, tmp_path, log_variance=True)
     with pytest.raises(ValueError, match="this one has an AutoencoderTiny"):
         cache(make_latent_model(tiny_taesd), data, tmp_path, log_variance=True)
-    with pytest.raises(ValueError, match=r"size of the first: \(3, 8, 8\) is not \(3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"as large as the first: \(3, 8, 8\) is not \(3, 16, 16\)"):
         cache(pixel_model, ImageData([*data.items[:3], *normal(2, 3, 8, 8)]), tmp_path)
     with pytest.raises(ValueError, match="dtype 'float16' cannot hold latents as large as"):
         cache(pixel_model, ImageData(data.items * 1e6), tmp_path, dtype="float16")

@@ -91,7 +91,7 @@ def test_a_column_of_labels_is_no_column_of_masks(pictures, classes):
     both = ImageData.of(dataset, mask_column="painted")
     assert both.mask(2).tolist() == classes[2].tolist()
     assert both.labels.tolist() == [0, 1, 0, 1, 0]
-    with pytest.raises(ValueError, match="mask_column 'label' is not a column of images; those are image, painted"):
+    with pytest.raises(ValueError, match=r"mask_column 'label' is not a column of images \(those are image, painted"):
         ImageData.of(dataset, mask_column="label")
 
 
@@ -132,7 +132,7 @@ def test_names_come_from_the_folder(folder):
     assert data.mask_names == data.subset([0]).mask_names == NAMES
     assert data.num_mask_classes() == 3
     (folder / "id2label.json").write_text('{"1": "sky"}')
-    with pytest.raises(ValueError, match=r"id2label.json must name the classes 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"id2label.json must name classes by number"):
         ImageData.of(folder)
     assert load_mask_names("someone/unreachable") is None
 

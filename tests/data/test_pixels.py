@@ -373,7 +373,7 @@ def test_integer_tensors_are_scaled_or_refused(make_config: Any) -> None:
     config, values = make_config(num_channels=1), torch.from_numpy(GREY[:8, :8].copy())[None, None]
     scaled = torch.cat(list(ImageData.of(values).batches(config, 1)))
     torch.testing.assert_close(scaled, values / 127.5 - 1)
-    with pytest.raises(ValueError, match=r"image 0 of images is a tensor of torch.int64: give uint8 in 0..255"):
+    with pytest.raises(ValueError, match=r"image 0 of images is a tensor of torch.int64: give uint8 values in 0..255"):
         ImageData.of(values.long()).decode(0)
 
 
@@ -390,8 +390,8 @@ def test_the_range_of_pixel_tensors_is_checked(as_list: bool, caplog: Any) -> No
     of(unit)
     assert caplog.text.count("If they are images in [0, 1], give x * 2 - 1.") == 1
     of(unit * 6 - 3)
-    assert "models take [-1, 1]. Other values are used as they are" in caplog.text
-    with pytest.raises(ValueError, match=r"lie in 0..255; models take \[-1, 1\]: give x / 127.5 - 1"):
+    assert "but models take [-1, 1]. They are used unchanged" in caplog.text
+    with pytest.raises(ValueError, match=r"lie in 0..255, but models take \[-1, 1\]: give x / 127.5 - 1"):
         of((unit - unit.min()) / (unit.max() - unit.min()) * 255)
 
 

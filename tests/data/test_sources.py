@@ -134,7 +134,7 @@ def test_later_frames_are_said_to_be_left_out_once(tmp_path: Path, caplog: Any) 
     data = ImageData.of(tmp_path)
     assert [data.decode(index).size for index in range(2)] == [(8, 8)] * 2
     assert np.array_equal(data.decode(1), GREYS[0])
-    assert caplog.text.count("only the first one is used") == 1
+    assert caplog.text.count("Only the first frame or page") == 1
 
 
 def write(folder: Path, seed: int) -> list[str]:

@@ -199,7 +199,7 @@ def test_too_little_room_is_said_before_any_work(cache, model, images, small_dis
     (folder / "filler").write_bytes(bytes(4096 * 2))
     monkeypatch.setattr(type(model), "prepare_latents", lambda *args, **options: pytest.fail("work was done"))
     monkeypatch.setattr(type(model), "encode_posterior", lambda *args, **options: pytest.fail("work was done"))
-    with pytest.raises((ValueError, OSError), match=rf"{folder}.*( free, these |could not be written)"):
+    with pytest.raises((ValueError, OSError), match=rf"{folder}.*( is needed for these |could not be written)"):
         cache(model, images.repeat(30, 1, 1, 1)[: COUNT * 30], folder)
 
 

@@ -93,7 +93,7 @@ def test_of_two_writers_one_output_is_whole_and_the_loser_knows(kind, tmp_path, 
     assert len(list(path.rglob("*"))) == (1 if kind is _in_file else len(PARTS))
     losers = {file.name: file.read_text(encoding="utf-8") for file in outcomes.iterdir()}
     if kind is _in_directory:
-        message = f"output path {path} was written by another process meanwhile: choose another"
+        message = f"another process has written output path {path}: choose another"
         assert losers == {next(name for name in names if name != winner): message}
     else:
         assert losers == {}
@@ -195,13 +195,13 @@ def test_long_names_are_written(tmp_path):
 
 
 def test_a_folder_where_a_file_should_be_is_said_first(tmp_path):
-    with pytest.raises(ValueError, match=f"output path {tmp_path} is a folder: give the name of a file"):
+    with pytest.raises(ValueError, match=f"output path {tmp_path} is a folder: give the path of a file"):
         check_writable(tmp_path)
     (tmp_path / "file").touch()
     for check in (check_writable, check_absent):
         with pytest.raises(ValueError, match="is not writable"):
             check(tmp_path / "file" / "x")
-    with pytest.raises(ValueError, match="exists already: choose another, or remove it"):
+    with pytest.raises(ValueError, match="already exists: choose another, or remove it"):
         check_absent(tmp_path)
 
 
@@ -270,7 +270,7 @@ def test_home_is_where_a_tilde_leads(tmp_path, monkeypatch):
     assert read_json("~/x.json") == json.loads((tmp_path / "x.json").read_bytes()) == [1]
     _write(_in_directory, Path("~/folder"), "text")
     assert check_writable("~/y.json") == tmp_path / "y.json"
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         check_absent("~/folder")
     assert not Path("~").exists()
 
@@ -304,7 +304,7 @@ def test_reserved_room_is_there_when_the_work_is_done(small_disk, fill, run_toge
     write_text(disk / "results", "x" * 2**18)
     (disk / "filler").unlink()
     with (
-        pytest.raises(ValueError, match=r"has 0.00 GB free, the results need 1.00 GB"),
+        pytest.raises(ValueError, match=r"has 0.00 GB free, but 1.00 GB is needed for the results"),
         reserved_space(disk, 10**9, "the results"),
     ):
         pass

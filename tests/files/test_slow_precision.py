@@ -31,8 +31,8 @@ def on(tmp_path, monkeypatch):
 def test_a_processor_without_the_instructions_is_named_with_the_way_out(on, precision):
     on(AVX2)
     assert slow_precision(CPU, precision, "--dtype float32") == (
-        f"{precision} on this processor (Some CPU) is several times slower than float32: it has no instructions for "
-        "it; use --dtype float32"
+        f"{precision} on this processor (Some CPU) is several times slower than float32, because the processor has no "
+        "instructions for it; use --dtype float32"
     )
 
 

@@ -14,7 +14,7 @@ from aselect_hf import select_timestep
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import RULES, TimestepSelection, criteria
 from aselect_hf.selection.ties import ROUNDING, best_of, near_best, ranking
-from tests.selection.test_criterion import TIMESTEPS, VeiledModel
+from tests.selection.test_scoring import TIMESTEPS, VeiledModel
 
 SEEDS = range(10)
 

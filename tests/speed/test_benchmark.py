@@ -74,7 +74,7 @@ def test_a_wrong_feature_is_not_measured(wide: Any, monkeypatch: pytest.MonkeyPa
         return fixed
 
     monkeypatch.setattr(type(model), "fix_timestep", broken)
-    with pytest.raises(ValueError, match="ours, fixed timestep and diffusers, whole network do not give the same"):
+    with pytest.raises(ValueError, match="ours, fixed timestep and diffusers, whole network compute different"):
         benchmark_model(model, batch_sizes=[1], **RUN)
 
 
@@ -160,7 +160,7 @@ def test_a_fixed_model_is_compared_with_the_limit_only(wide: Any) -> None:
 def test_a_network_that_diffusers_lacks_is_compared_without(wide: Any) -> None:
     result = benchmark_model(wide(noise_schedule=FLOW), batch_sizes=[1], **RUN)
     assert [row.contender for row in result.rows] == [OURS, FIXED, VIT]
-    assert "no flow-matching model" in result.skipped[0]["reason"]
+    assert "does not support flow matching" in result.skipped[0]["reason"]
 
 
 def test_what_takes_too_long_is_skipped_with_the_reason(wide: Any) -> None:
@@ -181,7 +181,7 @@ def test_what_takes_too_long_is_skipped_with_the_reason(wide: Any) -> None:
         ({"rounds": 2}, "rounds must be at least 3"),
         ({"max_seconds": 0}, "max_seconds must be positive"),
         ({"max_seconds": float("nan")}, "max_seconds must be positive"),
-        ({"feature": "blocks.0.mlp"}, "a hook reads"),
+        ({"feature": "blocks.0.mlp"}, "a hook can read"),
         ({"feature": "blocks.9.hidden"}, "there is no block 9"),
     ],
 )

@@ -88,7 +88,7 @@ def test_images_without_a_label_do_not_train(write, missing, caplog):
 
 @pytest.mark.parametrize("labels", [[[0, 1], [1, 0]] * 4, np.linspace(0, 1, 50)], ids=["several", "regression"])
 def test_labels_that_are_no_classes_are_described(write, labels):
-    with pytest.raises(ValueError, match=r"has no labels: the labels in column 'label' of .*accepted is one class"):
+    with pytest.raises(ValueError, match=r"has no labels: the labels in column 'label' of .*give one class per image"):
         load(write(train=labels, validation=labels))
 
 
@@ -198,7 +198,7 @@ class TestMasks:
     @pytest.mark.parametrize("split", ["train", "validation"])
     def test_binary_masks_of_255_are_refused(self, folder, names, split):
         halves = {"train": [(0, 1)] * 4, "validation": [(0, 1)] * 2} | {split: [(0, 255), (0, 0)]}
-        message = "hold nothing but 0 and 255, and 255 means 'ignored': divide the masks by 255"
+        message = "hold only 0 and 255, and 255 marks ignored pixels: divide the masks by 255"
         with pytest.raises(ValueError, match=message):
             load(folder(names, **halves), task=SEGMENTATION)
 
@@ -249,7 +249,7 @@ class TestMasks:
 
     def test_a_value_without_a_name_is_told_from_those_with_one(self, folder):
         source = folder({0: "wall", 1: "door"}, train=[(0, 1), (2, 0)], validation=[(0, 1)])
-        with pytest.raises(ValueError, match=r"hold the class '2', but the classes with names are 'wall', 'door'"):
+        with pytest.raises(ValueError, match=r"hold the class '2', but the named classes are 'wall', 'door'"):
             load(source, task=SEGMENTATION)
 
     def test_a_class_of_held_out_masks_only_is_refused(self, folder):
@@ -280,5 +280,5 @@ class TestMasks:
 
     def test_more_classes_than_ignored_leaves_room_for_are_refused(self):
         masks = np.arange(280).reshape(70, 2, 2)
-        with pytest.raises(ValueError, match="masks of 279 classes: at most 255"):
+        with pytest.raises(ValueError, match="the masks hold 279 classes, but at most 255"):
             share_mask_classes({"training": ImageData(torch.zeros(70, 1, 2, 2), masks=masks)}, progress=False)

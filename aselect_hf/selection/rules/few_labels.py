@@ -5,7 +5,6 @@ Classification: a row is an image. Segmentation: a row is a token, and all token
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -78,10 +77,9 @@ def select_ridge(
         ValueError: no labels (or masks), fewer than 2 classes with 2 images each, fewer than 3 images, NaN pixels, an
             unknown kind.
     """
-    started = time.perf_counter()
     data = labeled_rows("ridge", inputs, task, pool_size, max_tokens)
     judge = _by_classes("ridge", data, partial(ridge_classes, labels=data.labels, images=data.images), inputs.seed)
-    return select_by_judge(inputs, judge, data.views, data.rows, kinds, data.options, started)
+    return select_by_judge(inputs, judge, data.views, data.rows, kinds, data.options)
 
 
 @rule(
@@ -114,14 +112,13 @@ def select_knn(
     Raises:
         ValueError: `neighbors` below 1, and as `select_ridge`.
     """
-    started = time.perf_counter()
     if neighbors < 1:
         raise ValueError(f"neighbors must be at least 1, got {neighbors}")
     data = labeled_rows("knn", inputs, task, pool_size, max_tokens)
     classes = partial(knn_classes, labels=data.labels, images=data.images, neighbors=neighbors)
     judge = _by_classes("knn", data, classes, inputs.seed)
     options = {"neighbors": neighbors} | data.options
-    return select_by_judge(inputs, judge, data.views, data.rows, kinds, options, started)
+    return select_by_judge(inputs, judge, data.views, data.rows, kinds, options)
 
 
 @rule(
@@ -151,12 +148,11 @@ def select_logme(
     Raises:
         ValueError: as `select_ridge`.
     """
-    started = time.perf_counter()
     data = labeled_rows("logme", inputs, task, pool_size, max_tokens)
     strata = data.labels if data.images is None else None
     jackknife = Jackknife.of(len(data.labels), inputs.seed, data.images, strata)
     judge = by_jackknife(RULES["logme"], jackknife, data.labels, data.images)
-    return select_by_judge(inputs, judge, data.views, data.rows, kinds, data.options, started)
+    return select_by_judge(inputs, judge, data.views, data.rows, kinds, data.options)
 
 
 def _by_classes(name: str, data: LabeledRows, predict: partial[np.ndarray], seed: int) -> Judge:
