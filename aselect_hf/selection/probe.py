@@ -15,8 +15,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-INVERSE_REGULARISATION = (0.001, 0.01, 0.1)
-NEIGHBOURS = (5, 20)
+INVERSE_REGULARIZATION = (0.001, 0.01, 0.1)
+NEIGHBORS = (5, 20)
 PROBES = ("linear", "knn")
 
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ class Probe:
     """A fitted probe and how it was chosen.
 
     Args:
-        classifier: standardisation and classifier.
+        classifier: standardization and classifier.
         setting: the chosen `C` (linear) or `n_neighbors` (kNN).
         validation_score: of that setting, in [0, 1].
     """
@@ -68,7 +68,7 @@ def fit_probe(
     if len(np.unique(labels)) < 2:
         raise ValueError("a probe needs samples of at least 2 classes")
     best: Probe | None = None
-    for setting in INVERSE_REGULARISATION if kind == "linear" else NEIGHBOURS:
+    for setting in INVERSE_REGULARIZATION if kind == "linear" else NEIGHBORS:
         classifier = make_pipeline(StandardScaler(), _classifier(kind, setting, len(labels)))
         classifier.fit(features, labels)
         score = float(metric(validation_labels, classifier.predict(validation_features)))

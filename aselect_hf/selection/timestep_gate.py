@@ -7,7 +7,7 @@ to end with the task and costs no forward passes beyond those of training. The f
     loss = sum_k w_k loss(head(feature_k)), estimated from the M candidates an image visits (Horvitz & Thompson 1952)
 
 It is the expected loss of inference at one timestep drawn from the weights. The loss of the weighted feature,
-loss(head(sum_k w_k feature_k)), is another: a mixture tells what its parts do not, and its favourites scattered over
+loss(head(sum_k w_k feature_k)), is another: a mixture tells what its parts do not, and its favorites scattered over
 the axis. Visits follow the weights, so that little is computed where the gate has lost interest; while training, the
 temperature falls until the weights are practically one-hot.
 """
@@ -152,7 +152,7 @@ class TimestepGate(nn.Module):
         return Visits(indices, weights[indices] * UNIT / units[indices], weights)
 
     def settle(self, batch_size: int) -> Visits:
-        """Every image visits the favourite alone, which is the choice from now on, whatever the weights become.
+        """Every image visits the favorite alone, which is the choice from now on, whatever the weights become.
 
         The parameters stay in the graph with zero gradients: distributed training wants a gradient for each.
         """

@@ -78,7 +78,7 @@ class Sample:
     def __init__(self) -> None:
         self.model: ASelectDiTModel = load_model("sample").eval()
         self.images = ImageData.of("sample")
-        self.unlabelled = ImageData(self.images.items, name="sample without labels")
+        self.unlabeled = ImageData(self.images.items, name="sample without labels")
 
     def audit(self, model: ASelectDiTModel | None = None, images: ImageData | None = None, **options: Any) -> Audit:
         if "selection" not in options:
@@ -128,7 +128,7 @@ def measure_flat(sample: Sample) -> Measured:
     return Measured(
         {
             "flat": sample.audit(images=coarse, method="hfr", **options),
-            "unlabelled": sample.audit(images=sample.unlabelled, pool_size=3),
+            "unlabeled": sample.audit(images=sample.unlabeled, pool_size=3),
         }
     )
 
@@ -139,7 +139,7 @@ def measure_massive(sample: Sample) -> Measured:
         "earlier": sample.audit(earlier, method="hfr"),
         "shipped": sample.audit(method="hfr"),
         "inside": sample.audit(inside, method="hfr"),
-        "unlabelled": sample.audit(earlier, sample.unlabelled),
+        "unlabeled": sample.audit(earlier, sample.unlabeled),
     }
     curves = {"hfr": (audits["shipped"].selections["hfr"], audits["earlier"].selections["hfr"])}
     for method in ("rankme", "logme"):
@@ -154,7 +154,7 @@ def measure_massive(sample: Sample) -> Measured:
 
 
 def measure_few(sample: Sample) -> Measured:
-    four = {"images": sample.unlabelled, "num_images": 4}
+    four = {"images": sample.unlabeled, "num_images": 4}
     return Measured({"retrieval": sample.audit(method="retrieval", **four), "hfr": sample.audit(**four)})
 
 
@@ -167,28 +167,28 @@ def measure_foreign(sample: Sample) -> Measured:
         {
             "moved": sample.audit(images=images, selection=picked),
             "hfr": sample.audit(images=images, method="hfr"),
-            "unlabelled": sample.audit(images=ImageData(images.items), selection=picked),
+            "unlabeled": sample.audit(images=ImageData(images.items), selection=picked),
         }
     )
 
 
 def measure_position(sample: Sample) -> Measured:
     model = sample.changed(scale_positions)
-    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabelled": sample.audit(model, sample.unlabelled)})
+    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabeled": sample.audit(model, sample.unlabeled)})
 
 
 def measure_untrained(sample: Sample) -> Measured:
     set_seed(1)  # the audit's own untrained network has 0
     model = ASelectDiTModel(sample.model.config).eval()
-    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabelled": sample.audit(model, sample.unlabelled)})
+    return Measured({"hfr": sample.audit(model, method="hfr"), "unlabeled": sample.audit(model, sample.unlabeled)})
 
 
 def measure_agreement(sample: Sample) -> Measured:
     return Measured(
         {
-            "labelled": sample.audit(method="hfr"),
-            "unlabelled": sample.audit(images=sample.unlabelled),
-            "retrieval": sample.audit(images=sample.unlabelled, method="retrieval"),
+            "labeled": sample.audit(method="hfr"),
+            "unlabeled": sample.audit(images=sample.unlabeled),
+            "retrieval": sample.audit(images=sample.unlabeled, method="retrieval"),
         }
     )
 
@@ -201,7 +201,7 @@ def tell_flat(found: Measured) -> tuple[str, str, str]:
         f"cells. Between t = {audit.checked.timesteps[0]} and {audit.checked.timesteps[-1]} the accuracy of the probe "
         f"varies by {100 * (max(scores) - min(scores)):.1f} points on {audit.checked.num_images} images. HFR falls "
         "steeply nevertheless: a clear HFR curve does not mean that the timestep matters.",
-        f"Yes, with labels. Without labels: {quoted(found.audits['unlabelled'])}. A rule without labels knows neither "
+        f"Yes, with labels. Without labels: {quoted(found.audits['unlabeled'])}. A rule without labels knows neither "
         "the task nor that the timestep makes no difference to it.",
         "Take the cheapest timestep, or the one that your other experiments use, and spend the time elsewhere. To "
         "find out whether a small difference is real, label more images: the bounds shrink with the square root of "
@@ -225,7 +225,7 @@ def tell_massive(found: Measured) -> tuple[str, str, str]:
         f"channel is massive in the feature itself (block {FEATURE_BLOCK}), nothing changes: HFR weights all channels "
         f"equally, and the other rules standardize them. The two HFR curves differ by at most {worst:.1e}.",
         "Yes, with labels, by the points that the pick loses. The cause is not named, because the audit does not look "
-        f"for massive channels. Without labels: {quoted(found.audits['unlabelled'])}.",
+        f"for massive channels. Without labels: {quoted(found.audits['unlabeled'])}.",
         "If rules pick timesteps that are far apart, look at the largest channels of the blocks before the feature, "
         "and audit a feature of an earlier block.",
     )
@@ -245,7 +245,7 @@ def tell_few(found: Measured) -> tuple[str, str, str]:
 
 
 def tell_foreign(found: Measured) -> tuple[str, str, str]:
-    moved, again, blind = (found.audits[name] for name in ("moved", "hfr", "unlabelled"))
+    moved, again, blind = (found.audits[name] for name in ("moved", "hfr", "unlabeled"))
     return (
         f"On Fashion-MNIST, a few labels choose t = {moved.timestep}. This timestep is then used for sine gratings of "
         "four orientations, which are made in code. The lowest panel shows the rule's curve on *its* images, which "
@@ -266,13 +266,13 @@ def tell_position(found: Measured) -> tuple[str, str, str]:
         "feature then shows where a token is, whatever the image shows. The curves of images and of pure noise "
         f"coincide, and the HFR that remains after subtraction is at most {max(hfr.scores):.4f}.",
         "Yes, by the share of the HFR that pure noise has, and by an untrained network that does about as well. "
-        f"Without labels: {quoted(found.audits['unlabelled'])}.",
+        f"Without labels: {quoted(found.audits['unlabeled'])}.",
         "Use another kind of feature, or a later block, where the two curves differ, and label some images.",
     )
 
 
 def tell_untrained(found: Measured) -> tuple[str, str, str]:
-    hfr, blind = found.audits["hfr"], found.audits["unlabelled"]
+    hfr, blind = found.audits["hfr"], found.audits["unlabeled"]
     return (
         "The shipped architecture with random weights. The probe is well above chance "
         f"({points(max(hfr.checked.scores))} % against {points(hfr.chance or 0)} %), because random features preserve "
@@ -286,8 +286,8 @@ def tell_untrained(found: Measured) -> tuple[str, str, str]:
 
 
 def tell_agreement(found: Measured) -> tuple[str, str, str]:
-    labelled, blind, retrieval = (found.audits[name] for name in ("labelled", "unlabelled", "retrieval"))
-    regret = labelled.regret
+    labeled, blind, retrieval = (found.audits[name] for name in ("labeled", "unlabeled", "retrieval"))
+    regret = labeled.regret
     assert regret is not None
     return (
         "Nothing is changed here: the shipped model on its own images, all ten classes, token means. HFR and instance "
@@ -327,9 +327,9 @@ def overview(measured: dict[str, Measured]) -> str:
     lines = ["| | verdict with labels | verdict without labels |", "|---|---|---|"]
     for name, each in measured.items():
         title = MODES[name].title
-        labelled = next((audit.verdict for audit in each.audits.values() if audit.regret), "-")
+        labeled = next((audit.verdict for audit in each.audits.values() if audit.regret), "-")
         blind = next(audit.verdict for audit in each.audits.values() if audit.regret is None)
-        lines.append(f"| [{title}](#{title.lower().replace(' ', '-')}) | {labelled} | {blind} |")
+        lines.append(f"| [{title}](#{title.lower().replace(' ', '-')}) | {labeled} | {blind} |")
     return "\n".join(lines) + "\n"
 
 

@@ -243,17 +243,17 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
-def audit_cases(content: Content, rule: str, labelled: int) -> list[tuple[float, str]]:
+def audit_cases(content: Content, rule: str, labeled: int) -> list[tuple[float, str]]:
     """By audited sample: what the pick truly loses, in points, and the verdict.
 
     Args:
-        labelled: images that the audit is given.
+        labeled: images that the audit is given.
         rule: whose pick; or `"every timestep"`: as if each was picked once.
     """
     curve = 100 * np.array(content["truth"][content["default_feature"]]["mean"])
     cases = []
     for sample, audit in enumerate(content["audit"]):
-        if audit["labelled"] == labelled:
+        if audit["labelled"] == labeled:
             picks = range(len(curve))
             if rule != "every timestep":
                 scores = scores_of(content, rule, "usual")

@@ -55,6 +55,10 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], name: str) -> bool:
+    return torch.equal(before[name], after[name])
+
+
 def check_examples(folder, task):
     """Three small pictures for the page on the Hub, each with what the saved model says of it."""
     content = json.loads((folder / "widget.json").read_text())
@@ -98,6 +102,26 @@ def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy
     kind = {"classify": "image-classification", "segment": "image-segmentation"}[task]
     output = pipeline(kind, model=str(folder), trust_remote_code=False)(load_images("sample", "test")[0]["image"])
     assert output[0]["label"] in loaded.config.label2id
+
+
+def test_options_of_the_rule_reach_it(run):
+    report = run("classify", "--freeze_backbone", "--method", "hfr", "--cutoff", "0.2", "--search", "coarse_to_fine")
+    assert report.selection.options.items() >= {"cutoff": 0.2, "search": "coarse_to_fine"}.items()
+    assert report.facts.model_args.rule_options == {"cutoff": 0.2, "search": "coarse_to_fine"}
+
+
+def test_the_feature_is_chosen_together_with_the_timestep(run, tmp_path):
+    """And the blocks up to it train, whichever it is."""
+    flags = ["--method", "rankme", "--feature", "auto", "--kinds", "mlp", "--pool_size", "2"]
+    selection = run("classify", *flags, "--denoising_loss_weight", "0").selection
+    assert len(selection.feature_scores) == load_model("sample").config.num_hidden_layers
+    assert selection.options.items() >= {"feature": "auto", "kinds": ["mlp"], "pool_size": 2}.items()
+    loaded = ASelectDiTForImageClassification.from_pretrained(tmp_path / "run")
+    assert (loaded.config.feature, loaded.config.timestep) == (selection.feature, selection.timestep)
+    before, after = weights(load_model("sample")), weights(loaded.dit)
+    block = int(selection.feature.split(".")[1])
+    changed = {int(name.split(".")[1]) for name in after if name[:7] == "layers." and not equal(before, after, name)}
+    assert changed == set(range(block + 1))
 
 
 @pytest.mark.parametrize("strategy", ["hfr", "gate"])
@@ -231,7 +255,7 @@ def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
         (["--head_learning_rates", "1e-3", "1e-2"], "need --freeze_backbone"),
         (["--freeze_backbone", "--lora_rank", "4"], "exclude each other"),
         (["--method", "gate", "--head_norm", "batch_norm"], "a gate needs head_norm=layer_norm"),
-        (["--method", "guess"], "must be one of auto, hfr"),
+        (["--method", "guess"], "method must be one of auto, .*hfr.*; got 'guess'"),
         (["--timestep", "5"], "needs method=fixed"),
         (["--method", "grid", "--streaming"], "cannot run with --streaming"),
         (["--timesteps", "a,b"], "timesteps must be integers"),
