@@ -148,20 +148,22 @@ def test_one_new_file_and_nothing_else(tmp_path):
     (copy / "selection" / "rules" / "spread.py").write_text(NEW_FILE)
     code = """
 import json
+from aselect_cli.rules import read_rules
 from aselect_hf import select_timestep
 from aselect_hf.selection import rule_table
 from aselect_hf.training.arguments import TaskModelArguments
 from benchmarks.selection.rules import MEASURED
-given = TaskModelArguments(timestep_selection="spread", salt=0.5)
-print(json.dumps([rule_table.__file__, "spread" in MEASURED, select_timestep.__doc__, given.rule_options]))
+given = TaskModelArguments(method="spread", salt=0.5)
+known = ["spread" in MEASURED, "spread" in [rule.name for rule in read_rules()]]
+print(json.dumps([rule_table.__file__, known, select_timestep.__doc__, given.rule_options]))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(package.parent)])}
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    file, measured, doc, options = json.loads(ran.stdout.splitlines()[-1])
+    file, known, doc, options = json.loads(ran.stdout.splitlines()[-1])
     assert file == str(copy / "selection" / "rule_table.py")
-    assert measured
+    assert known == [True, True], "the benchmark and the command line know it"
     assert '\n        - `"spread"` (no labels): Takes the timestep whose features differ most' in doc
     assert options == {"salt": 0.5}
 
