@@ -45,6 +45,7 @@ class NoisyPreTrainedModel(PreTrainedModel):
     """A `NoisyBackbone`, or a model with one as its `base_model`."""
 
     config: NoisyBackboneConfig
+    config_class = NoisyBackboneConfig
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012
 

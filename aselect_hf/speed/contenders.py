@@ -149,7 +149,7 @@ class PlainViT(nn.Module):
         vit._attn_implementation = "sdpa"
         self.num_noise_draws = config.num_noise_draws
         self.patch_embeddings = ViTPatchEmbeddings(vit)
-        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, vit.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.randn(1, config.num_patches, config.feature_width(feature)))
         self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(block + 1 if attends else block))
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def make_objective(randomize):
 
 def batch_of(objective, count=6):
     generator = torch.Generator().manual_seed(1)
-    shape = (count, 8, 8) if objective.segmentation else (count,)
+    shape = (count, 8, 8) if objective.task.dense else (count,)
     return {
         "pixel_values": torch.randn(count, 2, 8, 8, generator=generator),
         "labels": torch.randint(0, 4, shape, generator=generator),
@@ -115,7 +115,7 @@ def test_evaluation_gives_the_logits_of_the_model(make_objective, model_class, n
     objective = make_objective(model_class, heads=2, draws=noise_draws).eval()
     model = model_class(ASelectDiTConfig(**SHAPE, num_noise_draws=noise_draws)).eval()
     model.dit.load_state_dict(objective.dit.state_dict())
-    head = model.decode_head if objective.segmentation else model.classifier
+    head = model.decode_head if objective.task.dense else model.classifier
     head.load_state_dict(objective.heads[1].state_dict())
     batch = batch_of(objective)
     with torch.no_grad():
@@ -130,10 +130,10 @@ def test_the_loss_of_one_head_is_that_of_the_model(make_objective, model_class):
     objective = make_objective(model_class, frozen=True)
     model = model_class(ASelectDiTConfig(**SHAPE)).eval()
     model.dit.load_state_dict(objective.dit.state_dict())
-    head = model.decode_head if objective.segmentation else model.classifier
+    head = model.decode_head if objective.task.dense else model.classifier
     head.load_state_dict(objective.heads[0].state_dict())
     batch = batch_of(objective)
-    if objective.segmentation:
+    if objective.task.dense:
         batch["labels"][:, :3] = 255
     expected = model(**batch).loss
     assert objective(batch, draws_of())["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
