@@ -1,8 +1,7 @@
-"""What a model can learn: classification, segmentation, and whatever comes next.
+"""The tasks that a model can learn, with everything that differs between them.
 
-Whatever differs between tasks is read from here: which truth the images need, which model, head and metric a training
-uses, which pipeline runs the result, and what the card says of it. To add a task, add one `Task` here, a head model in
-`modeling/`, and a metric in `training/metrics.py`. This module imports nothing heavy.
+To add a task, add one `Task` here, a head model in `modeling/`, and a metric in `training/metrics.py`. This module
+imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ class Task:
         auto_class: transformers' Auto class that loads a model of this task.
         head_suffix: ending of the class names of its models.
         introduction: first words of the card; `{classes}` is the number of classes.
-        example, example_comment: an expression for the card's Python example, and what its value is; `{shape}` is that
-            of a feature.
-        answer: what an inference endpoint answers with.
-        pipeline_options: arguments that its pipeline needs besides.
+        example, example_comment: an expression for the card's Python example, and its value; `{shape}` is that of a
+            feature.
+        answer: what an inference endpoint returns.
+        pipeline_options: further arguments of its pipeline.
         head: attribute of its models that holds the head.
-        metric: of the task, in `training/metrics.py`; chooses among heads and is what a run reports.
+        metric: in `training/metrics.py`; it chooses among heads, and a run reports it.
         score_name: of a probe's score on this task.
-        needs: what every image must come with: a class label, or a mask with a class for every pixel.
-        whole_image: whether the whole image is resized to a square, instead of being cropped to its center.
+        needs: what every image must have: a class label, or a mask with a class for every pixel.
+        whole_image: whether the whole image is resized to a square instead of cropped to its center.
     """
 
     name: str
@@ -75,7 +74,7 @@ SEGMENTATION = Task(
     introduction="A semantic segmenter of {classes} classes on",
     example="model(**inputs).logits",
     example_comment="(1, classes, height, width)",
-    answer="one mask a class",
+    answer="one mask per class",
     head="decode_head",
     metric="mean_iou",
     score_name="validation mean IoU (tokens)",
@@ -93,29 +92,25 @@ FEATURES = Task(
     answer="its feature vector",
     pipeline_options=", pool=True",
 )
-"""What a backbone without a head gives: nothing was learned."""
+"""A backbone without a head."""
 
 TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION)}
 """The tasks that a head can learn, by name."""
 
 
 def find_task(name: str) -> Task:
-    """The task of this name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The task of this name; a `ValueError` if there is none."""
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {name!r}")
     return TASKS[name]
 
 
 def task_of_class(name: str) -> Task:
-    """The task of a model by the name of its class; `FEATURES` where it has no head."""
+    """The task of a model by the name of its class; `FEATURES` if it has no head."""
     return next((task for task in TASKS.values() if name.endswith(task.head_suffix)), FEATURES)
 
 
 def task_of_model(model: object) -> Task:
-    """The task of a model by its class, or by one that this is derived from."""
+    """The task of a model by its class or a base class."""
     tasks = [task_of_class(each.__name__) for each in type(model).__mro__]
     return next((task for task in tasks if task is not FEATURES), FEATURES)

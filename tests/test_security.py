@@ -47,7 +47,7 @@ def folder(make_model, tmp_path) -> Path:
         ({"hidden_act": "os.system"}, "hidden_act 'os.system' is unknown"),
         ({"noise_schedule": {"type": "../x"}}, "noise_schedule type must be one of"),
         ({"noise_schedule": {"type": "ddpm", "path": "/etc"}}, "noise_schedule has unknown fields ['path']"),
-        ({"vae_config": {"_class_name": "os.system"}}, "vae_config must be of an AutoencoderKL"),
+        ({"vae_config": {"_class_name": "os.system"}}, "vae_config must describe an AutoencoderKL"),
         ({"model_type": "../x"}, "holds a model of type '../x'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Publishing: what is uploaded, the model card that tells its story, and the push itself."""
+"""Publishing: the files of an upload, the model card, and the push."""
 
 from aselect_hf.hub.push import push_folder, push_to_hub
 from aselect_hf.hub.results import EvaluationResult

@@ -1,7 +1,4 @@
-"""What the card of a pushed model tells: its config, selection, results and training record; and its metadata.
-
-The text is in `card_sections.py`; its generated parts lie between markers, see `card_merge.py`.
-"""
+"""The content of a model card and its metadata; `card_sections.py` renders the text."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ LOCAL_ARGUMENTS = ("output_dir", "train_dir", "validation_dir", "resume_from_che
 
 
 class TrainingRecord(TypedDict, total=False):
-    """What a card reads of a training's record."""
+    """The fields of a training record that a card reads."""
 
     arguments: dict[str, Any]
     steps: int
@@ -49,26 +46,26 @@ class TrainingRecord(TypedDict, total=False):
 
 @dataclass
 class CardContent:
-    """Everything a card tells.
+    """The content of a card.
 
     Args:
         config: of the model.
         repo_id: where it will be pushed.
         architecture: class name of the model, which decides its task.
-        num_parameters: of the whole model, its VAE included.
-        selection: how the timestep was chosen; default what `config.selection` remembers.
+        num_parameters: of the whole model, including its VAE.
+        selection: how the timestep was chosen (default: `config.selection`).
         results: figures of this checkpoint.
-        comparison: of strategies; its row of this checkpoint's timestep joins `results` where `dataset` is given.
+        comparison: of rules; its row for this checkpoint's timestep is added to `results` if `dataset` is given.
         dataset: Hub id of the data set of the comparison.
         training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
         audit: of the timestep.
-        license: claimed by the author; default that of the base model.
-        files: names of the files beside the card, to which a license's link may point.
+        license: claimed by the author (default: that of the base model).
+        files: names of the files beside the card, to which a license link may point.
         examples: pictures beside the card with the model's answers, for the page on the Hub.
 
     Raises:
-        ValueError: a license freer than the base model's, a selection or an audit of another timestep or feature than
-            the config's, a base model that is not a Hub id.
+        ValueError: the license is less restrictive than the base model's, the selection or audit is of another timestep
+            or feature than the config's, or the base model is not a Hub id.
     """
 
     config: NoisyBackboneConfig
@@ -111,11 +108,13 @@ class CardContent:
             if (audited.timestep, audited.feature) != (config.timestep, config.feature):
                 raise ValueError(
                     f"audit is of t = {audited.timestep} of {audited.feature}, but the config has t = "
-                    f"{config.timestep} of {config.feature}: audit that one, with `aselect audit --selection`"
+                    f"{config.timestep} of {config.feature}: audit the latter with `aselect audit --selection`"
                 )
         if self.comparison is not None:
             if self.dataset is None:
-                logger.warning("the comparison is shown in the card; name its dataset to put it into the metadata too")
+                logger.warning(
+                    "the comparison is in the card but not in its metadata: give its dataset to add it there"
+                )
             self.results = [*self.results, *results_of(self.comparison, config, self.dataset)]
 
     @property
@@ -124,7 +123,6 @@ class CardContent:
 
     @property
     def task(self) -> Task:
-        """What this model does."""
         return task_of_class(self.architecture)
 
     @property
@@ -133,12 +131,12 @@ class CardContent:
 
     @property
     def timestep(self) -> int:
-        """The chosen timestep, or the one that the model falls back to."""
+        """The chosen timestep, or the default one."""
         return self.config.timestep if self.config.timestep is not None else self.schedule.num_train_timesteps // 10
 
     @property
     def inputs_of_head(self) -> tuple[list[str], list[int]]:
-        """Features and timesteps that the model reads: those of its head, or the chosen ones."""
+        """Features and timesteps that the model reads."""
         names, timesteps = [str(self.config.feature)], [self.timestep]
         if self.task is not FEATURES:
             names = getattr(self.config, "head_features", None) or names
@@ -147,14 +145,12 @@ class CardContent:
 
     @cached_property
     def license_details(self) -> dict[str, str]:
-        """Name and link of a license that the Hub knows as `other`; a link to a file only where that file is."""
+        """Name and link of a license that the Hub calls `other`, without links to missing files."""
         if self.license != "other":
             return {}
         name, link = self.config.base_model_license_name, self.config.base_model_license_link
         if link and "://" not in link and link.removeprefix("./") not in self.files:
-            logger.warning(
-                "the base model's license lies in %s, which is not beside the model: the link is left out", link
-            )
+            logger.warning("the base model's license file %s is not beside the model: its link is omitted", link)
             link = None
         return {key: text for key, text in (("license_name", name), ("license_link", link)) if text}
 
@@ -163,10 +159,10 @@ class CardContent:
         return NoiseSchedule.from_dict(self.config.noise_schedule or {})
 
     def metadata(self) -> ModelCardData:
-        """What the Hub reads of the card."""
+        """The metadata that the Hub reads."""
         published = [result for result in self.results if result.on_hub]
         trained_on = (self.training or {}).get("arguments", {}).get("dataset_name") or ""
-        trained_on = trained_on if "/" in trained_on else ""  # a bare name may be a folder's, whose path was removed
+        trained_on = trained_on if "/" in trained_on else ""  # a bare name may be what is left of a folder's path
         candidates = [trained_on, self.dataset, *(result.dataset for result in self.results)]
         optional: dict[str, Any] = {
             "license": self.license,
@@ -195,6 +191,6 @@ def _check(name: str, content: Any, kind: Any) -> None:
 
 
 def publishable_training(record: dict[str, Any]) -> dict[str, Any]:
-    """A training record without what concerns only the machine that ran it: local paths, secrets."""
+    """A training record without local paths and secrets."""
     arguments = {name: value for name, value in record.get("arguments", {}).items() if name not in LOCAL_ARGUMENTS}
     return publishable(record | {"arguments": arguments})

@@ -1,4 +1,4 @@
-"""Renewing a model card that people have edited: only the parts between markers are generated."""
+"""Update a model card that people have edited: only the parts between markers are generated."""
 
 from __future__ import annotations
 
@@ -14,24 +14,30 @@ from aselect_hf.hub.examples import PICTURES
 REGION = re.compile(r"<!-- aselect:(?P<name>[a-z]+):begin -->.*?<!-- aselect:(?P=name):end -->[ \t]*\n{0,2}", re.DOTALL)
 MARKER = re.compile(r"<!-- aselect:[a-z]+:(begin|end) -->")
 GENERATED_METADATA = (
-    "pipeline_tag", "base_model", "base_model_relation", "metrics", "model-index", "library_name", "widget",
-)  # fmt: skip
+    "pipeline_tag",
+    "base_model",
+    "base_model_relation",
+    "metrics",
+    "model-index",
+    "library_name",
+    "widget",
+)
 SAMPLE_PICTURES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
 
 
 def merge_cards(new: ModelCard, old: ModelCard) -> ModelCard:
-    """Renew the generated parts of `old` from `new`; what people wrote around them, and their metadata, is kept.
+    """Replace the generated parts of `old` by those of `new`, and keep all other text and metadata.
 
-    Generated parts that `new` lacks are removed, those that `old` lacks are inserted in the order of the template. A
-    card without any marker is kept whole, below the generated text.
+    Generated parts that `new` lacks are removed. Those that `old` lacks are inserted in the order of the template. A
+    card without markers is kept in full, below the generated text.
 
     Raises:
-        ValueError: a marker in `old` has lost its partner.
+        ValueError: a marker in `old` has no counterpart.
     """
     segments = list(_segments(old.text))
     for name, text in segments:
         if name is None and (lone := MARKER.search(text)):
-            raise ValueError(f"README.md on the Hub: {lone[0]} has lost its partner; restore it, or remove this one")
+            raise ValueError(f"README.md: {lone[0]} has no matching begin or end marker; restore it, or remove both")
     generated = {name: text for name, text in _segments(new.text) if name}
     segments = [(name, text) for name, text in segments if name is None or name in generated]
     position = 0
@@ -49,7 +55,7 @@ def merge_cards(new: ModelCard, old: ModelCard) -> ModelCard:
 
 
 def _segments(text: str) -> Iterator[tuple[str | None, str]]:
-    """A card's text as `(name, generated part)` and `(None, somebody's own words)`, in order."""
+    """Split a card's text into `(name, generated text)` and `(None, other text)`, in order."""
     text, end = text.replace("\r\n", "\n").lstrip("\n") + "\n\n", 0
     for match in REGION.finditer(text):
         if match.start() > end:
@@ -75,7 +81,7 @@ def _merge_metadata(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_generated(example: Any) -> bool:
-    """Whether an entry of `widget` is ours: a picture of a training, or one of the Hub's samples."""
+    """Whether an entry of `widget` was generated, from a training's pictures or the Hub's samples."""
     source = str(example.get("src")) if isinstance(example, dict) else ""
     return fnmatch(source, PICTURES) or source.startswith(SAMPLE_PICTURES)
 

@@ -1,4 +1,4 @@
-"""The text of a card: `templates/model_card.md`, and what is filled into it."""
+"""The text of a card: `templates/model_card.md`, and the values filled into it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def render_card(content: CardContent) -> ModelCard:
 
 
 def introduction(content: CardContent) -> Markdown:
-    """What the model is, made from what, and what it reads."""
+    """What the model is, where its weights are from, and what it reads."""
     config = content.config
     origin = Markdown()
     if config.base_model:
@@ -72,12 +72,12 @@ def introduction(content: CardContent) -> Markdown:
         origin = link.format(config.base_model, Markdown(config.base_model))
     names, timesteps = content.inputs_of_head
     block = max(config.resolve_feature(name).block for name in names)
-    at = f"timestep t = {timesteps[0]}, one forward pass"
+    at = f"timestep t = {timesteps[0]}; one forward pass"
     if len(timesteps) > 1:
-        at = f"timesteps t = {', '.join(map(str, timesteps))}, one forward pass each"
+        at = f"timesteps t = {', '.join(map(str, timesteps))}; one forward pass for each"
     read = Markdown(", ").join(map(code, names)) + (" are the features" if len(names) > 1 else " is the feature")
     text = Markdown(
-        "{} a Diffusion Transformer{}. An image is mixed with a fixed draw of noise to {} runs up to block {}, and {}."
+        "{} a Diffusion Transformer{}. Images are mixed with fixed noise at {} runs up to block {}, and {}."
     )
     return text.format(content.task.introduction.format(classes=config.num_labels), origin, at, block, read)
 
@@ -95,7 +95,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
     if config.fixed_to:
         yield "fixed", fixed_fact(config.fixed_to, config.null_class)
     noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
-    yield "noise there", noise
+    yield "noise level", noise
     width = config.feature_width(str(config.feature))
     yield "feature", code(config.feature) + f", {config.num_patches} tokens of width {width}"
     averaged = f", averaged over {config.num_noise_draws} draws" if config.num_noise_draws > 1 else ""
@@ -105,7 +105,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
     depth = f"{config.num_hidden_layers} blocks"
     if config.fixed_to:
         depth = f"the first {config.num_kept_layers} of {depth}"
-    size = f"{content.num_parameters / 1e6:,.1f} M parameters in all"
+    size = f"{content.num_parameters / 1e6:,.1f} M parameters in total"
     yield "network", f"{depth}, {config.network}, {size}"
     if content.license:
         inherited = content.license == normalize_license(config.base_model_license)
@@ -115,25 +115,25 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
 
 
 def fixed_fact(fixed: dict[str, Any], null_class: int | None) -> str:
-    """What a model with a fixed timestep still is."""
+    """What the weights of a model with a fixed timestep contain."""
     condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
     names = Markdown(", ").join(map(code, fixed["features"]))
-    folded = Markdown("timestep, noise and {} are folded into the weights: a plain ViT that computes {} only")
+    folded = Markdown("timestep, noise and {} are folded into the weights, which leaves a plain ViT that computes {}")
     return folded.format(condition, names)
 
 
 def input_fact(config: NoisyBackboneConfig) -> Markdown:
-    """What the model takes: pixels, encoded or not."""
+    """Size and kind of the input."""
     side = config.image_size
     if config.vae_config is None:
         return Markdown(f"{side} x {side} pixels, {config.num_channels} channel(s), in [-1, 1]")
     vae = code(config.vae_config.get("_class_name", "AutoencoderKL"))
     size = f"{config.num_channels} x {config.sample_size} x {config.sample_size}"
-    return Markdown("{0} x {0} pixels in [-1, 1], encoded to {1} latents by the {2} inside").format(side, size, vae)
+    return Markdown("{0} x {0} pixels in [-1, 1], encoded to {1} latents by the included {2}").format(side, size, vae)
 
 
 def selection_facts(selection: TimestepSelection) -> list[tuple[str, str]]:
-    """How the timestep was chosen, at which cost."""
+    """How the timestep was chosen, and at what cost."""
     options = [code(f"{name}={value}") for name, value in selection.options.items() if value is not None]
     method = code(selection.method) + (" with " if options else "") + Markdown(", ").join(options)
     rows: list[tuple[str, str]] = [("method", method)]
@@ -157,21 +157,21 @@ def selection_facts(selection: TimestepSelection) -> list[tuple[str, str]]:
 
 
 def audit_facts(audit: Audit) -> list[tuple[str, str]]:
-    """What the verdict on the timestep rests on."""
+    """The evidence for the verdict on the timestep."""
     rows: list[tuple[str, str]] = [("picked by", code(audit.method))]
     rows.append(("checked by", code(audit.checked_by) + f" on {audit.checked.num_images:,} images"))
     if regret := audit.regret:
         lost = f"{regret.estimate:.1f} points, between {regret.lower:.1f} and {regret.upper:.1f} (95 % each)"
         rows.append((f"lost against the best of {len(audit.checked.timesteps)} timesteps", lost))
-        rows.append(("accepted", f"{audit.tolerance:g} points"))
+        rows.append(("accepted loss", f"{audit.tolerance:g} points"))
     if audit.untrained is not None:
         scores = f"{100 * max(audit.checked.scores):.1f} % against {100 * audit.untrained:.1f} %"
-        rows.append(("best of the probe, against an untrained network there", scores))
+        rows.append(("best probe score, against an untrained network at the same t", scores))
     if audit.rank_correlation is not None:
         rows.append(("rank correlation of the two curves", f"{audit.rank_correlation:.2f}"))
     if audit.pick_shares is not None:
         share = audit.pick_shares[audit.selections["hfr"].timesteps.index(audit.timestep)]
-        rows.append(("same pick from other samples of the images", f"{share:.0%}"))
+        rows.append(("resampled image sets that give the same pick", f"{share:.0%}"))
     return rows
 
 
@@ -184,7 +184,7 @@ def protocols(results: Sequence[EvaluationResult]) -> list[tuple[str, str]]:
 
 
 def training_summary(record: dict[str, Any]) -> str:
-    """Steps, seconds and final loss, as far as they are known."""
+    """Steps, seconds and final loss, if known."""
     parts = []
     if record.get("steps"):
         parts.append(f"{record['steps']:,} optimizer steps")
@@ -203,10 +203,10 @@ def training_arguments(record: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def explanation(selection: TimestepSelection) -> str:
-    """What the rule does, and which labels it used; of a rule that is not registered here, what was scored."""
+    """What the rule does and which labels it used; for an unknown rule, what was scored."""
     rule = RULES.get(selection.method)
     if rule is None:
-        return f"The candidates were scored by {selection.score_name}; the timestep of the highest score was taken."
+        return f"The candidates were scored by {selection.score_name}; the timestep with the highest score was chosen."
     if not rule.runs:
         return rule.explanation
     used = {"none": "No labels were used.", "few": "A few labels were used.", "all": "All labels were used."}

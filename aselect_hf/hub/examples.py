@@ -1,7 +1,7 @@
-"""Pictures for a model's page with what the model answered: the Hub runs no custom code, and shows these answers.
+"""Example pictures for a model's page, with the model's answers, since the Hub does not run custom code.
 
-A training script leaves `widget.json` and its pictures `widget-*.png` beside the model. They are images of a data set,
-so they go along only where its license lets others share them.
+A training script writes `widget.json` and its pictures `widget-*.png` beside the model. They are images of a data set,
+so they are pushed only if its license permits sharing them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Example(TypedDict):
 
 
 class Examples(TypedDict):
-    """`widget.json`: the examples, and the data set that their pictures are from."""
+    """`widget.json`: the examples, and the data set of their pictures."""
 
     dataset: str
     examples: list[Example]
 
 
 def load_examples(folder: Path) -> Examples | None:
-    """The examples beside a model; `None` where there are none.
+    """The examples beside a model; `None` if absent.
 
     Raises:
-        ValueError: not such a file, or its pictures are not there.
+        ValueError: the file is invalid, or a picture is missing.
     """
     path = folder / EXAMPLES_FILE
     if not path.is_file():
@@ -56,9 +56,9 @@ def load_examples(folder: Path) -> Examples | None:
         check_types(content, Examples)
         for name in pictures_of(content):
             if not fnmatch(name, PICTURES) or "/" in name or not (folder / name).is_file():
-                raise ValueError(f"{name!r} is no picture widget-*.png beside it")
+                raise ValueError(f"{name!r} is not a picture widget-*.png in this folder")
     except ValueError as error:
-        raise ValueError(f"{path} holds no examples of a training ({error})") from error
+        raise ValueError(f"{path} does not hold the examples of a training ({error})") from error
     return content
 
 
@@ -69,7 +69,7 @@ def pictures_of(examples: Examples) -> list[str]:
 
 
 def may_share(dataset: str, api: HfApi) -> bool:
-    """Whether pictures of a data set may be shown: the sample's, or one's that is public on the Hub, by its license."""
+    """Whether pictures may be pushed: those of the sample, or of a public data set whose license permits sharing."""
     if dataset == "sample":
         return True
     try:

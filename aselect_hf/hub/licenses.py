@@ -1,6 +1,6 @@
-"""Licenses of derived weights: a model may not claim fewer restrictions than the model it came from.
+"""Licenses of derived weights, which may not be less restrictive than the base model's.
 
-Only the obligations that the names of common licenses stand for; a check against slips, not legal advice.
+Only the obligations that the names of common licenses imply are compared. This catches slips; it is not legal advice.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ ATTRIBUTION, SHARE_ALIKE, NON_COMMERCIAL, NO_DERIVATIVES = "by", "sa", "nc", "nd
 
 
 def restrictions(license: License) -> frozenset[str] | None:
-    """What a license, by its Hub identifier, asks of who passes the work on; `None` for one not known here.
-
-    Several licenses ask for what any of them asks.
-    """
+    """Obligations of a license, by its Hub identifier, or of several together; `None` if one is unknown."""
     if isinstance(license, list):
         each = [restrictions(name) for name in license]
         known = [asked for asked in each if asked is not None]
@@ -33,10 +30,10 @@ def restrictions(license: License) -> frozenset[str] | None:
 def inherited_license(base: License | None, claimed: License | None) -> License | None:
     """The license of a model derived from one under `base`, whose author claims `claimed` (`None`: no claim).
 
-    Both may be spelled as people spell them, and come back as the Hub spells them.
+    Both may be spelled in common ways; the result is spelled as on the Hub.
 
     Raises:
-        ValueError: the claim is freer than the base, or cannot be compared with it.
+        ValueError: the claim is less restrictive than the base, or cannot be compared with it.
     """
     base, claimed = normalize_license(base), normalize_license(claimed)
     if base is None or claimed is None or base == claimed:
@@ -44,12 +41,12 @@ def inherited_license(base: License | None, claimed: License | None) -> License 
     asked, offered = restrictions(base), restrictions(claimed)
     if asked is None or offered is None:
         raise ValueError(
-            f"license {claimed!r} cannot be compared with the base model's {base!r}: leave it out to inherit that"
+            f"license {claimed!r} cannot be compared with the base model's {base!r}: omit it to inherit the latter"
         )
     same_license = asked & {SHARE_ALIKE, NO_DERIVATIVES}
     if same_license or asked - offered:
         reason = "must be passed on unchanged" if same_license else "is more restrictive"
         raise ValueError(
-            f"license {claimed!r} is refused: the base model's {base!r} {reason}; leave it out to inherit that"
+            f"license {claimed!r} is refused: the base model's {base!r} {reason}; omit it to inherit the latter"
         )
     return claimed

@@ -1,4 +1,4 @@
-"""Pushing a model to the Hub: everything is prepared first, then one commit makes all of it visible, or nothing.
+"""Push a model to the Hub: everything is prepared first, then a single commit publishes it.
 
 A repository gets the weights (safetensors only), config, remote code and image processor that `save_model` writes, the
 card, the selection and its audit with their pictures, the results in both formats of the Hub, the training record and
@@ -37,17 +37,16 @@ def push_to_hub(
 ) -> CommitInfo:
     """Push a model with its card, selection, audit and results, in one commit.
 
-    A repository that exists is updated: what people wrote in its card outside the generated parts is kept.
+    An existing repository is updated. Text in its card outside of the generated parts is kept.
 
     Args:
-        model: any model of this package.
         repo_id: `"user/name"`, or `"name"` in your own namespace.
-        selection: how the timestep was chosen, after `selection.apply(model)` (default: what the config remembers).
+        selection: how the timestep was chosen, after `selection.apply(model)` (default: the config's).
         results: a `Comparison`, or a list of `aselect_hf.hub.EvaluationResult`.
-        dataset: Hub id of the data set of the comparison: its figure then enters the metadata.
-        training: record of a training run, as the training scripts write to `training.json`.
+        dataset: Hub id of the data set of the comparison, whose figure is then added to the metadata.
+        training: record of a training run, as in a training script's `training.json`.
         audit: of the model's timestep, by `aselect_hf.audit.audit_timestep`.
-        license: Hub identifier, never of a freer license than the base model's (default: the base model's).
+        license: Hub identifier of a license no less restrictive than the base model's (default: the latter).
         target: `private`, `revision`, `tag`, `create_pr`, `commit_message` and `token`, see `PushTarget`.
 
     Returns:
@@ -55,13 +54,13 @@ def push_to_hub(
 
     Raises:
         TypeError: an unknown argument.
-        ValueError: an argument is wrong, the license is freer than the base model's, the tag exists, or the repository
-            does not have the visibility asked for.
+        ValueError: an argument is wrong, the license is less restrictive than the base model's, the tag exists, or the
+            repository does not have the requested visibility.
         PushError: the Hub refused, or the connection broke.
     """
     place = PushTarget(repo_id, **target)
     with TemporaryDirectory() as folder:
-        with disk_errors(f"the copy to push, in {folder} (another place: set TMPDIR),"):
+        with disk_errors(f"the copy to push, in {folder} (set TMPDIR to move it),"):
             save_model(model, folder)  # type: ignore[arg-type]
         upload = prepare_upload(
             folder,
@@ -90,12 +89,12 @@ def push_folder(
 
     Args:
         folder: what `save_pretrained`, `aselect select --save-model` or a training script wrote. Nothing else in it is
-            pushed, and its `README.md` takes part where the repository has no card yet.
+            pushed. Its `README.md` is merged if the repository has no card yet.
         audit: of the model's timestep (default: the folder's).
-        examples: whether the example pictures of a training are pushed, with the model's answers (default: if they are
-            of a data set on the Hub that is public and whose license permits it).
+        examples: whether to push the example pictures of a training, with the model's answers (default: if they are of
+            a public data set on the Hub whose license permits it).
 
-    Other arguments, result and errors as in `push_to_hub`.
+    Other arguments, result and errors are those of `push_to_hub`.
     """
     place = PushTarget(repo_id, **target)
     if examples is None:

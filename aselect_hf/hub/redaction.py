@@ -1,9 +1,9 @@
-"""What of arguments and records may leave this machine: no secrets anywhere, and no local paths on the Hub.
+"""Remove secrets from everything that is written, and local paths from everything that is pushed.
 
     without_secrets(values)  for every file and tracker
     publishable(values)      for what is pushed: a local path is reduced to its last part
 
-Both take text, numbers, dataclasses, and dicts, lists and tuples of these, and return the same with other text in it.
+Both take text, numbers, dataclasses, and dicts, lists and tuples of these, and return a copy with changed text.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Value = TypeVar("Value")
 
 
 def without_secrets(value: Value) -> Value:
-    """Values without passwords, tokens and signatures; an entry whose name is that of a secret is left out."""
+    """Values without passwords, tokens, signatures, and entries that are named like a secret."""
     return _changed(value, _hide)
 
 
 def publishable(value: Value) -> Value:
-    """`without_secrets`, and the last part alone of every path that is absolute or in a home folder."""
+    """`without_secrets`, with every absolute path or path in a home folder reduced to its last part."""
     return _changed(value, lambda text: _last_part(_hide(text)))
 
 

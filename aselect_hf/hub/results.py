@@ -27,13 +27,13 @@ class EvaluationResult:
         dataset: Hub id of the data set, or any name for one that is not on the Hub (shown, but not in the metadata).
         metric: name as in `evaluate`: `"accuracy"`, `"mean_iou"`, ...
         value: as the metric gives it; accuracies in [0, 1].
-        protocol: how it was measured: what was trained, chosen and reported on which images, the spread, in words.
+        protocol: how it was measured, in words: what was trained, chosen and reported on which images, the spread.
         task: `"image-classification"`, `"image-segmentation"`, ...
         split: of the data set.
         deviation: standard deviation over seeds, in the units of `value`.
-        label: name of the figure for readers; default the metric's.
-        benchmark_task: task id in the `eval.yaml` of `dataset`, where that is a Benchmark registered on the Hub: the
-            figure is then written to `.eval_results` too. The Hub accepts no others there.
+        label: name of the figure for readers (default: the metric's).
+        benchmark_task: task id in the `eval.yaml` of `dataset`, if that is a Benchmark registered on the Hub. Only such
+            figures are written to `.eval_results` too.
 
     Raises:
         ValueError: no protocol, or `value` is not a number.
@@ -72,7 +72,7 @@ class EvaluationResult:
         return Markdown("[{}]({})").format(self.dataset, address)
 
     def public(self) -> EvaluationResult:
-        """Without secrets and local paths; what is left of a folder's path is no Hub id."""
+        """A copy without secrets and local paths, in which no shortened path looks like a Hub id."""
         public = publishable(self)
         return replace(public, dataset=local_name(public.dataset)) if public.on_hub and not self.on_hub else public
 
@@ -99,12 +99,12 @@ class EvaluationResult:
 
 
 def local_name(name: str) -> str:
-    """What a folder of data is called in a card: not like a repository on the Hub."""
+    """Name of a data folder in a card, which does not look like a Hub id."""
     return f"{name} (a local folder)"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a repository on the Hub: well formed, and not a folder here."""
+    """Whether a name can be a Hub id: it is well formed, and not a local folder."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -113,10 +113,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def results_of(comparison: Comparison, config: NoisyBackboneConfig, dataset: str | None) -> list[EvaluationResult]:
-    """The figure of a comparison that is this checkpoint's: the row of its own timestep and feature, if there is one.
+    """The figure of a comparison for this checkpoint's own timestep and feature, if any.
 
     Args:
-        dataset: what the comparison ran on, as in `EvaluationResult`; nothing is returned without it.
+        dataset: of the comparison, as in `EvaluationResult`; without it nothing is returned.
     """
     own = [
         row
@@ -142,7 +142,7 @@ def results_of(comparison: Comparison, config: NoisyBackboneConfig, dataset: str
 
 
 class ResultsFile(TypedDict):
-    """What is read of `results.json`."""
+    """The part of `results.json` that is read."""
 
     results: list[EvaluationResult]
 
@@ -151,14 +151,14 @@ def load_results(path: str | Path) -> list[EvaluationResult]:
     """The figures in the `results.json` of a training script.
 
     Raises:
-        ValueError: not such a file.
+        ValueError: the file is invalid.
     """
     try:
         content = read_json(path)
         check_types(content, ResultsFile)
         return [EvaluationResult(**fields) for fields in content["results"]]
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no results of a training ({error})") from error
+        raise ValueError(f"{path} does not hold the results of a training ({error})") from error
 
 
 def eval_result_files(results: Sequence[EvaluationResult]) -> dict[str, str]:

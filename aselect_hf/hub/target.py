@@ -1,4 +1,4 @@
-"""A place on the Hub, written to by one commit: what people wrote there is kept, and what is out of date goes."""
+"""Write to a Hub repository by one commit, which keeps text that people wrote and removes outdated files."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ REPLACED = (
     ".eval_results/aselect-*.yaml",
     PICTURES,
 )
-"""Files that describe the model before: a push that does not bring them anew removes them from the repository."""
+"""Files that describe the previous model: a push removes those that it does not replace."""
 COMMIT_MESSAGE = "Push model with aselect-hf"
 
 
 class PushError(OSError):
-    """The Hub refused a push, or the connection broke: the repository shows nothing of it."""
+    """The Hub refused a push, or the connection broke."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class PushTarget:
         tag: Tag for the commit, such as `v1.0`; it must not exist yet.
         create_pr: Open a pull request instead of committing to the branch.
         commit_message: Title of the commit (default: Push model with aselect-hf).
-        token: Token of the Hub (default: the one that you are logged in with).
+        token: Token for the Hub (default: the one you logged in with).
 
     Raises:
         ValueError: an argument is wrong.
@@ -73,7 +73,7 @@ class PushTarget:
     def __post_init__(self) -> None:
         validate_repo_id(self.repo_id)
         if self.tag and self.create_pr:
-            raise ValueError("tag and create_pr exclude each other: tag the commit once the pull request is merged")
+            raise ValueError("tag and create_pr cannot be combined: tag the commit after the pull request is merged")
         self.api = HfApi(token=self.token)
         with self._errors():
             user = self.api.whoami()["name"]
@@ -81,7 +81,7 @@ class PushTarget:
             self.repo_id = f"{user}/{self.repo_id}"
 
     def commit(self, upload: Upload, local_card: Path | None = None) -> CommitInfo:
-        """Push the files; the card takes part of `local_card` where the repository has none yet."""
+        """Push the files; `local_card` is merged into the card if the repository has none yet."""
         with self._errors():
             parent = self._prepare_repository()
             present = self.api.list_repo_files(self.repo_id, revision=parent)
@@ -105,7 +105,7 @@ class PushTarget:
         return commit
 
     def _prepare_repository(self) -> str:
-        """The commit to build on, in a repository (and branch) that is created where missing."""
+        """The commit to build on, in a repository and branch that are created if missing."""
         try:
             info = self.api.model_info(self.repo_id)
         except RepositoryNotFoundError:
@@ -114,10 +114,10 @@ class PushTarget:
         if self.private is not None and bool(info.private) != self.private:
             visibility = "private" if info.private else "public"
             raise ValueError(
-                f"private={self.private}, but {self.repo_id} exists and is {visibility}: change it in its settings"
+                f"private={self.private}, but {self.repo_id} is already {visibility}: change that in its settings"
             )
         if self.tag and self.tag in {ref.name for ref in self.api.list_repo_refs(self.repo_id).tags}:
-            raise ValueError(f"tag {self.tag!r} exists already in {self.repo_id}")
+            raise ValueError(f"tag {self.tag!r} already exists in {self.repo_id}")
         if self.revision is None:
             return str(info.sha)
         try:
@@ -127,7 +127,7 @@ class PushTarget:
             return str(info.sha)
 
     def _merge_card(self, card: ModelCard, parent: str, local_card: Path | None) -> ModelCard:
-        """The new card with what people wrote into the one on the Hub or, where there is none, beside the model."""
+        """Merge the new card with the one on the Hub or, if absent, the one beside the model."""
         with TemporaryDirectory() as folder:
             try:
                 path = Path(self.api.hf_hub_download(self.repo_id, "README.md", revision=parent, local_dir=folder))
@@ -147,7 +147,7 @@ class PushTarget:
 
     @contextmanager
     def _errors(self, what: str = "") -> Iterator[None]:
-        """One clear line for whatever the client raises."""
+        """Turn the errors of the Hub's client into one clear line."""
         what = what or f"push to {self.repo_id} failed"
         try:
             yield
@@ -157,15 +157,15 @@ class PushTarget:
             status = error.response.status_code if error.response is not None else 0
             reason = error.server_message or str(error).strip().splitlines()[0]
             hint = {
-                401: "; the token is not valid: log in with `hf auth login`, or pass token",
+                401: "; the token is invalid: log in with `hf auth login`, or pass token",
                 403: "; this token may not write there: use one with write access, or create_pr",
-                412: "; somebody else has committed meanwhile: push again",
+                412: "; someone else committed in the meantime: push again",
             }.get(status, "")
             raise PushError(f"{what} ({status}): {reason}{hint}") from error
-        except (HTTPError, ConnectionError, RuntimeError) as error:  # RuntimeError: a large file that did not get there
+        except (HTTPError, ConnectionError, RuntimeError) as error:  # RuntimeError: a large file was not uploaded
             raise PushError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _is_replaced(path: str) -> bool:
-    """Whether a file of the repository describes the model before; those in other folders are somebody's own."""
+    """Whether a file describes the previous model; files in other folders belong to people."""
     return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in REPLACED)

@@ -1,8 +1,9 @@
-"""What a repository on the Hub will hold, prepared completely before anything is sent."""
+"""Prepare the content of a Hub repository completely before anything is sent."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -31,20 +32,25 @@ from aselect_hf.selection import TimestepSelection
 Results = Comparison | Sequence[EvaluationResult]
 
 MODEL_FILES = (
-    "config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "*.py", "LICENSE*",
-)  # fmt: skip
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "*.py",
+    "LICENSE*",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass
 class Upload:
-    """Files by their path in the repository, as a path here or as content; the card apart, since it may be merged."""
+    """Files by path in the repository, each a local path or content. The card is separate, since it may be merged."""
 
     files: dict[str, Path | bytes]
     card: ModelCard
 
     def sizes(self) -> dict[str, int]:
-        """Bytes by path in the repository, the card included."""
+        """Bytes by path in the repository, including the card."""
         contents = self.files | {"README.md": str(self.card).encode()}
         return {
             path: content.stat().st_size if isinstance(content, Path) else len(content)
@@ -67,11 +73,11 @@ def prepare_upload(
 ) -> Upload:
     """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
 
-    `results` may be figures or a comparison; with figures there may be a `comparison` beside them. The pictures of
-    `examples` are in `folder`.
+    `results` may be a comparison, or figures, which may have a separate `comparison`. The pictures of `examples` are in
+    `folder`.
 
     Raises:
-        ValueError: not a saved model of this package, pickled weights, damaged weights, or a wrong argument.
+        ValueError: not a saved model of this package, pickled or damaged weights, or a wrong argument.
     """
     folder = as_path(folder)
     files = model_files(folder)
@@ -100,7 +106,7 @@ def prepare_upload(
 
 
 def model_files(folder: Path) -> dict[str, Path | bytes]:
-    """What belongs to a saved model, by name.
+    """The files of a saved model, by name.
 
     Raises:
         ValueError: not a saved model of this package, or pickled weights.
@@ -117,10 +123,10 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def record_files(content: CardContent, renew_selection: bool) -> dict[str, Path | bytes]:
-    """The records that the card tells of, and their pictures.
+    """The records that the card describes, and their pictures.
 
     Args:
-        renew_selection: with the selection itself; its picture is drawn anyway.
+        renew_selection: also write `selection.json`; its picture is always drawn.
     """
     files: dict[str, Path | bytes] = {}
     selection, audit, repo_id = content.selection, content.audit, content.repo_id
@@ -149,8 +155,8 @@ def prepare_folder(
     """`prepare_upload` with the `selection`, `compare`, `results`, `training` and `audit` `.json` in the folder.
 
     Args:
-        audit: instead of the folder's.
-        examples: with the example pictures of its `widget.json`.
+        audit: used instead of the folder's.
+        examples: include the example pictures of its `widget.json`.
     """
     folder = as_path(folder)
     selection, comparison, results, record, audited = (
@@ -179,7 +185,7 @@ def prepare_folder(
 
 
 class ConfigFile(TypedDict, total=False):
-    """Fields of `config.json` that transformers reads without a look at their types."""
+    """Fields of `config.json` that transformers reads without checking their types."""
 
     architectures: list[str] | None
     id2label: dict[str, str] | None
@@ -187,7 +193,7 @@ class ConfigFile(TypedDict, total=False):
 
 
 def read_config(folder: Path) -> NoisyBackboneConfig:
-    """The config of a saved model, none of its code being run.
+    """The config of a saved model, read without running its code.
 
     Raises:
         ValueError: a field has the wrong type or an impossible value.
@@ -197,14 +203,14 @@ def read_config(folder: Path) -> NoisyBackboneConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if isinstance(config, NoisyBackboneConfig):
             return config
-        raise ValueError(f"model_type {config.model_type!r} is another package's")
+        raise ValueError(f"model_type {config.model_type!r} belongs to another package")
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines())
         raise ValueError(f"{folder / 'config.json'} does not describe a model of this package: {reason}") from error
 
 
 def refuse_secrets(path: Path) -> None:
-    """Make sure that a file of the model, which is pushed as it is, holds no token or password.
+    """Check that a file of the model, which is pushed unchanged, holds no token or password.
 
     Raises:
         ValueError: a field looks like one.
@@ -227,10 +233,7 @@ def count_parameters(folder: Path, buffers: Iterable[str]) -> int:
             with safe_open(path, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
                     if not name.endswith(tuple(buffers)):
-                        size = 1
-                        for side in tensors.get_slice(name).get_shape():
-                            size *= side
-                        count += size
+                        count += math.prod(tensors.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise ValueError(f"weights {path} cannot be read: {error}") from error
     if not count:
@@ -239,6 +242,5 @@ def count_parameters(folder: Path, buffers: Iterable[str]) -> int:
 
 
 def written(save: Any, name: str) -> bytes:
-    """What `save(path)` writes."""
     with TemporaryDirectory() as folder:
         return Path(save(Path(folder) / name)).read_bytes()

@@ -1,7 +1,7 @@
-"""Keyword arguments of a model's methods: an unknown one is an error that names the right spelling.
+"""Check keyword arguments of a model's methods: the error for an unknown one suggests the right spelling.
 
-transformers, peft and their neighbors hand some arguments to every model, whether it reads them or not. Those are
-known here by name, and accepted where they ask for nothing that the model does not do.
+transformers, peft and similar libraries pass some arguments to every model, whether it reads them or not. These are
+listed here, and accepted as long as they ask for nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ RECORDING = ("output_hidden_states", "output_attentions", "return_dict")
 """Read by the decorators that transformers puts around `forward`."""
 
 WITHOUT_EFFECT = ("num_items_in_batch", "interpolate_pos_encoding")
-"""Dropped: a model without a loss has nothing to divide, and positions follow the resolution anyway."""
+"""Ignored: a model without a loss has nothing to divide, and positions always follow the resolution."""
 
 OFF = (
     *("input_ids", "inputs_embeds", "attention_mask", "head_mask", "bool_masked_pos", "position_ids", "seq_idx"),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal", "output_router_logits"),
 )
-"""Of language models; wrappers pass them as `None` or `False` (peft's `FEATURE_EXTRACTION` does)."""
+"""Of language models. Some wrappers, such as peft's `FEATURE_EXTRACTION`, pass them as `None` or `False`."""
 
 MEANT = {
     "t": "timestep",
@@ -40,7 +40,7 @@ def known_arguments(*handed_on: str) -> Callable[[Callable], Callable]:
     """Decorate a method so that it refuses keyword arguments that neither it nor the methods it calls read.
 
     Args:
-        handed_on: names that the method takes in its `**kwargs`, beside those that transformers reads.
+        handed_on: names accepted in `**kwargs`, in addition to those that transformers reads.
 
     Raises:
         TypeError: an unknown keyword argument; the message names the accepted spelling.
@@ -64,9 +64,9 @@ def known_arguments(*handed_on: str) -> Callable[[Callable], Callable]:
 
 
 def unknown_argument(function: str, name: str, accepted: Sequence[str]) -> TypeError:
-    """The error for an argument that `function` does not have, with what was probably meant."""
+    """The error for an argument that `function` does not have; it suggests what was probably meant."""
     if name in OFF:
-        return TypeError(f"{function}() has no use for {name}: every patch attends to every other; leave it out")
+        return TypeError(f"{function}() does not use {name}: every patch attends to every other; leave it out")
     meant = MEANT.get(name)
     close = [meant] if meant in accepted else difflib.get_close_matches(name, accepted, n=1)
     hint = f"did you mean {close[0]}=?" if close else f"accepted are {', '.join(accepted)}"

@@ -29,49 +29,50 @@ GROUP_CHANNELS = 16
 """Channels that the UPerNet head normalizes together."""
 
 NEVER_STORED = (
-    "token", "revision", "cache_dir", "local_files_only", "force_download", "subfolder", "variant", "allow_pickle",
-)  # fmt: skip
-"""Keywords of loading: they say where a checkpoint is and who may read it, and have no place in a config."""
+    *("token", "revision", "cache_dir", "local_files_only", "force_download"),
+    *("subfolder", "variant", "allow_pickle"),
+)
+"""Loading arguments, which say where a checkpoint is and who may read it."""
 SECRET_WORD = r"(?:token|password|passwd|secret|signature|credentials?|(?:api|access)[_-]?key)"
 SECRET_NAME = re.compile(rf"(?:.*[_-])?{SECRET_WORD}", re.IGNORECASE)
 
 
 def never_stored(name: str) -> bool:
-    """Whether a keyword must not become a field of a config: it is of loading, or sounds like a secret."""
+    """Whether a keyword is a loading argument or looks like a secret, and must not become a config field."""
     return name in NEVER_STORED or SECRET_NAME.fullmatch(name) is not None
 
 
 @strict
 class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
-    The config of a `NoisyBackbone`. A family adds the shape of its network, and gives the properties below that raise
-    `NotImplementedError`, as fields or as properties.
+    The config of a `NoisyBackbone`. A family adds the shape of its network, and overrides what raises
+    `NotImplementedError` here, by fields or properties.
 
     Args:
         vae_config: config of the `AutoencoderKL` or `AutoencoderTiny` inside the checkpoint; `None` for pixel space.
         vae_decoder: keep the VAE's decoder too.
-        image_size: side in pixels; derived from `sample_size` and the VAE when not given.
-        noise_schedule: fields of [`NoiseSchedule`]; DDPM with linear betas by default.
+        image_size: side in pixels (default: from `sample_size` and the VAE).
+        noise_schedule: fields of [`NoiseSchedule`] (default: DDPM with linear betas).
         timestep: the timestep chosen for features; `None` until one is selected.
-        feature: name of the feature, `blocks.<i>.<kind>`; by default the query at 0.45 of the depth.
+        feature: name of the feature, `blocks.<i>.<kind>` (default: the query at 0.45 of the depth).
         noise_seed, num_noise_draws: seed and number of the stored evaluation noises; features average over them.
-        fixed_timestep: whether the weights are folded for one timestep, class and noise (`model.fix_timestep`);
-            `fixed_to` then says for which, and which features are left.
+        fixed_timestep: whether the weights are folded for one timestep, class and noise (`model.fix_timestep`).
+        fixed_to: what they are folded for, and the features that are left.
         selection: how `timestep` was chosen (method, options, curve), written by `TimestepSelection.apply`.
         base_model, base_model_license: where the weights came from, for the model card; several licenses are a list.
         base_model_license_name, base_model_license_link: of a license that is `"other"`.
         scheduler_config: the scheduler that the weights came with, for conversion back to diffusers.
-        head_features: features a head reads, concatenated along the width; default `[feature]`. The UPerNet head
-            takes one, for all levels of its pyramid, or four, the finest level's first.
-        head_timesteps: timesteps a head reads, one run each, concatenated along the width; default `[timestep]`.
+        head_features: features that a head reads, concatenated along the width (default: `[feature]`). The UPerNet head
+            takes one, for all levels of its pyramid, or four, starting with that of the finest level.
+        head_timesteps: timesteps that a head reads, one run each, concatenated along the width (default: `[timestep]`).
         head_norm: `"layer_norm"` or `"batch_norm"` before the head's last linear layer.
         pooling: of tokens for classification: `"mean"`, or `"attentive"` (cross-attention from a learned query).
         segmentation_head: `"linear"` (per token) or `"upernet"`, with `segmentation_head_channels` (a multiple of 16).
         semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
-        stage_kind: kind of the features a backbone returns: stage `i` is `blocks.<i - 1>.<stage_kind>`. Which stages,
-            `out_features` or `out_indices` say, as for every transformers backbone; `stem` is the embedded input.
+        stage_kind: kind of the features that a backbone returns: stage `i` is `blocks.<i - 1>.<stage_kind>`, and `stem`
+            is the embedded input. As in every transformers backbone, `out_features` or `out_indices` select the stages.
         reshape_hidden_states: whether a backbone returns maps `(batch, width, height, width)`, or else tokens
-            `(batch, 1 + tokens, width)`, their mean first, as DPT reads them.
+            `(batch, 1 + tokens, width)`, with their mean first, as DPT reads them.
 
     Raises:
         ValueError: fields contradict each other; the message names them.
@@ -113,8 +114,8 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
     def __post_init__(self, **kwargs: Any) -> None:
         if refused := sorted(filter(never_stored, kwargs)):
             raise TypeError(
-                f"{type(self).__name__}() got {refused[0]!r}, which is of loading and is never stored in a config: "
-                "give it to from_pretrained or from_diffusers"
+                f"{type(self).__name__}() got {refused[0]!r}, which is never stored in a config: "
+                "pass it to from_pretrained or from_diffusers"
             )
         self.check_vae()
         self.noise_schedule = NoiseSchedule.from_dict(self.noise_schedule or {}).to_dict()
@@ -132,7 +133,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with the code of every class: `trust_remote_code=True` loads without this package."""
+        """As in transformers, with the code of every class, so that `trust_remote_code=True` needs no package."""
         self.auto_map = dict(self.auto_classes)
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -143,7 +144,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         if found != cls.model_type:
             raise ValueError(f"this checkpoint holds a model of type {found!r}, not {cls.model_type!r}")
         if stored := sorted(filter(never_stored, config_dict)):
-            logger.warning_once(f"config.json holds {', '.join(stored)}: left out; revoke it if it is a secret")
+            logger.warning_once(f"config.json holds {', '.join(stored)}, which is ignored; revoke it if it is a secret")
         return super().from_dict({k: v for k, v in config_dict.items() if k not in stored}, **kwargs)
 
     @property
@@ -168,7 +169,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
 
     @property
     def network(self) -> str:
-        """What a model card says of the network, after its number of blocks."""
+        """Description of the network in a model card, after its number of blocks."""
         raise NotImplementedError
 
     def vit_fields(self) -> dict[str, Any]:
@@ -185,12 +186,12 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
 
     @property
     def null_class(self) -> int | None:
-        """The label that stands for no class, after those of all classes; `None` where there are no labels."""
+        """The label for no class, which follows those of all classes; `None` if the network takes no labels."""
         return None
 
     @property
     def patch_side(self) -> int:
-        """Side of a token, in what the network sees."""
+        """Side of a token in what the network sees."""
         return self.sample_size // self.grid_size[0]
 
     @property
@@ -199,17 +200,16 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
 
     @property
     def image_channels(self) -> int:
-        """Channels of pixels."""
         return self.num_channels if self.vae_config is None else self.vae_config.get("in_channels", 3)
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether its pixels are gray or RGB, so that there is an image processor for them."""
+        """Whether its pixels are gray or RGB, which an image processor needs."""
         return self.image_channels in (1, 3)
 
     @property
     def vae_downsampling(self) -> int:
-        """Pixels per latent, along one side; 1 without a VAE."""
+        """Pixels per latent along one side; 1 without a VAE."""
         if self.vae_config is None:
             return 1
         if self.vae_config.get("_class_name") == "AutoencoderTiny":
@@ -239,7 +239,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         if self.image_size != self.sample_size * self.vae_downsampling:
             raise ValueError(
                 f"image_size={self.image_size} contradicts sample_size={self.sample_size}: "
-                f"with a downsampling of {self.vae_downsampling} it is {self.sample_size * self.vae_downsampling}"
+                f"with a downsampling of {self.vae_downsampling} it must be {self.sample_size * self.vae_downsampling}"
             )
 
     def check_vae(self) -> None:
@@ -248,7 +248,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
             return
         name = self.vae_config.get("_class_name", "AutoencoderKL")
         if name not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise ValueError(f"vae_config must be of an AutoencoderKL or AutoencoderTiny, got {name!r}")
+            raise ValueError(f"vae_config must describe an AutoencoderKL or AutoencoderTiny, got {name!r}")
         widths = "encoder_block_out_channels" if name == "AutoencoderTiny" else "block_out_channels"
         if not self.vae_config.get(widths):
             raise ValueError(f"vae_config of an {name} must have {widths}")
@@ -257,7 +257,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
             raise ValueError(f"num_channels={self.num_channels} contradicts the VAE's latent_channels={channels}")
 
     def check_choice(self) -> None:
-        """Refuse a feature or timestep this network does not have."""
+        """Refuse a feature or timestep that this network does not have."""
         self.resolve_feature(self.feature or "")
         if self.timestep is not None:
             NoiseSchedule.from_dict(self.noise_schedule or {}).check_timestep(self.timestep)

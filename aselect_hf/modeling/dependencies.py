@@ -1,4 +1,4 @@
-"""What a feature depends on inside a DiT, and what can therefore be frozen."""
+"""The parts of a DiT that a feature depends on; the others can be frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = {
     "mlp_gated": (*_ATTENTION, "mlp"),
     "hidden": (*_ATTENTION, "mlp"),
 }
-"""Parts of a block that each kind of feature depends on, beside the block's modulation."""
+"""Parts of a block that each kind of feature depends on, besides its modulation."""
 
 
 def unused_parts(dit: Any, features: Sequence[str]) -> list[nn.Module]:
@@ -34,6 +34,6 @@ def unused_parts(dit: Any, features: Sequence[str]) -> list[nn.Module]:
     if dit.config.fixed_timestep:
         return unused + dit.layers[deepest].parts_after(max(kinds, key=FEATURE_KINDS.index))
     unused.append(dit.final_layer)
-    unused += dit.condition_embeddings[deepest + 1 :]  # there is more than one only where every block has its own
+    unused += dit.condition_embeddings[deepest + 1 :]  # one embedding, or one per block
     used = {part for kind in kinds for part in _PARTS[kind]}
     return unused + [dit.layers[deepest].get_submodule(part) for part in _PARTS["hidden"] if part not in used]

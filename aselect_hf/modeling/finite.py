@@ -1,4 +1,4 @@
-"""What a model gives is finite, or one error names the part that stopped being so and the precision it ran in."""
+"""Check that values are finite; the error names the part of the model that gave them, and its precision."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 
 def is_checked() -> bool:
-    """Whether values can be looked at: not while they are compiled, exported or traced."""
+    """Whether values can be read: not while a model is compiled, exported or traced."""
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether no value is NaN or infinite: one look, however many tensors."""
+    """Whether no value is NaN or infinite, with a single synchronization."""
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def check_finite(tensors: Iterable[torch.Tensor], what: str, weight: torch.Tensor, hint: str = "") -> None:
-    """Raise `overflow_error` for the values that `what`, a part with this weight, has given."""
+    """Raise `overflow_error` unless all values are finite."""
     if is_checked() and not all_finite(tensors):
         raise overflow_error(what, weight, hint)
 
@@ -28,12 +28,12 @@ def overflow_error(what: str, weight: torch.Tensor, hint: str = "") -> ValueErro
 
     Args:
         what: the part that gives them.
-        weight: one of its weights: where autocast is off, its precision is that of the computation.
-        hint: another way out of float16.
+        weight: one of its weights, which has the precision of the computation if autocast is off.
+        hint: an alternative to float16, to append.
     """
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    way_out = "check its weights, and that the inputs have the range that the model was trained on"
+    way_out = "check its weights, and that inputs are in the range that the model was trained on"
     if dtype == torch.float16:
         way_out = f"they are beyond its largest number, 65504: use bfloat16 (--dtype bfloat16) or float32{hint}"
     return ValueError(f"{what} in {dtype}: {way_out}")

@@ -1,4 +1,4 @@
-"""A model at one timestep, class and noise draw only, of any family: its config, its requests, how it is made.
+"""Models of any family that are fixed to one timestep, class and noise draw: their config, requests and weights.
 
 Each family folds its own weights, see `NoisyBackbone.folded_state`; the equations for a DiT are in `fixed_timestep.py`.
 """
@@ -15,36 +15,36 @@ from torch import nn
 from .features import FeatureName, list_features
 
 FIXED = ("timestep", "noise_seed", "num_noise_draws")
-"""Fields that a model with a fixed timestep repeats in `fixed_to`: they describe its weights and cannot be changed."""
+"""Fields that `fixed_to` repeats, since they describe folded weights and cannot be changed."""
 
 
 class FixedTimestepMixin:
-    """What a config says of a fixed timestep; see `fixed_timestep` and `fixed_to` of `NoisyBackboneConfig`."""
+    """The part of a config for `fixed_timestep` and `fixed_to`, see `NoisyBackboneConfig`."""
 
     def list_features(self: Any) -> list[str]:
-        """Names of all features that the model gives, in order of computation; with a fixed timestep, those kept."""
+        """Names of all features in order of computation or, with a fixed timestep, those kept."""
         if self.fixed_to is not None:
             return list(self.fixed_to["features"])
         return list_features(self.num_hidden_layers, self.feature_kinds)
 
     @property
     def num_kept_layers(self: Any) -> int:
-        """Blocks that there are: all, or those up to the deepest feature that a fixed timestep has left."""
+        """Number of blocks: all or, with a fixed timestep, those up to the deepest kept feature."""
         return 1 + max(self.resolve_feature(name).block for name in self.list_features())
 
     @property
     def num_whole_layers(self: Any) -> int:
-        """Blocks that give their output: all that there are, but for a last one that is cut before its end."""
+        """Number of blocks that compute their output: all but a last one that ends earlier."""
         last = self.num_kept_layers - 1
         whole = FeatureName(last, self.feature_kinds[-1]) in map(self.resolve_feature, self.list_features())
         return last + 1 if whole else last
 
     def has_class(self: Any, label: Any) -> bool:
-        """Whether the network can be told this label: of a class, or of none."""
+        """Whether `label` is a class or the null class."""
         return isinstance(label, int) and self.null_class is not None and 0 <= label <= self.null_class
 
     def check_fixed(self: Any) -> None:
-        """Refuse to ask of folded weights what they were not folded for."""
+        """Refuse fields that contradict what the weights were folded for."""
         if not self.fixed_timestep and self.fixed_to is None:
             return
         fixed = self.fixed_to
@@ -76,10 +76,10 @@ class FixedTimestepMixin:
 
 
 def fixed_config(config: Any, timestep: int, features: Sequence[str], class_label: int | None) -> Any:
-    """`config` of the same model after folding; a head's features and timesteps that are lost are not in it.
+    """The config of the folded model, without features and timesteps of a head that are not kept.
 
     Raises:
-        ValueError: it is fixed already, or there is no such feature or class.
+        ValueError: it is already fixed, or there is no such feature or class.
     """
     if config.fixed_timestep:
         raise config.fixed_error("fixing it again")
@@ -133,7 +133,7 @@ def fold(model: Any, config: Any) -> Any:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse weights that are not plain tensors of floats: what is folded into them would be rounded twice."""
+    """Refuse quantized weights, since folding into them would round twice."""
     for name, parameter in model.named_parameters():
         if type(parameter.data) is not torch.Tensor or not parameter.is_floating_point():
             raise ValueError(
@@ -150,11 +150,7 @@ def check_request(
     noise: torch.Tensor | None,
     class_labels: torch.Tensor | None,
 ) -> None:
-    """Refuse what a fixed model cannot compute.
-
-    Raises:
-        ValueError: another timestep, feature or resolution than it is fixed to, a noise or a class.
-    """
+    """Refuse another timestep, feature or resolution than a model is fixed to, and any noise or class."""
     side = config.sample_size
     kept = [config.resolve_feature(name) for name in config.list_features()]
     for name in features:

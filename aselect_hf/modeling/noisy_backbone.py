@@ -1,4 +1,4 @@
-"""A diffusion network of any family as a vision backbone: what the rest of the library is typed against."""
+"""A diffusion network of any family as a vision backbone, the type that the rest of the library uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def average_draws(forward: Callable) -> Callable:
     def wrapper(self: NoisyBackbone, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
         output = forward(self, *args, **kwargs, return_dict=True)
         batch = output.last_hidden_state.shape[0]
-        if output.get("hidden_states"):  # a last, cut block returns something else
+        if output.get("hidden_states"):  # a last block that ends early returns something else
             output["hidden_states"] = output["hidden_states"][: 1 + self.config.num_whole_layers]
         for name in ("hidden_states", "attentions"):
             if output.get(name):
@@ -44,25 +44,25 @@ def average_draws(forward: Callable) -> Callable:
 class NoisyBackbone(NoisyNetwork):
     """A pretrained diffusion network whose features are read at a timestep, from inputs mixed with stored noise.
 
-    A family writes `run` and `unused_parts`, gives `projection_names`, and says in its config (a
-    `NoisyBackboneConfig`) which features there are. Where its timestep can be fixed, it also sets `can_fix_timestep`
-    and writes `folded_state`. Everything else is the same for all families.
+    A family implements `run` and `unused_parts`, sets `projection_names`, and names its features in its config (a
+    `NoisyBackboneConfig`). If its timestep can be fixed, it also sets `can_fix_timestep` and implements `folded_state`.
+    Everything else is the same for all families.
     """
 
     projection_names: ClassVar[tuple[str, ...]]
-    """Ends of the names of the attention's linear layers, in `named_modules`."""
+    """Suffixes of the names of the attention's linear layers in `named_modules`."""
     can_fix_timestep: ClassVar[bool] = False
 
     def unused_parts(self, features: Sequence[str]) -> list[nn.Module]:
-        """The parts, beside the VAE, that none of `features` depends on."""
+        """The parts, besides the VAE, that none of `features` depends on."""
         raise NotImplementedError
 
     def folded_state(self, fixed: Any) -> dict[str, torch.Tensor]:
-        """Weights, beside the VAE's, of `fixed`: the same model, not yet filled, for `fixed.config.fixed_to`."""
+        """Weights, except the VAE's, for `fixed`: the same model, still empty, with `fixed.config.fixed_to`."""
         raise NotImplementedError
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """What the features depend on beside the weights, as JSON can hold it: part of the names of caches."""
+        """JSON values, besides the weights, that features depend on: they become part of the names of caches."""
         config = self.config
         return {
             "image_size": config.image_size,
@@ -91,10 +91,10 @@ class NoisyBackbone(NoisyNetwork):
         Args:
             pixel_values: `(batch, channels, height, width)` in [-1, 1]; or
             latents: `(batch, num_channels, height, width)` scaled latents, in place of pixels.
-            timestep: on the axis of `NoiseSchedule`; default `config.timestep`.
-            feature: `blocks.<i>.<kind>`; default `config.feature`. Several are concatenated along the width.
-            noise: standard normal, broadcastable to the latents; default the stored evaluation noise, averaged over.
-            class_labels: `(batch,)`; default the null class.
+            timestep: on the axis of `NoiseSchedule` (default: `config.timestep`).
+            feature: `blocks.<i>.<kind>` (default: `config.feature`). Several are concatenated along the width.
+            noise: standard normal, broadcastable to the latents (default: the stored noise draws, averaged over).
+            class_labels: `(batch,)` (default: the null class).
 
         Returns:
             `last_hidden_state` `(batch, tokens, width)`: the feature; `pooler_output` `(batch, width)`: its token mean.
@@ -102,8 +102,8 @@ class NoisyBackbone(NoisyNetwork):
 
         Raises:
             ValueError: wrong channels or size, NaN, unknown feature, timestep out of range; anything but the defaults
-                of a model that is fixed to them, see `fix_timestep`; in evaluation mode, a part overflows its
-                precision (not seen by compiled and exported models).
+                of a model with a fixed timestep; in evaluation mode, a part overflows its precision (not checked in
+                compiled and exported models).
             TypeError: an unknown keyword argument.
         """
         names = self._names(feature)
@@ -130,18 +130,18 @@ class NoisyBackbone(NoisyNetwork):
         features: Sequence[str] | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> Features:
-        """Any features at any timesteps, each timestep one run up to the deepest block asked for. No gradients.
+        """Features at one or several timesteps, without gradients: one run per timestep, up to the deepest feature.
 
         Args:
             pixel_values, latents, noise, class_labels: as in `forward`.
-            feature: one or several names; default `config.feature`.
-            timestep: one or several; default `config.timestep`.
-            features, timesteps: lists, another spelling of `feature` and `timestep`.
+            feature: one or several names (default: `config.feature`).
+            timestep: one or several (default: `config.timestep`).
+            features, timesteps: alternative spellings, for lists.
             output_format: `"tokens"` `(batch, timesteps, tokens, width)`, `"map"` `(batch, timesteps, channels, height,
                 width)` of the patch grid, or `"pooled"` (token mean) `(batch, timesteps, width)`.
 
         Returns:
-            Features by the names they were asked for, timesteps in the order asked.
+            Features by the requested names, with timesteps in the requested order.
 
         Raises:
             ValueError: as `forward`.
@@ -180,7 +180,7 @@ class NoisyBackbone(NoisyNetwork):
         features: Sequence[str],
         class_labels: torch.Tensor | None = None,
     ) -> Features:
-        """Features of inputs that are noisy already, each sample at its own timestep, in one run.
+        """Features of inputs that are already noisy, each sample at its own timestep, in one run.
 
         Args:
             noisy_latents: `(batch, num_channels, height, width)`, see `noise_schedule.add_noise`.
@@ -202,7 +202,7 @@ class NoisyBackbone(NoisyNetwork):
         Args:
             noisy_latents: `(batch, num_channels, height, width)`, not noised any further.
             timestep: one for all, or `(batch,)`.
-            class_labels: `(batch,)`; default the null class.
+            class_labels: `(batch,)` (default: the null class).
 
         Returns:
             `(batch, num_channels, height, width)`.
@@ -219,7 +219,7 @@ class NoisyBackbone(NoisyNetwork):
         features: Sequence[str],
         class_labels: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Features]:
-        """`denoise` and `features_of_noisy` of the same run: a joint loss costs no extra pass.
+        """`denoise` and `features_of_noisy` in one run, so that a joint loss costs no extra pass.
 
         Args:
             timesteps: `(batch,)`.
@@ -235,31 +235,31 @@ class NoisyBackbone(NoisyNetwork):
     def fix_timestep(
         self, timestep: int | None = None, feature: str | Sequence[str] | None = None, class_label: int | None = None
     ) -> Any:
-        """The same model for one timestep and feature only: a plain ViT on latents, smaller and faster.
+        """The same model for one timestep only: a plain ViT on latents, smaller and faster.
 
-        The timestep, the class and the stored noise are folded into the weights, and what the feature does not depend
-        on is left out (see `fixed_timestep.py`). The result is a checkpoint like any other (same classes, pipelines,
-        heads, ONNX export) that cannot denoise, and refuses other timesteps, features, classes, noises and resolutions.
+        The timestep, the class and the stored noise are folded into the weights, and what the features do not depend
+        on is left out (see `fixed_timestep.py`). The result is an ordinary model (same classes, pipelines, heads, ONNX
+        export), but it cannot denoise, and refuses other timesteps, features, classes, noises and resolutions.
 
         Args:
-            timestep: default `config.timestep`.
-            feature: one or several names to keep; default `config.feature`.
-            class_label: class it is conditioned on; default the null class.
+            timestep: timestep to keep (default: `config.timestep`).
+            feature: one or several names to keep (default: `config.feature`).
+            class_label: class that it is conditioned on (default: the null class).
 
         Returns:
             A new model; this one is unchanged.
 
         Raises:
-            ValueError: no such timestep, feature or class, or the model is fixed already, or quantized, or of a family
-                that cannot be fixed.
+            ValueError: no such timestep, feature or class; or the model is already fixed, is quantized, or is of a
+                family that cannot be fixed.
         """
         names = self._names(feature)
         return fold(self, fixed_config(self.config, self.resolve_timestep(timestep), names, class_label))
 
     def attention_projections(self, features: Sequence[str] | None = None) -> list[str]:
-        """The linear layers of attention that `features` depend on (default: `config.feature`): what LoRA is to adapt.
+        """Names of the attention's linear layers that `features` depend on (default: `config.feature`), for LoRA.
 
-        Blocks after the features do not run; an adapter there never gets a gradient. With peft:
+        Blocks after the features do not run, so an adapter there gets no gradient. With peft:
         `LoraConfig(target_modules=model.attention_projections())`.
         """
         unused = {id(x) for part in self.unused_parts(features or [str(self.config.feature)]) for x in part.modules()}
@@ -270,11 +270,11 @@ class NoisyBackbone(NoisyNetwork):
         ]
 
     def untrained_twin(self) -> Any:
-        """The same network, stored noise and VAE, with random weights: what features owe to the architecture alone."""
+        """The same network, stored noise and VAE, with random weights, to see what features owe to the architecture."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             twin: Any = type(self)(copy.deepcopy(self.config))
-        twin.to(self.device, self._weight.dtype)  # the VAE may be of another one
+        twin.to(self.device, self._weight.dtype)  # the VAE may have another dtype
         twin.vae = self.vae
         return twin.eval()
 
@@ -284,7 +284,6 @@ class NoisyBackbone(NoisyNetwork):
         return f"blocks.{self.config.num_hidden_layers - 1}.{self.config.feature_kinds[-1]}"
 
     def _names(self, feature: str | Sequence[str] | None) -> list[str]:
-        """Names of the features asked for, default the chosen one."""
         names = [feature or str(self.config.feature)] if feature is None or isinstance(feature, str) else list(feature)
         if not names:
             raise ValueError("feature must be a name or a non-empty list of names")

@@ -1,4 +1,4 @@
-"""One run of a diffusion network of any family: the stored noise, the timestep, and checks of what goes in and out."""
+"""Runs of a diffusion network of any family: stored noise, timesteps, and checks of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Features = dict[str, torch.Tensor]
 
 
 class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
-    """A diffusion network, the VAE that it came with, and the noise that features are read with."""
+    """A diffusion network, its VAE, and the noise with which features are read."""
 
     evaluation_noise: torch.Tensor
 
@@ -30,7 +30,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
         self.noise_schedule = NoiseSchedule.from_dict(config.noise_schedule or {})
         self.vae = build_vae(config)
         if not config.fixed_timestep:
-            device = torch.empty(0).device  # that of the context, which may be "meta"
+            device = torch.empty(0).device  # of the context, possibly "meta"
             self.register_buffer("evaluation_noise", self.compute_noise().to(device))
 
     def run(
@@ -44,20 +44,20 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
         whole: bool = False,
         **kwargs: Any,
     ) -> tuple[Features, torch.Tensor | None]:
-        """One run of the network, up to the deepest feature that is asked for.
+        """Run the network once, up to the deepest requested feature.
 
         Args:
             inputs: `(batch, num_channels, height, width)`, noisy; with a fixed timestep, clean.
             timesteps: `(batch,)` training indices; `None` with a fixed timestep.
             class_labels: `(batch,)`, checked; `None` for the null class.
             names: of features.
-            predict: also give the network's prediction; the output of the last block is then among `names`.
+            predict: also return the prediction; the output of the last block must then be among `names`.
             whole: run every block, so that transformers can record all of them.
             kwargs: of transformers' attention functions.
 
         Returns:
             `(batch, tokens, width)` by name, and with `predict` `(batch, channels, height, width)`, the first
-            `num_channels` of which are the prediction. A model with a fixed timestep gives `(draws * batch, ...)`.
+            `num_channels` of which are the prediction. With a fixed timestep, `batch` is `draws * batch`.
         """
         raise NotImplementedError
 
@@ -67,7 +67,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
 
     @property
     def default_timestep(self) -> int:
-        """`config.timestep`, or a tenth of the schedule (with a warning) where none has been selected."""
+        """`config.timestep` or, if none has been selected, a tenth of the schedule, with a warning."""
         if self.config.timestep is not None:
             return self.config.timestep
         timestep = self.noise_schedule.num_train_timesteps // 10
@@ -84,8 +84,8 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
     def compute_noise(self, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The evaluation noise `(draws, channels, height, width)` of `config.noise_seed` for inputs of this size.
 
-        It is the same on every machine: standard normal, drawn on the CPU from a generator of its own. Without a size
-        it is for the trained resolution.
+        It is standard normal, and the same on every machine, since a separate CPU generator draws it. The default size
+        is the trained one.
         """
         config = self.config
         height, width = size or (config.sample_size, config.sample_size)
@@ -119,7 +119,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
             return _mean_of_draws(features, self.config.num_noise_draws)
         if class_labels is not None:
             self._check_labels(class_labels, latents.shape[0])
-        # (draws, 1, channels, height, width); of noise that is given, (1, batch, channels, height, width)
+        # (draws, 1, channels, height, width), or for given noise (1, batch, channels, height, width)
         draws = self.stored_noise(latents) if noise is None else noise.to(latents).expand_as(latents)[None]
         num_draws = self.config.num_noise_draws if noise is None else 1
         noisy = self.noise_schedule.add_noise(latents[None].float(), draws.float(), timestep).flatten(0, 1)
@@ -136,10 +136,10 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
         names: Sequence[str],
         **kwargs: Any,
     ) -> tuple[Features, torch.Tensor | None]:
-        """`run` of inputs that a caller has noised."""
+        """`run` for inputs that are already noisy."""
         self._check_input(noisy_latents, "noisy_latents", self.config.num_channels)
         if self.config.fixed_timestep:
-            raise self.config.fixed_error("denoising, or features of inputs that are noisy already,")
+            raise self.config.fixed_error("denoising, or reading features of noisy inputs,")
         if class_labels is not None:
             self._check_labels(class_labels, noisy_latents.shape[0])
         return self._checked_run(noisy_latents, timesteps, class_labels, names, **kwargs)
@@ -152,7 +152,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
         names: Sequence[str],
         **kwargs: Any,
     ) -> tuple[Features, torch.Tensor | None]:
-        """`run`, whose features are finite; not looked at in training, where the loss tells."""
+        """`run`, with a check that features are finite, unless in training, where the loss shows it."""
         features, prediction = self.run(inputs, timesteps, class_labels, names, **kwargs)
         if self.training or not is_checked() or all_finite(features.values()):
             return features, prediction
@@ -169,7 +169,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
         class_labels: torch.Tensor | None,
         names: Sequence[str],
     ) -> str:
-        """The first part of the network whose values are not finite, in a run of one sample."""
+        """The first part of the network with values that are not finite, in a run of one sample."""
         deepest = max(self.config.resolve_feature(name).block for name in names)
         outputs = [f"blocks.{block}.{self.config.feature_kinds[-1]}" for block in range(deepest)]
         found = self.run(inputs, timesteps, class_labels, outputs)[0] if outputs else {}
@@ -190,7 +190,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
 
     @property
     def _weight(self) -> torch.Tensor:
-        """One of the network's weights, and none of the VAE's: it has the precision of the computation."""
+        """A weight of the network, not of the VAE, in the precision of the computation."""
         return next(weight for name, weight in self.named_parameters() if not name.startswith("vae."))
 
 

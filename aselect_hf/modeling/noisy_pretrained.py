@@ -15,15 +15,15 @@ from transformers import initialization as init
 from .configuration_noisy_backbone import NoisyBackboneConfig
 
 READERS: dict[str, Callable[..., Any]] = {}
-"""Readers of other programs' checkpoints by the program's name. The whole package fills it, a saved folder does not."""
+"""Readers of other libraries' checkpoints by library. The package registers them, a saved folder does not."""
 
 
 @contextlib.contextmanager
 def readable_by_torchao(quantizer: Any) -> Iterator[None]:
-    """Let `quantizer` name no tensor without a dot in the metadata that it saves.
+    """Keep names without a dot out of the metadata that `quantizer` saves.
 
-    torchao (0.18) splits every name there at its last dot before it reads any weight, and fails at
-    `position_embedding` and `evaluation_noise`, which transformers loads by itself.
+    torchao 0.18 splits every name there at its last dot. It fails at `position_embedding` and `evaluation_noise`, which
+    transformers loads without it.
     """
     describe = quantizer.get_state_dict_and_metadata
 
@@ -53,7 +53,7 @@ class NoisyPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, *args: Any, noise_seed: int | None = None, num_noise_draws: int | None = None, **kwargs: Any
     ) -> Any:
-        """As in transformers; a `noise_seed` or `num_noise_draws` given here replaces the stored noise."""
+        """As in transformers. A `noise_seed` or `num_noise_draws` replaces the stored noise."""
         loaded = super().from_pretrained(*args, **kwargs)
         if noise_seed is not None or num_noise_draws is not None:
             model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -67,31 +67,31 @@ class NoisyPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers."""
         quantizer = getattr(self, "hf_quantizer", None)
         with contextlib.nullcontext() if quantizer is None else readable_by_torchao(quantizer):
             super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_diffusers(cls, source: Any, **kwargs: Any) -> Any:
-        """Convert a diffusers DiT: a pipeline or transformer, as a folder, by its Hub id, or in memory.
+        """Convert a diffusers DiT.
 
         Args:
-            source: where it is, or what it is.
+            source: a pipeline or transformer, as a folder, a Hub id, or an object.
             kwargs: see `aselect_hf.conversion.load_diffusers`: `vae`, `vae_decoder`, `scheduler`; `token`, `revision`,
                 `cache_dir`, `local_files_only`, `force_download`, `subfolder`, `variant`, `dtype`, `allow_pickle`; and
                 fields of the config. Anything else is a `TypeError`.
 
         Raises:
-            ImportError: this class is from a saved folder, and the package is not there or not imported.
+            ImportError: this class is from a saved folder, and the package has not been imported.
         """
         if "diffusers" not in READERS:
-            raise ImportError("from_diffusers needs the whole package, imported first: pip install aselect-hf")
+            raise ImportError(
+                "from_diffusers needs the whole package: pip install aselect-hf, and import aselect_hf first"
+            )
         return READERS["diffusers"](source, model_class=cls, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The stored noise, beside what transformers initializes."""
         super()._init_weights(module)
         if isinstance(getattr(module, "evaluation_noise", None), torch.Tensor):
             init.copy_(module.evaluation_noise, module.compute_noise())  # type: ignore[arg-type, operator]

@@ -1,7 +1,7 @@
-"""From any image to 8-bit pixels, by one rule for the library, the saved image processor and the endpoint handler.
+"""Convert any image to 8-bit pixels, alike in the library, the saved image processor and the endpoint handler.
 
 - Integers of 8 and 16 bits are read by their full range: an image saved as `v` and as `257 * v` gives the same pixels.
-- Floats must lie in [0, 1]. Other ranges are not known, and are refused.
+- Floats must lie in [0, 1]. Other ranges are refused.
 - Transparent pixels are composited on white.
 - Colors become RGB, a palette is looked up, and the EXIF orientation is applied.
 """
@@ -29,11 +29,10 @@ def eight_bit_image(image: Any, name: str = "the image", input_data_format: Any 
     Args:
         image: PIL image; or array or tensor `(height, width)`, `(height, width, channels)` or
             `(channels, height, width)` of 1, 3 or 4 (with alpha) channels.
-        name: of the image, for errors.
-        input_data_format: `"channels_first"` or `"channels_last"`, where the shape does not tell.
+        input_data_format: `"channels_first"` or `"channels_last"`, if the shape is ambiguous.
 
     Raises:
-        ValueError: NaN or infinite pixels, values whose range is not known, or another number of channels.
+        ValueError: NaN or infinite pixels, an unknown range of values, or an unsupported shape.
     """
     if not isinstance(image, Image.Image):
         return _flatten(_image_of_array(_array(image), name, input_data_format))
@@ -46,7 +45,7 @@ def eight_bit_image(image: Any, name: str = "the image", input_data_format: Any 
 
 
 def is_float(image: Any) -> bool:
-    """Whether pixels are floats, in [0, 1], rather than integers."""
+    """Whether pixels are floats rather than integers."""
     if isinstance(image, Image.Image):
         return image.mode == "F"
     return image.is_floating_point() if isinstance(image, torch.Tensor) else np.asarray(image).dtype.kind == "f"
@@ -96,18 +95,18 @@ def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
         if 0 < values.max() < DARK:
             logger.warning_once(
                 "A 16-bit image uses less than a sixteenth of its range, so that it is read as nearly black: 16-bit "
-                "images are scaled by 65535, whatever the camera recorded. Stretch such images first."
+                "images are divided by 65535, whatever the camera recorded. Stretch such images first."
             )
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"{name} holds {kind} in place of numbers")
+        raise ValueError(f"{name} holds {kind} instead of numbers")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinite pixels")
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         return np.rint(values * 255).astype(np.uint8)
     raise ValueError(
-        f"{name} has {kind} pixels in {low:g}..{high:g}, and which values mean black and white is not known: "
+        f"{name} has {kind} pixels in {low:g}..{high:g}, a range in which black and white are unknown: "
         "scale it to floats in 0..1, or to integers of 8 bits (uint8, 0..255) or 16 bits (uint16, 0..65535)"
     )
 

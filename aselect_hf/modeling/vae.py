@@ -1,4 +1,4 @@
-"""The autoencoder inside a checkpoint: pixels to what the network sees, and back."""
+"""The autoencoder in a checkpoint, between pixels and what the network sees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .finite import check_finite
 
 
 def build_vae(config: NoisyBackboneConfig) -> Any:
-    """The autoencoder that `config` describes, without its decoder unless that is kept; `None` in pixel space."""
+    """The autoencoder of `config`, with its decoder only if that is kept; `None` in pixel space."""
     if config.vae_config is None:
         return None
     try:
@@ -29,7 +29,7 @@ def build_vae(config: NoisyBackboneConfig) -> Any:
 
 
 class VaeMixin:
-    """What a model with `vae` (`None` in pixel space) and `config` does with them."""
+    """Methods of a model with a `vae` (`None` in pixel space) and a `config`."""
 
     vae: Any
     config: Any
@@ -48,11 +48,11 @@ class VaeMixin:
             pixel_values: `(batch, channels, height, width)` in [-1, 1].
 
         Returns:
-            Two `(batch, num_channels, height, width)`, float32 with a VAE of any precision; `None` for the second where
+            Two `(batch, num_channels, height, width)`, float32 for a VAE of any precision. The second is `None` if
             nothing is random: in pixel space and with an `AutoencoderTiny`.
 
         Raises:
-            ValueError: wrong channels or size, NaN; the VAE overflows.
+            ValueError: wrong channels or size, NaN, or the VAE overflows.
         """
         self._check_input(pixel_values, "pixel_values", self.config.image_channels, self.config.vae_downsampling)
         if self.vae is None:
@@ -98,7 +98,7 @@ class VaeMixin:
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"{name} must be (batch, {channels}, height, width), got {tuple(images.shape)}")
         if not images.is_floating_point():
-            raise ValueError(f"{name} must be floats, got {images.dtype}: 8-bit pixels become so by x / 127.5 - 1")
+            raise ValueError(f"{name} must be floats, got {images.dtype}: convert 8-bit pixels by x / 127.5 - 1")
         if images.shape[-2] % multiple or images.shape[-1] % multiple:
             raise ValueError(f"{name} height and width must be multiples of {multiple}, got {tuple(images.shape[-2:])}")
         if not torch.compiler.is_compiling() and not torch.isfinite(images).all():

@@ -1,4 +1,4 @@
-"""The accelerator of a run: epochs of whole steps, trackers, checkpoints that any number of processes can resume."""
+"""The accelerator of a run: gradient accumulation, trackers, and checkpoints for any number of processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aselect_hf.training.processes import check_num_processes
 
 
 def make_accelerator(args: PretrainingArguments) -> Accelerator:
-    """An accelerator as the arguments say.
+    """Make the accelerator that `args` describe.
 
     Raises:
         ValueError: a tracker is unknown or not installed, or the number of processes is not `args.num_processes`.
     """
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        # Epochs are whole numbers of steps: no short step at their end, and none from an evaluation's loader.
+        # An epoch is a whole number of steps, so the end of a data loader must not trigger an optimizer step.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
@@ -44,30 +44,30 @@ def start_trackers(accelerator: Accelerator, args: PretrainingArguments) -> None
 
 
 def check_trackers(report_to: str | None) -> list[LoggerType] | None:
-    """The trackers named in `report_to`, separated by commas; `"all"` for those installed.
+    """Parse `report_to`: names of trackers, separated by commas, or `"all"` for every installed one.
 
     Raises:
-        ValueError: one is unknown or its package is not installed.
+        ValueError: a tracker is unknown, or its package is not installed.
     """
     if not report_to:
         return None
     installed = get_available_trackers()
     if report_to == "all":
         if not installed:
-            raise ValueError("report_to=all, but no tracker is installed: for example pip install tensorboard")
+            raise ValueError("report_to=all, but no tracker is installed: try pip install tensorboard")
         return installed
     known = [name for name in LoggerType.list() if name != "all"]
     names = [name.strip() for name in report_to.split(",")]
     for name in names:
         if name not in known:
-            raise ValueError(f"report_to must be all, or of {', '.join(known)}; got {name!r}")
+            raise ValueError(f"report_to must be all, or names among {', '.join(known)}; got {name!r}")
         if LoggerType(name) not in installed:
             raise ValueError(f"report_to={name!r}: the package {name} is not installed")
     return [LoggerType(name) for name in names]
 
 
 def _save_unwrapped(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], _: str) -> None:
-    """Save under the objective's own names, so that any number of processes can resume."""
+    """Save weights without the `module.` prefix of DDP, so that any number of processes can resume."""
     for index, state in enumerate(weights):
         if isinstance(models[index], DistributedDataParallel):
             weights[index] = type(state)((name.removeprefix("module."), value) for name, value in state.items())

@@ -22,7 +22,7 @@ from aselect_hf.selection.rule_options import rule_option_fields
 from aselect_hf.training.parsing import Accepted, Arguments, LocalPath, argument, one_of
 
 NOT_IN_TRAINING = ("task", "num_epochs")
-"""Options of rules that a training script decides: it has a task, and trains the gate with it."""
+"""Rule options that a training script sets itself: it knows its task, and trains the gate for its own epochs."""
 RuleOptions: Any = make_dataclass("RuleOptions", rule_option_fields(without=NOT_IN_TRAINING))
 RULE_OPTIONS = [field.name for field in fields(RuleOptions)]
 LR_SCHEDULERS = (
@@ -65,40 +65,38 @@ RepoId = Annotated[str, Accepted(_is_repo_id, "'name' or 'user/name', of letters
 @dataclass
 class ModelArguments(Arguments):
     model_name_or_path: LocalPath | None = argument(None, "Checkpoint to start from: a folder, a Hub id, or 'sample'.")
-    attn_implementation: str = argument(
-        "sdpa", "Attention: sdpa, eager (fastest for tiny models on CPU), flash_attention_2."
-    )
+    attn_implementation: str = argument("sdpa", "sdpa, eager (fastest for tiny models on CPU) or flash_attention_2.")
 
 
 @dataclass
 class PretrainModelArguments(ModelArguments):
-    preset: str | None = argument(None, "Published shape to start from scratch, such as DiT-S/2.")
+    preset: str | None = argument(None, "Published shape of a model trained from scratch, such as DiT-S/2.")
     config_overrides: str | None = argument(
-        None, "Config fields for a model from scratch: 'hidden_size=144,num_hidden_layers=7,patch_size=4'."
+        None, "Config fields of a model trained from scratch: 'hidden_size=144,num_hidden_layers=7,patch_size=4'."
     )
 
 
 @dataclass
 class TaskModelArguments(RuleOptions, ModelArguments):
-    method: Method = argument(AUTO, f"How the timestep is chosen: {', '.join((AUTO, *RULES))}.", ["timestep_selection"])
-    timesteps: str | None = argument(None, "Candidates '0,50,100', or how many of the strategy's default ones.")
+    method: Method = argument(AUTO, f"Rule for the timestep: {', '.join((AUTO, *RULES))}.", ["timestep_selection"])
+    timesteps: str | None = argument(None, "Candidates such as '0,50,100', or the number of default candidates.")
     num_images: int | None = argument(
-        None, "Training images to look at; default: hfr 64, criteria 256 or 500.", ["num_selection_images"]
+        None, "Training images for the rule (default: 64 for hfr, 256 or 500 for criteria).", ["num_selection_images"]
     )
-    num_visited_timesteps: Count = argument(2, "gate: Candidates that each image visits in a step.")
-    gate_learning_rate: float = argument(3e-3, "gate: Its learning rate.")
-    feature: str | None = argument(None, "blocks.<i>.<kind>, or auto; default the checkpoint's own.")
-    freeze_backbone: bool = argument(False, "Train heads alone, many side by side; validation chooses one.")
-    lora_rank: int = argument(0, "Train low-rank adapters of this rank instead of the whole backbone; 0 for none.")
+    num_visited_timesteps: Count = argument(2, "gate: Candidates that each image visits per step.")
+    gate_learning_rate: float = argument(3e-3, "gate: Learning rate of the gate.")
+    feature: str | None = argument(None, "blocks.<i>.<kind>, or auto (default: the checkpoint's own).")
+    freeze_backbone: bool = argument(False, "Train only heads, several at once; validation chooses one.")
+    lora_rank: int = argument(0, "Train low-rank adapters of this rank instead of the whole backbone (0: none).")
     head_learning_rates: list[float] | None = argument(
-        None, "Learning rates of heads (default: learning_rate; frozen: 3, 10, 30, 100, 300 times it)."
+        None, "Learning rates of heads (default: learning_rate; if frozen, 3, 10, 30, 100 and 300 times it)."
     )
     head_weight_decays: list[float] | None = argument(
-        None, "Weight decays, each with every rate (default: weight_decay; frozen: 0 and 0.1)."
+        None, "Weight decays of heads, each combined with every rate (default: weight_decay; if frozen, 0 and 0.1)."
     )
     pooling: str | None = argument(None, "classify: mean or attentive pooling of the tokens.")
     segmentation_head: str | None = argument(None, "segment: linear or upernet.")
-    head_norm: str | None = argument(None, "layer_norm or batch_norm before the head's linear layer.")
+    head_norm: str | None = argument(None, "Norm before the head's linear layer: layer_norm or batch_norm.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,11 +106,11 @@ class TaskModelArguments(RuleOptions, ModelArguments):
                 raise ValueError(f"{name}={value} needs method={' or '.join(rules_with(name))}, got {self.method!r}")
         check_request(self.method, feature=self.feature)
         if self.freeze_backbone and self.lora_rank:
-            raise ValueError("freeze_backbone and lora_rank exclude each other")
+            raise ValueError("freeze_backbone and lora_rank cannot be combined")
 
     @property
     def rule_options(self) -> dict[str, Any]:
-        """The options of rules that were given."""
+        """Rule options that differ from their defaults."""
         defaults = type(self).__dataclass_fields__
         values = {name: getattr(self, name) for name in RULE_OPTIONS}
         return {name: value for name, value in values.items() if value != defaults[name].default}
@@ -133,22 +131,18 @@ class TaskModelArguments(RuleOptions, ModelArguments):
 class DataArguments(Arguments):
     dataset_name: LocalPath | None = argument(None, "Data set on the Hub, a folder of parquet files, or 'sample'.")
     dataset_config_name: str | None = argument(None, "Configuration of the data set.")
-    train_dir: LocalPath | None = argument(None, "Folder of images, in place of dataset_name.")
+    train_dir: LocalPath | None = argument(None, "Folder of images, instead of dataset_name.")
     train_split: str = argument("train", "Split to train on.")
     image_column_name: str = argument("image", "Column with the images.", ["image_column"])
-    label_column_name: str | None = argument(
-        None, "Column with the class labels (default: label, if there is one).", ["label_column"]
-    )
-    max_train_samples: int | None = argument(
-        None, "Use a random sample of at most this many training images, of every class its share."
-    )
-    on_error: str = argument("stop", "At an unreadable image: 'stop', or 'skip' it; skipping reads every image first.")
+    label_column_name: str | None = argument(None, "Column of class labels (default: label, if any).", ["label_column"])
+    max_train_samples: int | None = argument(None, "Use at most this many training images, stratified by class.")
+    on_error: str = argument("stop", "For unreadable images: 'stop', or 'skip' (reads every image first).")
     random_flip: bool = argument(True, "Flip half of the training images horizontally.")
     dataloader_num_workers: int = argument(0, "Worker processes that decode images.")
 
     @property
     def public_name(self) -> str:
-        """The data set's id on the Hub or address, or a folder's name that cannot be taken for either."""
+        """The data set's Hub id or address, or the name of a folder, marked as local."""
         source = str(self.train_dir or self.dataset_name)
         if source == "sample" or "://" in source or is_hub_id(source):
             return source
@@ -163,32 +157,27 @@ class DataArguments(Arguments):
 class TaskDataArguments(DataArguments):
     streaming: bool = argument(False, "Read the images as a stream, without downloading the data set first.")
     validation_dir: LocalPath | None = argument(None, "Folder of validation images.")
-    validation_split: str | None = argument(None, "Split that chooses; default a part of the training images.")
-    train_val_split: float = argument(0.15, "That part.")
+    validation_split: str | None = argument(None, "Validation split (default: part of the training images).")
+    train_val_split: float = argument(0.15, "Share of the training images to validate on by default.")
     test_split: str | None = argument(None, "Split to report on, scored once at the end.")
     max_eval_samples: int | None = argument(None, "Use a random sample of at most this many validation images.")
     max_test_samples: int | None = argument(None, "Use a random sample of at most this many test images.")
     classes: list[str] | None = argument(
         None,
-        "Names of the classes in order, or how many there are; for masks also value=name, such as 0=background "
-        "255=lesion (default: those of the training images). A stream without names needs it.",
+        "Class names in order, or the number of classes; for masks also value=name, such as 0=background 255=lesion "
+        "(default: the classes of the training images). Required for a stream without class names.",
     )
-    mask_column_name: str | None = argument(None, "segment: column with the masks; default mask, annotation or label.")
-    reduce_labels: bool = argument(False, "segment: class 0 is background to be ignored, the others move down by one.")
-    num_streamed_images: int = argument(1000, "streaming: images read first, to choose the timestep on.")
-    shuffle_buffer_size: int = argument(
-        10_000,
-        "streaming: size of the buffer from which every next image is drawn at random; each worker has one.",
-    )
-    cache_latents: bool = argument(True, "Encode every image once, to disk; with no streaming.")
-    cache_features: bool = argument(True, "With a frozen backbone and no gate, run it once per image; no streaming.")
-    cache_dir: LocalPath | None = argument(
-        None, "Where encoded images and features are kept (default: beside the Hub's cache)."
-    )
+    mask_column_name: str | None = argument(None, "segment: column of masks (default: mask, annotation or label).")
+    reduce_labels: bool = argument(False, "segment: ignore class 0 and shift the others down by one.")
+    num_streamed_images: int = argument(1000, "streaming: images, read first, to choose the timestep on.")
+    shuffle_buffer_size: int = argument(10_000, "streaming: images in the shuffle buffer of each worker.")
+    cache_latents: bool = argument(True, "Encode every image once, to disk (not with streaming).")
+    cache_features: bool = argument(True, "Run a frozen backbone once per image (no gate, no streaming).")
+    cache_dir: LocalPath | None = argument(None, "Folder for encoded images and features (default: next to the Hub's).")
 
     @property
     def latents_dir(self) -> Path | None:
-        """Where encoded images are kept: in `cache_dir`, as by `select_timestep`; `None` for the default."""
+        """Folder of encoded images, the one that `select_timestep` uses; `None` for the default."""
         return Path(self.cache_dir) / "latents" if self.cache_dir else None
 
     def __post_init__(self) -> None:
@@ -211,46 +200,42 @@ class PushArguments(Arguments):
 
     @property
     def repo_id(self) -> str:
-        """Where the model goes on the Hub: `hub_model_id`, or the name of `output_dir` as far as it can be one."""
+        """Repository on the Hub: `hub_model_id`, or a valid name made from that of `output_dir`."""
         name = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.output_dir).resolve().name).strip("-")
         return self.hub_model_id or name[:MAX_REPO_NAME] or "model"
 
     @property
     def push_options(self) -> dict[str, Any]:
-        """These arguments as `push_folder` names them."""
+        """These arguments under the names that `push_folder` uses."""
         return {"repo_id": self.repo_id, "private": self.hub_private_repo or None, "token": self.hub_token}
 
 
 @dataclass
 class PretrainingArguments(PushArguments):
-    """What every training run needs."""
+    """Arguments of every training run."""
 
     per_device_train_batch_size: Count = argument(64, "Images per device and forward pass.")
     gradient_accumulation_steps: Count = argument(1, "Forward passes per optimizer step.")
     learning_rate: Positive = argument(1e-4, "Peak learning rate of AdamW.")
     weight_decay: NotNegative = argument(0.0, "Weight decay of AdamW.")
-    max_grad_norm: Positive = argument(1.0, "Gradient clipping.")
+    max_grad_norm: Positive = argument(1.0, "Norm to which gradients are clipped.")
     num_train_epochs: Count = argument(10, "Passes over the training data.")
-    max_train_steps: Count | None = argument(None, "Optimizer steps; overrides num_train_epochs. A stream needs it.")
+    max_train_steps: Count | None = argument(None, "Optimizer steps; overrides num_train_epochs. Required for streams.")
     lr_scheduler_type: LrScheduler = argument("cosine", f"One of {', '.join(LR_SCHEDULERS)}.")
     num_warmup_steps: WholeNumber = argument(0, "Steps of linear warm-up.")
-    mixed_precision: Precision | None = argument(None, "no, fp16 or bf16; default what accelerate was configured with.")
-    ema_decay: Decay = argument(0.0, "Decay of the weight average that is saved; 0 saves the weights themselves.")
+    mixed_precision: Precision | None = argument(None, "no, fp16 or bf16 (default: as accelerate is configured).")
+    ema_decay: Decay = argument(0.0, "Decay of the weight average that is saved (0: no averaging).")
     condition_dropout: Share = argument(0.1, "Share of class labels replaced by the null class in training.")
     seed: WholeNumber = argument(0, "Seed of initialization, order, flips, timesteps and noise.")
-    num_processes: Count | None = argument(
-        None, "Refuse to run with fewer processes; default what the launcher was asked for."
-    )
+    num_processes: Count | None = argument(None, "Processes required to run (default: as the launcher was told).")
     logging_steps: Count = argument(50, "Steps between log lines.")
-    checkpointing_steps: Steps | None = argument(
-        None, "Steps between checkpoints, or 'epoch'; default: only the final model."
-    )
+    checkpointing_steps: Steps | None = argument(None, "Steps between checkpoints, or 'epoch' (default: none).")
     checkpoints_total_limit: Count = argument(2, "Checkpoints to keep.")
     resume_from_checkpoint: LocalPath | None = argument(
-        None, "A checkpoint folder, or 'latest': the newest whole one in output_dir, else from the beginning."
+        None, "Checkpoint folder, or 'latest': the newest complete one in output_dir, if any."
     )
-    report_to: str | None = argument(None, "Trackers, by comma: tensorboard, trackio, wandb, ...; or 'all' installed.")
-    with_tracking: bool = argument(False, "Report to all installed trackers where report_to names none.")
+    report_to: str | None = argument(None, "Trackers (tensorboard, trackio, wandb, ...), separated by commas, or all.")
+    with_tracking: bool = argument(False, "Report to all installed trackers if report_to names none.")
 
     def __post_init__(self) -> None:
         if isinstance(self.checkpointing_steps, int):
@@ -260,21 +245,20 @@ class PretrainingArguments(PushArguments):
             self.report_to = "all"
 
     def public(self) -> dict[str, Any]:
-        """`public_arguments` of these."""
         return public_arguments(self)
 
 
 @dataclass
 class TrainingArguments(PretrainingArguments):
-    """Pretraining's arguments, and those of training for a task."""
+    """Arguments of training for a task, in addition to those of pretraining."""
 
-    per_device_eval_batch_size: Count = argument(64, "Images per device in evaluation.")
+    per_device_eval_batch_size: Count = argument(64, "Images per device and evaluation batch.")
     eval_steps: Count | None = argument(None, "Steps between evaluations (default: after every epoch).")
     denoising_loss_weight: NotNegative | None = argument(
-        None, "Weight of the denoising loss beside the task's; default 0 with a frozen backbone, else 1."
+        None, "Weight of the denoising loss added to the task loss (default: 0 with a frozen backbone, else 1)."
     )
     push_examples: bool | None = argument(
-        None, "Push three validation images with the model's answers (default: if their data set's license permits)."
+        None, "Push three validation images with the model's answers (default: if the data set's license permits it)."
     )
 
     @property
@@ -283,5 +267,5 @@ class TrainingArguments(PretrainingArguments):
 
 
 def public_arguments(*groups: Any) -> dict[str, Any]:
-    """The values of argument dataclasses as files and trackers may hold them: without token, passwords, signatures."""
+    """Values of argument dataclasses for files and trackers, without tokens, passwords and signatures."""
     return without_secrets({name: value for group in groups for name, value in asdict(group).items()})

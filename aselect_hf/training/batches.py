@@ -1,7 +1,4 @@
-"""Training batches without end, in an order that depends on seed and step alone: from a data set or from a stream.
-
-They are in main memory.
-"""
+"""Endless training batches, in main memory, whose order depends only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -25,15 +22,14 @@ Batch = dict[str, torch.Tensor]
 class EpochBatches:
     """Batches of a data set with random access, in a new order every epoch.
 
-    An epoch is a whole number of optimizer steps: the remainder of the permutation is left out, and a data set smaller
-    than one effective batch is repeated within it. So one process with batch 2b, two with b, and two accumulation steps
-    of b see the same images in the same steps.
+    An epoch is a whole number of optimizer steps: the remainder of the permutation is dropped, and a data set smaller
+    than one effective batch is repeated. One process with batch 2b, two processes with b, and two accumulation steps of
+    b therefore see the same images in the same steps.
 
     Attributes:
         steps_per_epoch: optimizer steps.
-        description: for the log.
-        setup: what must not change between a checkpoint and its resumption.
-        state: where this process is, beyond the step; nothing here.
+        setup: values that must be unchanged when a checkpoint is resumed.
+        state: position of this process beyond the step; always `None` here.
     """
 
     state: dict[str, int] | None = None
@@ -55,7 +51,7 @@ class EpochBatches:
             persistent_workers=num_workers > 0,
         )
         self.accelerator, self.loader = accelerator, accelerator.prepare(loader)
-        self.loader.device = None  # an optimizer step's batches wait in main memory: accumulation costs no other
+        self.loader.device = None  # batches wait in main memory, so accumulation needs no device memory
         self.description = f"{len(dataset)} training images"
         self.setup = {"seed": args.seed, "effective batch": effective, "training images": len(dataset)}
 
@@ -72,11 +68,11 @@ class EpochBatches:
 
 
 class StreamBatches:
-    """Batches of a stream, which every process runs through again and again: uneven shards never wait for one another.
+    """Batches of a stream that every process repeats endlessly, so uneven shards never wait for each other.
 
-    A `datasets.IterableDataset` is split by process; of any other stream, each process keeps every n-th batch. Its
-    `set_epoch` is called before each pass, which is how a buffer shuffle gets a new order. A resumed run reads the
-    current pass again up to where it was, so the batches are the very same.
+    A `datasets.IterableDataset` is split by process. Of any other stream, each process keeps every n-th batch.
+    `set_epoch` is called before each pass, which gives a shuffle buffer a new order. A resumed run reads the current
+    pass again up to its position, so it gets identical batches.
     """
 
     description = "a stream of training images"
@@ -102,7 +98,7 @@ class StreamBatches:
         self.setup |= {"number of processes": processes, "number of workers": num_workers}
 
     def from_step(self, step: int) -> Iterator[tuple[int, int, Batch]]:
-        """Yield `(0, micro step of the run, batch)` from an optimizer step on; `state` counts each batch as it goes."""
+        """Yield `(0, micro step of the run, batch)` from an optimizer step on, and update `state`."""
         micro_step, seen = step * self.accumulation, self.state["batches"]
         for passes in count(self.state["passes"]):
             self.dataset.set_epoch(passes)
@@ -113,14 +109,13 @@ class StreamBatches:
                 micro_step += 1
             if not seen:
                 raise ValueError(
-                    f"the stream gives a process less than one batch of {self.loader.batch_size} images a pass: lower "
-                    "per_device_train_batch_size, or the number of processes or workers"
+                    f"the stream gives a process less than one batch of {self.loader.batch_size} images per pass: "
+                    "lower per_device_train_batch_size, or the number of processes or workers"
                 )
             seen = 0
 
 
 def effective_batch(args: PretrainingArguments, accelerator: Accelerator) -> int:
-    """Images per optimizer step."""
     return args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
 
 

@@ -1,4 +1,4 @@
-"""What a task run trains: a model with a new head, the bank of heads, the gate."""
+"""Build what a task run trains: a model with a new head, the bank of heads, and the gate."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from aselect_hf.training.objective import HeadModel, HeadSetting, TaskObjective
 
 HEAD_RATES = (3.0, 10.0, 30.0, 100.0, 300.0)
 HEAD_DECAYS = (0.0, 0.1)
-"""Default bank on a frozen backbone: these multiples of `learning_rate`, each with these weight decays."""
+"""Default bank on a frozen backbone: every multiple of `learning_rate` with every weight decay."""
 
 
 def build_model(args: TaskModelArguments, task: Task, label_names: list[str]) -> HeadModel:
-    """A backbone's checkpoint gets a new head; a model of the task keeps its own where the classes agree.
+    """Load a model. A backbone gets a new head; a model of the task keeps its head if the classes match.
 
     Raises:
         ValueError: the checkpoint cannot be read, or a field of the head is wrong.
@@ -44,7 +44,7 @@ def build_objective(
     """Freeze or prepare the backbone; make the bank of heads and the gate.
 
     Raises:
-        ValueError: several heads on a backbone that trains, and as `TaskObjective`.
+        ValueError: several heads on a backbone that trains, or see `TaskObjective`.
     """
     frozen = model_args.freeze_backbone
     if frozen:
@@ -65,7 +65,7 @@ def build_objective(
 
 
 def head_settings(model_args: TaskModelArguments, args: TrainingArguments) -> list[HeadSetting]:
-    """Every learning rate of a head with every weight decay."""
+    """Every head learning rate combined with every weight decay."""
     frozen = model_args.freeze_backbone
     rates = model_args.head_learning_rates or [args.learning_rate * x for x in (HEAD_RATES if frozen else (1.0,))]
     decays = model_args.head_weight_decays or (list(HEAD_DECAYS) if frozen else [args.weight_decay])
@@ -76,7 +76,7 @@ def head_settings(model_args: TaskModelArguments, args: TrainingArguments) -> li
 
 
 def build_gate(model: HeadModel, args: TaskModelArguments, num_heads: int) -> TimestepGate:
-    """A gate over the candidates that were asked for, or over its own."""
+    """A gate over the given candidates, or else over its default ones."""
     schedule, candidates = model.base_model.noise_schedule, args.candidates
     if not isinstance(candidates, list):
         candidates = gate_timesteps(schedule, candidates or NUM_GATE_TIMESTEPS)

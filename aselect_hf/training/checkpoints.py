@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: atomic saves with a manifest, and a search that trusts nothing else."""
+"""Checkpoints that are complete or absent: saved atomically, and verified against a manifest before use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aselect_hf.files import as_path, read_json, settle, sha256_of, write_json
 MANIFEST_FILE = "manifest.json"
 MOVED = ".old.partial"
 
-# A full disk is an OSError of the operating system, a RuntimeError of torch.save, a SafetensorError of safetensors.
+# On a full disk the system raises OSError, torch.save RuntimeError, and safetensors SafetensorError.
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
@@ -25,19 +25,18 @@ class Checkpoints:
     """The folders `checkpoint-<step>` of one output folder, which all processes share.
 
     Args:
-        folder: the output folder.
-        total_limit: how many whole checkpoints to keep.
-        accelerator: of the run; every method is called on all of its processes.
+        total_limit: number of checkpoints to keep.
+        accelerator: of the run. Call every method on all of its processes.
     """
 
     def __init__(self, folder: Path, total_limit: int, accelerator: Accelerator) -> None:
         self.folder, self.total_limit, self.accelerator = folder, total_limit, accelerator
 
     def save(self, step: int, fill: Callable[[Path], None]) -> None:
-        """Let every process `fill` a folder under a temporary name; it becomes `checkpoint-<step>` when it is whole.
+        """Let every process `fill` a temporary folder, then rename it to `checkpoint-<step>`.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written. No trace of the checkpoint is left.
+            OSError: the disk is full, or the folder cannot be written. The partial checkpoint is removed.
         """
         target, temporary = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.partial"
         main = self.accelerator.is_main_process
@@ -59,14 +58,13 @@ class Checkpoints:
             self._together(action, target.name, temporary)
 
     def find(self, wanted: str | None) -> Path | None:
-        """The checkpoint to go on from.
+        """The checkpoint to resume from; `None` to start from the beginning.
 
         Args:
-            wanted: a checkpoint's folder; `"latest"` for the newest whole one, or none where there is no checkpoint;
-                None to start from the beginning, which is refused where checkpoints of an earlier run would be lost.
+            wanted: a checkpoint's folder; `"latest"` for the newest complete one, if any; or `None`.
 
         Raises:
-            ValueError: `wanted` is damaged or absent; the message names the newest whole one.
+            ValueError: `wanted` is damaged or absent, or it is `None` although there are checkpoints of an earlier run.
         """
         found: list[Path | str | None] = [None, None]
         if self.accelerator.is_main_process:
@@ -80,7 +78,7 @@ class Checkpoints:
         return path
 
     def remove_leftovers(self) -> None:
-        """Remove what killed runs left half written, and put back what they had only moved out of the way."""
+        """Delete unfinished checkpoints of killed runs, and restore those that were being replaced."""
         if self.accelerator.is_main_process:
             for moved in self.folder.glob(f".checkpoint-*{MOVED}"):
                 target = self.folder / moved.name[1:].removesuffix(MOVED)
@@ -97,8 +95,8 @@ class Checkpoints:
             existing = self._by_age()
             if existing:
                 raise ValueError(
-                    f"output_dir holds {existing[-1].name} of an earlier run: give --resume_from_checkpoint latest to "
-                    "go on from it, or another output_dir"
+                    f"output_dir holds {existing[-1].name} of an earlier run: resume it with --resume_from_checkpoint "
+                    "latest, or give another output_dir"
                 )
             return None
         path = as_path(wanted)
@@ -106,8 +104,8 @@ class Checkpoints:
         if problem is None:
             return path
         whole = self._newest_whole()
-        instead = f"the newest whole checkpoint is {whole}" if whole else "there is no whole checkpoint in output_dir"
-        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a whole checkpoint ({problem}); {instead}")
+        instead = f"the newest complete checkpoint is {whole}" if whole else "output_dir holds no complete checkpoint"
+        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a complete checkpoint ({problem}); {instead}")
 
     def _newest_whole(self, warn: bool = False) -> Path | None:
         problems = []
@@ -119,17 +117,17 @@ class Checkpoints:
                 break
             problems.append(f"{path.name} is damaged ({problem})")
         if warn and (problems or whole is None):
-            chosen = f"going on from {whole.name}" if whole else "starting from the beginning"
+            chosen = f"resuming from {whole.name}" if whole else "starting from the beginning"
             print(f"warning: {'; '.join(problems) or f'no checkpoint in {self.folder}'}: {chosen}")
         return whole
 
     def _by_age(self) -> list[Path]:
-        """Checkpoints by the time of writing, the newest last: a run that went back writes smaller steps later."""
+        """Checkpoints by time of writing, newest last (a resumed run may write a smaller step later)."""
         found = (path for path in self.folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
         return sorted(found, key=_age)
 
     def _together(self, action: Callable[[], None], name: str, temporary: Path) -> None:
-        """Run an action on every process; if it fails on one, fail on all, so that none waits for the others."""
+        """Run an action on every process. If it fails on one, fail on all, so that none waits for the others."""
         failure = None
         try:
             action()
@@ -147,7 +145,7 @@ class Checkpoints:
 
 
 def problem_of(path: Path) -> str | None:
-    """Why a folder is not a whole checkpoint, or None if it is: every file is compared with the manifest."""
+    """The first difference between a checkpoint and its manifest, or `None` if it is complete."""
     if not path.is_dir():
         return "no such folder"
     try:
@@ -163,7 +161,7 @@ def problem_of(path: Path) -> str | None:
         if file.stat().st_size != expected["size"]:
             return f"{name} has {file.stat().st_size} of {expected['size']} bytes"
         if sha256_of(file) != expected["sha256"]:
-            return f"{name} has other content than was written"
+            return f"{name} has changed since it was written"
     return None
 
 
@@ -176,7 +174,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Rename, with what stood at the target out of the way first: a folder cannot be replaced in one call."""
+    """Rename `source` to `target`. An existing target is moved away first: no single call replaces a folder."""
     if target.exists():
         old = target.with_name(f".{target.name}{MOVED}")
         shutil.rmtree(old, ignore_errors=True)
@@ -188,7 +186,7 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 def _age(path: Path) -> tuple[float, str]:
-    """Time of writing; the folder's own where the manifest is gone."""
+    """Time of writing, from the manifest or else from the folder."""
     try:
         return float(read_json(path / MANIFEST_FILE)["saved_at"]), path.name
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""Train an image classifier on a DiT, its timestep chosen by HFR, a learnable gate, grid search, or fixed.
+"""Train an image classifier on a DiT at a timestep that `--method` chooses.
 
-Frozen backbone, many heads side by side (offline, ships with the package):
+A frozen backbone and many heads at once (offline; the model and images ship with the package):
 
     accelerate launch -m aselect_hf.training.classify --model_name_or_path sample --dataset_name sample \\
         --validation_split validation --test_split test --freeze_backbone --method hfr \\
@@ -12,7 +12,7 @@ The whole model, with the gate and both losses, on several GPUs:
         --model_name_or_path you/dit-xl-2 --dataset_name ethz/food101 --validation_split validation \\
         --method gate --learning_rate 1e-4 --mixed_precision bf16 --output_dir runs/food101 --push_to_hub
 
-The arguments may be in a YAML or JSON file, named first; a finished run leaves its own as `training_args.json`.
+Arguments may come from a YAML or JSON file, named first. A finished run saves its own in `training_args.json`.
 """
 
 from __future__ import annotations

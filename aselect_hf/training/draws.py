@@ -12,23 +12,18 @@ import torch
 
 
 def mix_seed(*parts: int) -> int:
-    """A seed in 0..2**32 - 1 in which every bit depends on every part: neighbors share nothing.
-
-    32 bits are what torch's CPU generator reads of a seed.
-    """
+    """Hash integers into a seed in 0..2**32 - 1 (torch's CPU generator reads 32 bits)."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
 class SampleDraws:
-    """Random numbers for a batch, one CPU generator a sample, seeded by (seed, epoch, position).
+    """Random numbers for a batch, one CPU generator per sample, seeded by (seed, epoch, position).
 
-    A sample gets the same numbers in every split of the global batch over processes, accumulation steps and batches, as
-    long as the same draws are asked for in the same order.
+    A sample gets the same numbers however the global batch is divided among processes, accumulation steps and batches,
+    as long as the same draws are requested in the same order.
 
     Args:
-        seed: of the run.
-        epoch: pass over the training data.
         positions: place of each sample in the global order of the epoch, see `positions_of`.
     """
 
@@ -70,7 +65,7 @@ def positions_of(micro_step: int, process_index: int, num_processes: int, batch_
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Leave every global generator as it was."""
+    """Restore every global random generator afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield

@@ -41,7 +41,7 @@ class HeadEvaluation:
 
     @torch.no_grad()
     def run(self, objective: torch.nn.Module, description: str) -> list[dict[str, float]]:
-        """Metrics by name, one dict a head. `objective` is the prepared module, in eval mode."""
+        """Metrics by name, one dict per head. `objective` is the prepared module, in eval mode."""
         heads: TaskObjective = self.accelerator.unwrap_model(objective)
         metrics = [self._metrics() for _ in heads.heads]
         quiet = not self.accelerator.is_local_main_process
@@ -54,10 +54,10 @@ class HeadEvaluation:
         return [self._compute(each) for each in metrics]
 
     def _metrics(self) -> list[Any]:
-        """Of one head: `Task.metric`, and what is told beside it."""
+        """Metrics of one head: `Task.metric`, and others to report."""
         count = len(self.label_names)
         if self.task.dense:
-            names = self.label_names if len(set(self.label_names)) == count else None  # data sets may repeat one
+            names = self.label_names if len(set(self.label_names)) == count else None  # names may repeat
             return [MeanIoU(count, self.ignore_index, names), PixelAccuracy(count, self.ignore_index)]
         return [Accuracy(), *([TopKAccuracy(5)] if count > 5 else [])]
 
@@ -81,7 +81,7 @@ class HeadEvaluation:
 
     @staticmethod
     def _compute(metrics: list[Any]) -> dict[str, float]:
-        """All metrics that are numbers; a class that is neither there nor predicted has none, and enters no mean."""
+        """All metrics that are numbers. A class that neither occurs nor is predicted enters no mean."""
         values = {name: value for metric in metrics for name, value in metric.compute().items()}
         if "per_category_iou" in values:
             values[NUM_SCORED_CLASSES] = float(np.isfinite(values["per_category_iou"]).sum())

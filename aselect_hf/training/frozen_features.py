@@ -1,4 +1,4 @@
-"""Features of a frozen backbone at its one timestep: run once an image, kept in a file, read by every epoch."""
+"""Features of a frozen backbone at one timestep: computed once per image, stored in a file, read in every epoch."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ def keep_features(
 ) -> np.memmap:
     """Features of all images, memory-mapped: `(1 + flipped, images, tokens, features, width)` float32.
 
-    Where the head averages tokens anyway, so does the file: `tokens` is then 1. Every process computes its share.
+    If the head averages tokens, the file stores the average, and `tokens` is 1. Every process computes its share.
 
     Args:
-        path: file to write.
-        flipped: also those of the mirrored images.
+        flipped: also store the features of mirrored images.
 
     Raises:
-        ValueError: there is no room for them.
+        ValueError: the disk has no room.
     """
     config = objective.dit.config
     tokens = 1 if objective.pools else config.num_patches
     shape = (1 + flipped, len(dataset), tokens, len(objective.features), config.feature_width(*objective.features))
     needed = BYTES * int(np.prod(shape))
     check_space(path.parent, needed, "the features", hint=": use --cache_features False")
-    accelerator.wait_for_everyone()  # all have looked before one takes the room
+    accelerator.wait_for_everyone()  # every process checks the space before one takes it
     if accelerator.is_main_process:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         with disk_errors(path), path.open("rb+") as file:
-            allocate(file, path.stat().st_size)  # a memory map that meets a full disk ends the process
+            allocate(file, path.stat().st_size)  # a full disk under a memory map kills the process
     accelerator.wait_for_everyone()
     store = np.load(path, mmap_mode="r+")
     rows = range(accelerator.process_index, len(dataset), accelerator.num_processes)

@@ -1,8 +1,8 @@
-"""The one training loop: accelerate, weight averaging, evaluation, whole checkpoints, exact resume, orderly stop.
+"""The training loop: accelerate, weight averaging, evaluation, checkpoints, exact resume, orderly stop.
 
 All randomness of a step comes from the seed and the step: the order of the data, the `SampleDraws` of the objective,
-and torch's own generator (dropout), which is seeded anew before each forward pass. So a run that was killed and
-resumed, or evaluated more or less often, ends in the very same weights.
+and torch's generator (dropout), which is seeded again before each forward pass. A run that was killed and resumed, or
+evaluated more often, therefore ends with identical weights.
 """
 
 from __future__ import annotations
@@ -38,32 +38,28 @@ class Trainer:
     """Trains an objective: a module that maps a batch and its `SampleDraws` to scalars.
 
     Args:
-        objective: `objective(batch, draws) -> {"loss": ..., ...}`. `"loss"` is backpropagated; all are averaged over
-            processes and steps, logged and recorded under their names. Three methods are called where it has them:
-            `set_progress(share)` before every forward pass, with the share of training done, 0 to 1; `end_step()` after
-            every optimizer step; and `count_items(batch) -> (k,)` on all batches of an optimizer step before the first
-            of its forward passes, which then get the average as `objective(batch, draws, counts)`.
-        dataset: the training set: random access, or a stream (`datasets.IterableDataset` or torch's), see `batches`.
-        collate: turns a list of its items into a batch, a dict of tensors. It should draw nothing at random.
-        args: see `PretrainingArguments`.
-        num_workers: processes that load data.
-        parameter_groups: groups for AdamW; default one of all parameters with `requires_grad`.
-        evaluate: `evaluate(step) -> {name: number}`, called on all processes every `args.eval_steps` steps, by default
-            at the end of every epoch, and at the end of training: without gradients, with the averaged weights in place
-            and the objective in evaluation mode.
+        objective: `objective(batch, draws) -> {"loss": ..., ...}`. `"loss"` is backpropagated; all values are averaged
+            over processes and steps, and logged under their names. It may have three methods: `set_progress(share)`,
+            called before every forward pass with the share of training done, 0 to 1; `end_step()`, called after every
+            optimizer step; and `count_items(batch) -> (k,)`, called on all batches of an optimizer step before its
+            first forward pass. The average over its passes is then given to `objective(batch, draws, counts)`.
+        dataset: the training set, with random access or as a stream (`datasets.IterableDataset` or torch's).
+        collate: turns a list of items into a batch, a dict of tensors. It should draw no random numbers.
+        parameter_groups: groups for AdamW (default: one of all parameters with `requires_grad`).
+        evaluate: `evaluate(step) -> {name: number}`, called on all processes every `args.eval_steps` steps (default:
+            after every epoch) and at the end of training. It runs without gradients, in evaluation mode and with the
+            averaged weights.
 
     Raises:
-        ValueError: a tracker is not installed, the number of processes is not `args.num_processes`, a stream has no
-            `max_train_steps`, or nothing is to be trained.
+        ValueError: a tracker is not installed, there are fewer processes than `args.num_processes`, a stream has no
+            `max_train_steps`, or no parameter can be trained.
 
     Attributes:
-        accelerator: of the run.
         objective: the prepared module.
         max_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps of an epoch; of a stream, `max_steps`.
-        output_dir: folder of the checkpoints.
+        steps_per_epoch: optimizer steps of an epoch; for a stream, `max_steps`.
         parameters: what is optimized, clipped and averaged.
-        ema: the weight average, or None.
+        ema: the weight average, or `None`.
     """
 
     def __init__(
@@ -89,7 +85,7 @@ class Trainer:
         self.batches = make_batches(dataset, collate, args, self.accelerator, num_workers)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.max_steps = args.max_train_steps or self.steps_per_epoch * args.num_train_epochs
-        # Stepped by hand, once an optimizer step: accelerate's would count processes, and tie a checkpoint to them.
+        # Not prepared by accelerate, whose scheduler steps once per process and ties a checkpoint to their number.
         self.scheduler = get_scheduler(
             args.lr_scheduler_type,
             optimizer=optimizer,
@@ -108,7 +104,7 @@ class Trainer:
         self.log = TrainingLog(self.accelerator)
 
     def describe(self) -> str:
-        """What will run, for the first lines of the log."""
+        """Describe the run for the first lines of the log."""
         args, accelerator = self.args, self.accelerator
         trainable = sum(parameter.numel() for parameter in self.parameters)
         return (
@@ -117,20 +113,20 @@ class Trainer:
             f"mixed precision {accelerator.mixed_precision}\n"
             f"effective batch {effective_batch(args, accelerator)} = {args.per_device_train_batch_size} images x "
             f"{accelerator.num_processes} process(es) x {args.gradient_accumulation_steps} accumulation step(s)\n"
-            f"{self.max_steps} steps of {self.steps_per_epoch} an epoch"
+            f"{self.max_steps} steps, {self.steps_per_epoch} per epoch"
         )
 
     def train(self) -> dict[str, Any]:
         """Run to `max_steps` and leave the averaged weights in the objective.
 
-        On SIGTERM or SIGUSR1 the run saves a checkpoint after its current step, says how to go on, and returns early.
+        On SIGTERM or SIGUSR1 the run saves a checkpoint after its current step, prints how to resume, and returns.
 
         Returns:
-            `steps`, `seconds` (those before a resume included), `history` (a dict per log line and evaluation, each
+            `steps`, `seconds` (including those before a resume), `history` (a dict per log line and evaluation, each
             with its `step`), `interrupted`.
 
         Raises:
-            ValueError: the checkpoint to resume from is damaged or of another run; the loss is not finite.
+            ValueError: the checkpoint to resume from is damaged or belongs to another run, or the loss is not finite.
             OSError: a checkpoint could not be saved.
         """
         accelerator = self.accelerator
@@ -144,8 +140,8 @@ class Trainer:
         interrupted = self._run_steps()
         if interrupted:
             accelerator.print(
-                f"stopped by a signal after step {self.step} of {self.max_steps}, checkpoint saved: run the same "
-                "command with --resume_from_checkpoint latest to go on"
+                f"stopped by a signal after step {self.step} of {self.max_steps}, checkpoint saved; to resume, run the "
+                "same command with --resume_from_checkpoint latest"
             )
         elif self.ema is not None:
             self.ema.copy_to(self.parameters)
@@ -158,17 +154,16 @@ class Trainer:
         }
 
     def finish(self) -> None:
-        """Finish the trackers and leave the process group: the last thing that a script does.
+        """Finish the trackers and leave the process group. A script calls this last.
 
-        The distributed wrapper of the objective goes first. Where it outlives its group, its end waits for gloo's
-        threads with the interpreter locked, while one of them may be waiting for that lock (torch 2.13): a run of
-        several processes then hangs when all is done.
+        The distributed wrapper of the objective is dropped first. If it outlived the group, its destructor would wait
+        for gloo's threads while it holds the interpreter lock that one of them may need, and hang (torch 2.13).
         """
         self.objective = self.accelerator.unwrap_model(self.objective)
         self.accelerator.end_training()
 
     def _run_steps(self) -> bool:
-        """Optimizer steps up to `max_steps`, logged, evaluated and saved; whether a signal stopped them before."""
+        """Train up to `max_steps`, log, evaluate and save; return whether a signal stopped the run earlier."""
         started, interrupted = time.perf_counter() - self.seconds, False
         quiet = not self.accelerator.is_local_main_process
         with (
@@ -195,7 +190,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.max_steps
 
     def _optimizer_step(self, window: list[tuple[int, int, Batch]]) -> None:
-        """All forward passes of one step, whose losses are means over everything that the step counts."""
+        """Run all forward passes of one step. Their losses are means over all items of the step."""
         objective: Any = self.accelerator.unwrap_model(self.objective)
         counts = []
         if hasattr(objective, "count_items"):
@@ -250,7 +245,7 @@ class Trainer:
         self.ema.restore(self.parameters)
 
     def _asked_to_stop(self, signals: StopSignals) -> bool:
-        """Whether any process got a signal: all of them learn of it in the same step."""
+        """Whether any process got a signal. All processes learn of it in the same step."""
         if self.accelerator.num_processes == 1:
             return signals.received is not None
         if signals.received:
@@ -271,12 +266,11 @@ class Trainer:
         self.checkpoints.save(self.step, fill)
 
     def _resume(self) -> None:
-        """Take over the state of the checkpoint asked for, if any."""
         self.checkpoints.remove_leftovers()
         path = self.checkpoints.find(self.args.resume_from_checkpoint)
         if path is not None:
             self._load_checkpoint(path)
-            self.accelerator.print(f"going on from {path}, step {self.step} of {self.max_steps}")
+            self.accelerator.print(f"resuming from {path}, step {self.step} of {self.max_steps}")
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
 
@@ -288,7 +282,7 @@ class Trainer:
             if progress["setup"].get(name) != value
         ]
         if changed:
-            raise ValueError(f"{path} is of another run: {', '.join(changed)}")
+            raise ValueError(f"{path} belongs to another run: {', '.join(changed)}")
         try:
             self.accelerator.load_state(str(path))
         except (RuntimeError, KeyError, ValueError) as error:

@@ -8,7 +8,7 @@ from aselect_hf.modeling.feature_reader import FeatureReader
 
 
 def add_lora(model: FeatureReader, rank: int) -> None:
-    """Freeze the backbone but for adapters on the attention projections that its features depend on.
+    """Freeze the backbone, and add adapters to the attention projections that its features depend on.
 
     Raises:
         ValueError: peft is not installed, or the rank is not positive.
@@ -25,7 +25,7 @@ def add_lora(model: FeatureReader, rank: int) -> None:
 
 
 def merge_lora(model: FeatureReader) -> None:
-    """Fold adapters, if there are any, into the weights: what remains is an ordinary checkpoint."""
+    """Fold adapters, if any, into the weights, which leaves an ordinary model."""
     for name, module in list(model.base_model.named_modules()):
         if hasattr(module, "lora_A") and hasattr(module, "get_base_layer"):
             layer: Any = module

@@ -5,11 +5,10 @@
         metric.add_batch(predictions=predict(pixel_values), references=labels)
     metric.compute()["mean_iou"]
 
-Predictions are counted and dropped: a metric holds a few integers or one confusion matrix, whatever the size of the
-data set, and writes nothing to disk. Names and values are those of the Hub's `accuracy` and `mean_iou`, which
-`evaluate.load` cannot fetch offline.
+Predictions are counted, not kept: a metric holds a few integers or one confusion matrix, and writes nothing to disk.
+Names and values are those of the Hub's `accuracy` and `mean_iou`, which `evaluate.load` cannot fetch offline.
 
-Across processes, gather before adding, so that the duplicates which pad an uneven last batch are dropped:
+With several processes, gather before adding, which drops the duplicates that pad an uneven last batch:
 
     accuracy.add_batch(**accelerator.gather_for_metrics({"predictions": predictions, "references": labels}))
     mean_iou.add_confusion(accelerator.gather_for_metrics(confusion_matrices(predictions, masks, num_labels=150)))
@@ -80,7 +79,7 @@ class StreamingMetric(evaluate.Metric, abc.ABC):
         self.add_batch(predictions=[prediction], references=[reference])
 
     def compute(self, *, predictions: Any = None, references: Any = None) -> dict[str, Any]:
-        """The metric over all that was added, these last predictions included; then start anew.
+        """Compute the metric over everything added, including these predictions, and reset it.
 
         Raises:
             ValueError: nothing was counted since the last `compute`, or see `add_batch`.
@@ -88,7 +87,7 @@ class StreamingMetric(evaluate.Metric, abc.ABC):
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not self.counts.any():
-            raise ValueError(f"{self.name} has nothing to compute: no batch was added, or all of it is ignore_index")
+            raise ValueError(f"{self.name} has nothing to compute: no batch was added, or every label is ignore_index")
         result = self._result(self.counts.numpy())
         self.counts.zero_()
         return result
@@ -186,10 +185,10 @@ class ConfusionMetric(StreamingMetric):
         return confusion_matrices(predictions, references, self.num_labels, self.ignore_index).sum(0)
 
     def add_confusion(self, matrices: torch.Tensor) -> None:
-        """Add confusion matrices `(batch, num_labels, num_labels)` or one of them, as of `confusion_matrices`.
+        """Add one matrix or a batch `(batch, num_labels, num_labels)` of them, from `confusion_matrices`.
 
         Raises:
-            ValueError: another shape, or values that are no counts.
+            ValueError: wrong shape, or negative values.
         """
         matrices = _as_labels("matrices", matrices)
         if matrices.ndim not in (2, 3) or matrices.shape[-2:] != self.counts.shape:
@@ -204,9 +203,9 @@ class ConfusionMetric(StreamingMetric):
 class MeanIoU(ConfusionMetric):
     """Intersection over union of each category, and its mean, over all pixels of the data set at once.
 
-    Result, as of the Hub's `mean_iou`: `mean_iou`, `mean_accuracy`, `overall_accuracy` as floats, `per_category_iou`
-    and `per_category_accuracy` as arrays `(num_labels,)`. A category absent from prediction and reference has an IoU of
-    nan, one absent from the reference an accuracy of nan; the means leave these out. With `label_names`, one name per
+    Result, as in the Hub's `mean_iou`: `mean_iou`, `mean_accuracy`, `overall_accuracy` as floats, `per_category_iou`
+    and `per_category_accuracy` as arrays `(num_labels,)`. The IoU of a category absent from prediction and reference is
+    nan, as is the accuracy of one absent from the reference; the means leave these out. With `label_names`, one per
     category, also `iou_<name>` and `accuracy_<name>`, for trackers.
 
     Raises:
@@ -250,11 +249,11 @@ class PixelAccuracy(ConfusionMetric):
 
 
 def confusion_matrices(predictions: Any, references: Any, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
-    """One confusion matrix per image: of a fixed shape, so that `accelerator.gather_for_metrics` takes them.
+    """One confusion matrix per image, of a fixed shape that `accelerator.gather_for_metrics` accepts.
 
     Args:
         predictions: integer masks `(batch, height, width)` in `0..num_labels - 1`, or a list of `(height, width)`.
-        references: the same, with `ignore_index` where a pixel is not to be counted.
+        references: the same, with `ignore_index` for pixels that are not counted.
 
     Returns:
         Counts `(batch, num_labels, num_labels)`, int64: rows reference, columns prediction; on the predictions' device.
@@ -307,7 +306,7 @@ def _as_tensor(name: str, values: Any) -> torch.Tensor:
 def _as_labels(name: str, values: Any) -> torch.Tensor:
     labels = _as_tensor(name, values)
     if labels.numel() and (labels.is_floating_point() or labels.is_complex()):
-        raise ValueError(f"{name} must be integers, got {labels.dtype}; of scores, take the argmax over classes")
+        raise ValueError(f"{name} must be integers, got {labels.dtype}; for scores, take the argmax over classes")
     return labels.long()
 
 

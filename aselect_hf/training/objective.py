@@ -1,4 +1,4 @@
-"""What the training scripts minimise: the loss of one or many heads, and the denoising loss of the very same runs."""
+"""What the training scripts minimize: the loss of one or many heads, and the denoising loss of the same runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HeadModel = FeatureReader
 """A model with the head of a task."""
 
 SETTLED = ANNEALED_AT
-"""Once cooled, a gate visits its favourite alone: heads then train on what inference will see."""
+"""A gate that has cooled visits only its favorite timestep, so heads train on what inference will see."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class HeadSetting:
 class TaskObjective(nn.Module):
     """Task loss of a bank of heads on the features of one backbone pass, plus a weighted denoising loss.
 
-    The noise is the stored evaluation noise, exactly what inference sees, unless the denoising loss is on: then it is
-    drawn anew for every image, and the task reads its features from those same runs.
+    The noise is the stored evaluation noise, as in inference. With a denoising loss, noise is drawn for every image and
+    the task reads its features from the same runs.
 
-    A loss is a mean over everything that counts in an optimizer step: over images, or over pixels that are not ignored.
-    The step's gradient is therefore the same however its images are divided among forward passes and processes, except
-    for what batch norm and dropout do.
+    A loss is a mean over all images of an optimizer step, or over all of its pixels that are not ignored. The gradient
+    therefore does not depend on how images are divided among forward passes and processes, except through batch norm
+    and dropout.
 
     Args:
         model: backbone and head; every head of the bank starts as a copy of its head.
-        settings: one for each head. All see the same features; validation chooses.
-        gate: chooses among timesteps while it trains; without one, the model's own timestep is used.
-        num_visited: timesteps that every image visits in a step while the gate explores.
+        settings: one per head. All heads see the same features; validation chooses.
+        gate: chooses a timestep while it trains (default: the model's own timestep is used).
+        num_visited: timesteps that every image visits per step while the gate explores.
         denoising_loss_weight: lambda of `L = L_task + lambda * L_denoise`; with 0 a run stops at the feature.
         random_flip: mirror half of the images (and their masks).
 
     Raises:
-        ValueError: a model that reads several timesteps, a denoising loss on a frozen backbone, a gate with batch norm.
+        ValueError: the model reads several timesteps, a frozen backbone has a denoising loss, or a gate has batch norm.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TaskObjective(nn.Module):
     ) -> None:
         super().__init__()
         if model.config.head_timesteps:
-            raise ValueError(f"training chooses one timestep, config.head_timesteps is {model.config.head_timesteps}")
+            raise ValueError(f"training uses one timestep, but config.head_timesteps is {model.config.head_timesteps}")
         self.task = task_of_model(model)
         self.ignore_index = model.config.semantic_loss_ignore_index
         self.features = model.features
@@ -80,8 +80,7 @@ class TaskObjective(nn.Module):
         self._observed: list[tuple[torch.Tensor, torch.Tensor, Visits]] = []
         if gate is not None and model.config.head_norm != "layer_norm":
             raise ValueError(
-                f"a gate needs head_norm=layer_norm, got {model.config.head_norm}: statistics over a batch of mixed "
-                "timesteps blow up what little a noisy one tells"
+                f"a gate needs head_norm=layer_norm, got {model.config.head_norm}: batch statistics would mix timesteps"
             )
         if denoising_loss_weight:
             if not self.backbone_trains:
@@ -101,15 +100,15 @@ class TaskObjective(nn.Module):
 
     @property
     def timestep(self) -> int:
-        """What inference would use now."""
+        """The timestep that inference would use now."""
         return self.gate.timestep if self.gate is not None else self.dit.default_timestep
 
     def set_progress(self, progress: float) -> None:
-        """Share of the training that is done: the gate cools, then settles."""
+        """Set the share of training that is done: the gate cools, then settles."""
         self.progress = progress
 
     def parameter_groups(self, learning_rate: float, weight_decay: float, gate_learning_rate: float) -> list[dict]:
-        """AdamW groups: each head its own setting, the backbone the run's, the gate undecayed."""
+        """AdamW groups: each head with its own setting, the backbone with the run's, the gate without decay."""
         groups = [
             {"params": list(head.parameters()), "lr": setting.learning_rate, "weight_decay": setting.weight_decay}
             for head, setting in zip(self.heads, self.settings, strict=True)
@@ -129,15 +128,15 @@ class TaskObjective(nn.Module):
         return self
 
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
-        """What the losses of a batch count, `(2,)` integers: its images, and those again or its pixels not ignored."""
+        """`(2,)`: the images of a batch, and the items of its task loss: images, or pixels that are not ignored."""
         labels = batch["labels"]
         images = torch.tensor(len(labels), device=labels.device)
         return torch.stack([images, (labels != self.ignore_index).sum() if self.task.dense else images])
 
     def end_step(self) -> None:
-        """After an optimizer step: show the gate what all forward passes of the step saw.
+        """After an optimizer step, show the gate what all forward passes of the step saw.
 
-        Until then, its running means stay as they were, so that all these passes draw their visits alike.
+        Until then its running means stay unchanged, so that all passes draw visits in the same way.
         """
         if self.gate is None or not self._observed:
             return
@@ -149,14 +148,14 @@ class TaskObjective(nn.Module):
     def forward(
         self, batch: dict[str, Any], draws: SampleDraws | None = None, counts: torch.Tensor | None = None
     ) -> Any:
-        """Losses of a training batch; without `draws`, every head's logits of an evaluation batch.
+        """Losses of a training batch or, without `draws`, every head's logits for an evaluation batch.
 
         Args:
-            batch: `latents` (with `flipped_latents` where a mirrored image has others), `pixel_values`, or, of a frozen
-                backbone, `tokens` (and `flipped_tokens`) `(batch, tokens, features, width)`; and `labels`: `(batch,)`
-                classes or `(batch, height, width)` masks.
-            counts: `count_items`, averaged over all forward passes of the optimizer step, on all processes; default:
-                those of this batch. The mean of the losses of these passes is then the loss of the whole step.
+            batch: `latents` (with `flipped_latents` if mirroring latents does not mirror the image), `pixel_values`, or
+                a frozen backbone's `tokens` (and `flipped_tokens`) `(batch, tokens, features, width)`; and `labels`:
+                `(batch,)` classes or `(batch, height, width)` masks.
+            counts: `count_items`, averaged over all forward passes of the optimizer step on all processes (default:
+                those of this batch). The mean loss of these passes is then the loss of the step.
 
         Returns:
             `{"loss", "task_loss"}`, with a denoising loss also `"denoising_loss"`; or logits
@@ -206,7 +205,7 @@ class TaskObjective(nn.Module):
         visited = tokens.shape[1]
         repeated = labels.repeat_interleave(visited, dim=0)
         images, items = counts
-        share = len(labels) / images  # of this forward pass, beside the average one
+        share = len(labels) / images  # relative to the average forward pass
         per_image = (images / items).nan_to_num(posinf=0.0)  # every pixel of the step may be ignored
         losses = per_image * torch.stack(
             [self._image_losses(self._logits(head, tokens.flatten(0, 1)), repeated) for head in self.heads]
@@ -225,7 +224,6 @@ class TaskObjective(nn.Module):
         return found
 
     def _inputs(self, batch: dict[str, Any], draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean latents and labels, mirrored where the draw says so."""
         name = "latents" if "latents" in batch else "pixel_values"
         inputs, labels = self._flipped(batch, name, draws)
         with torch.no_grad():
@@ -233,7 +231,7 @@ class TaskObjective(nn.Module):
         return latents.float(), labels
 
     def _flipped(self, batch: dict[str, Any], name: str, draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
-        """One of the batch's inputs with its labels, half of them mirrored."""
+        """The inputs called `name` and the labels, half of them mirrored."""
         inputs, labels = batch[name], batch["labels"]
         if not self.random_flip:
             return inputs, labels
@@ -254,7 +252,7 @@ class TaskObjective(nn.Module):
         Args:
             latents: `(batch, channels, height, width)`, clean.
             timesteps: `(batch, visited)`.
-            noise: `(batch, visited, channels, height, width)`; `None` for the stored draws, averaged over.
+            noise: `(batch, visited, channels, height, width)`; `None` averages over the stored draws.
 
         Returns:
             `(batch, visited, tokens, features, width)`, and with `noise` the denoising loss.
@@ -278,13 +276,13 @@ class TaskObjective(nn.Module):
         return tokens.mean(dim=0), denoising_loss
 
     def _logits(self, head: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        """In full precision: what tells images apart may be small beside a feature's mean, and heads cost little."""
+        """Logits in full precision: differences between images may be small beside a feature's mean."""
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.float()
             return head(tokens, self.dit.config.grid_size) if self.task.dense else head(tokens)
 
     def _image_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of every image; for masks, the sum over its pixels that count."""
+        """Cross-entropy of every image; for masks, the sum over its pixels that are not ignored."""
         if not self.task.dense:
             return F.cross_entropy(logits, labels, reduction="none")
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -292,5 +290,5 @@ class TaskObjective(nn.Module):
 
 
 def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:
-    """What mirrored images look like to the DiT: stored beside the inputs where it is not their mirror image."""
+    """Inputs of mirrored images: stored separately if mirroring the inputs does not give them."""
     return batch[f"flipped_{name}"] if f"flipped_{name}" in batch else batch[name].flip(-1)

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder, with room kept for what it will write at its end."""
+"""Lock an output folder for one run, and reserve room for its final model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from filelock import FileLock, Timeout
 from aselect_hf.files import check_writable, reserved_space
 
 REPORT_BYTES = 2**22
-"""Room for what stands beside the weights: code, records, pictures."""
+"""Room for the files beside the weights: code, records, pictures."""
 
 
 @contextmanager
 def hold_output_dir(output_dir: Path, weight_bytes: int) -> Iterator[Callable[[], None]]:
-    """Keep `output_dir` for this run, all its processes together, and room in it for the final model.
+    """Lock `output_dir` for all processes of this run, and reserve room in it for the final model.
 
     Yields:
-        A function that gives the room back, to be called right before the final model is written.
+        A function that frees the room, to be called right before the final model is written.
 
     Raises:
-        ValueError, on every process: another run works in the folder, or there is no room.
+        ValueError, on every process: another run uses the folder, or there is no room.
     """
     with ExitStack() as stack:
         room = stack.enter_context(ExitStack())

@@ -1,4 +1,4 @@
-"""Dataclasses of arguments: their fields, and their values from the command line or from a file."""
+"""Argument dataclasses, and their values from the command line or a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from aselect_hf.files import as_path
 
 
 class Accepted(NamedTuple):
-    """Of an annotated argument: whether a value is accepted, and in words which ones are."""
+    """Annotation of an argument: a test for its values, and the accepted values in words."""
 
     test: Callable[[Any], bool]
     words: str
 
 
 LocalPath = Annotated[str, Path]
-"""May name a file or folder: `~` is the home folder, wherever the argument comes from."""
+"""May name a file or folder: a leading `~` becomes the home folder, even if a file gives the argument."""
 
 
 def one_of(*values: str) -> Accepted:
@@ -33,7 +33,7 @@ def one_of(*values: str) -> Accepted:
 
 
 def argument(default: Any, help: str, other_names: Sequence[str] = (), repr: bool = True) -> Any:
-    """A field of an argument dataclass; `other_names` mean the same, on the command line and in files."""
+    """A field of an argument dataclass, with `other_names` as aliases."""
     spellings = [f"--{text}" for name in other_names for text in dict.fromkeys((name, name.replace("_", "-")))]
     return field(default=default, repr=repr, metadata={"help": help, "aliases": spellings})
 
@@ -52,12 +52,12 @@ class Arguments:
 
 
 def _marks(hint: Any) -> list[Any]:
-    """What an annotation says beside the type, also where that is optional."""
+    """Metadata of an annotation, or of the type inside an optional one."""
     return [mark for each in (hint, *get_args(hint)) for mark in getattr(each, "__metadata__", ())]
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the arguments that have one, the example above them as it was written."""
+    """Shows defaults unless they are `None`, and keeps the layout of the description."""
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
@@ -72,8 +72,8 @@ def parse_arguments(
 
     Args:
         dataclasses: such as `(ModelArguments, DataArguments, TrainingArguments)`.
-        description: what `--help` says first: the script's docstring with its example.
-        argv: default the command line's.
+        description: the script's docstring, which `--help` shows first.
+        argv: arguments to parse (default: those of the command line).
 
     Raises:
         ValueError: the file cannot be read or names an unknown argument, or a value is out of range.
@@ -88,7 +88,7 @@ def parse_arguments(
 
 
 def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
-    """The file as flags, so that argparse reads its values just as it reads the command line's."""
+    """The file as flags, so that argparse reads both sources alike."""
     try:
         values = yaml.safe_load(path.read_bytes())  # in any Unicode encoding
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -112,7 +112,6 @@ def _flags_of_file(path: Path, dataclasses: Sequence[Any]) -> list[str]:
 
 
 def _types_by_name(dataclasses: Sequence[Any]) -> dict[str, Any]:
-    """The type of every argument, under each of its names."""
     types = {name: hint for kind in dataclasses for name, hint in get_type_hints(kind).items()}
     for kind in dataclasses:
         for each in fields(kind):

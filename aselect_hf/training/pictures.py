@@ -1,4 +1,4 @@
-"""Pictures of a run: its history, and what the model predicts for a few validation images."""
+"""Pictures of a run: its history, and predictions for a few validation images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PALETTE = np.array([colormaps["tab20"](index % 20)[:3] for index in range(255)] 
 
 
 def plot_history(history: list[dict[str, Any]], main_metric: str, path: Path) -> None:
-    """Losses over steps, and the validation metric on an axis of its own."""
+    """Plot losses over steps, and the validation metric on its own axis."""
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     left = figure.subplots()
     for name in ("loss", "task_loss", "denoising_loss"):
@@ -51,7 +51,7 @@ def plot_history(history: list[dict[str, Any]], main_metric: str, path: Path) ->
 
 @torch.no_grad()
 def predictions_figure(objective: TaskObjective, dataset: TaskDataset, label_names: list[str], head: int) -> Figure:
-    """A few validation images with truth and prediction: as titles, or as masks below each other."""
+    """A few validation images with their labels and predictions, as titles or as masks."""
     indices = np.linspace(0, len(dataset) - 1, min(NUM_EXAMPLES, len(dataset))).astype(int).tolist()
     batch = dataset.collate(indices)
     device = objective.dit.device
@@ -73,7 +73,7 @@ def predictions_figure(objective: TaskObjective, dataset: TaskDataset, label_nam
 
 
 def log_figure(accelerator: Accelerator, name: str, figure: Figure, step: int) -> None:
-    """Give a picture to every tracker that shows pictures."""
+    """Send a figure to every tracker that shows images."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[None, ..., :3]
@@ -86,10 +86,10 @@ def log_figure(accelerator: Accelerator, name: str, figure: Figure, step: int) -
 
 @torch.inference_mode()
 def save_widget_examples(model: HeadModel, data: ImageData, dataset: str, folder: Path) -> None:
-    """Three images of a split for the model's page, with what the model says of these very pictures.
+    """Save three images of a split, and the model's answers to them, for its page on the Hub.
 
     Args:
-        dataset: that they are from, see `DataArguments.public_name`.
+        dataset: name of the data set, see `DataArguments.public_name`.
         folder: for `widget.json` and the pictures.
     """
     config = model.config
@@ -127,7 +127,6 @@ def _small_picture(image: Any) -> Image.Image:
 
 
 def _overlay(picture: Image.Image, logits: torch.Tensor) -> Image.Image:
-    """The picture under the colors of its predicted classes."""
     size = (picture.height, picture.width)
     classes = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
     colors = Image.fromarray((255 * PALETTE[classes.numpy()]).astype(np.uint8))

@@ -6,8 +6,8 @@ num_channels=1,num_condition_classes=0,learned_sigma=false --output_dir runs/fas
         --per_device_train_batch_size 256 --learning_rate 1e-3 --mixed_precision bf16 --ema_decay 0.999
 
 The loss is the mean squared error of the network's prediction at a uniformly drawn timestep (Ho et al. 2020, "simple"
-loss; the learned variance of a DiT is left untrained). Nothing but the images is used unless the model is
-class-conditional (`num_condition_classes > 0`).
+loss; the learned variance of a DiT is left untrained). Labels are used only if the model is class-conditional
+(`num_condition_classes > 0`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class DenoisingObjective(nn.Module):
 
 
 def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
-    """A config from a preset and `field=value` overrides; values are read as JSON."""
+    """A config from a preset and `field=value` overrides, whose values are read as JSON."""
     overrides: dict[str, Any] = {}
     for pair in filter(None, (args.config_overrides or "").split(",")):
         name, separator, value = pair.partition("=")
@@ -88,7 +88,7 @@ def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
 
 
 def make_collate(config: NoisyBackboneConfig) -> Callable[[list[tuple[Any, int | None]]], dict[str, torch.Tensor]]:
-    """Images to normalized pixels, with integer labels where the model is conditional."""
+    """Collate images to normalized pixels, with integer labels if the model is conditional."""
     return partial(_collate, image_pixels(config), bool(config.null_class))
 
 
@@ -101,7 +101,7 @@ def _collate(pixels: Any, labelled: bool, rows: list[tuple[Any, int | None]]) ->
 
 
 def check_labels(data: ImageData, config: NoisyBackboneConfig) -> None:
-    """A class-conditional model needs labels that fit its classes."""
+    """Check that the labels fit a class-conditional model."""
     classes = config.null_class
     if classes and (data.labels is None or not 0 <= data.labels.min() <= data.labels.max() < classes):
         found = f"none ({data.no_labels})" if data.labels is None else f"{data.labels.min()}..{data.labels.max()}"
@@ -116,7 +116,7 @@ def pretrain(
 ) -> NoisyBackbone:
     """Pretrain and save to `output_dir`: weights, config, image processor, `training.json`.
 
-    A run that a signal stops leaves a checkpoint and no final model.
+    A run stopped by a signal leaves a checkpoint but no final model.
     """
     source = data_args.train_dir or data_args.dataset_name
     if not source or not training_args.output_dir:

@@ -1,8 +1,8 @@
-"""The processes of a run: who speaks, and whether there are as many as were asked for.
+"""Check that a run has as many processes as were requested.
 
-A run with fewer processes ends at once, instead of training on with a smaller batch. accelerate 1.15 would let it go on
-without a word: `accelerate launch --cpu --num_processes 2` starts one process, as do a config file of two CPU processes
-and a single visible GPU; and `torchrun` on a machine without GPU starts processes that do not know of each other unless
+A run with fewer processes stops at once instead of training with a smaller batch. accelerate 1.15 gives no warning:
+`accelerate launch --cpu --num_processes 2` starts one process, as do a config file of two CPU processes and a single
+visible GPU. On a machine without a GPU, `torchrun` starts processes that do not know of each other unless
 `ACCELERATE_USE_CPU=true` is set.
 """
 
@@ -26,7 +26,7 @@ LAUNCHERS = (("accelerate", "launch"), ("accelerate-launch",), ("accelerate.comm
 def this_process() -> PartialState:
     """The state of this process, before there is an accelerator.
 
-    On each machine only the first process gives this package's warnings: all processes find the same in the data.
+    Only the first process on each machine shows this package's warnings, which are the same on all of them.
     """
     state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
     if not state.is_local_main_process:
@@ -35,16 +35,16 @@ def this_process() -> PartialState:
 
 
 def check_num_processes(accelerator: Accelerator, expected: int | None = None) -> None:
-    """Compare the processes that train together with those that were promised.
+    """Check that at least the requested number of processes train together.
 
     Args:
         accelerator: of the running script.
-        expected: processes over all machines; by default what the launcher was asked for: `WORLD_SIZE` where torchrun
-            or the like started this process, or else `--num_processes` or the config file of the `accelerate launch`
-            above it, read from that process' command line. Without any of these nothing was promised or is checked.
+        expected: processes over all machines (default: as requested from the launcher). A launcher such as torchrun
+            sets `WORLD_SIZE`; for `accelerate launch`, `--num_processes` or the config file is read from the command
+            line of the parent process. If there is none of these, nothing is checked.
 
     Raises:
-        ValueError: fewer processes than promised, with the command that starts them all; or `expected` is not positive.
+        ValueError: there are fewer processes (the message has the command that starts all), or `expected` is below 1.
     """
     if expected is not None:
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 1:
@@ -58,14 +58,14 @@ def check_num_processes(accelerator: Accelerator, expected: int | None = None) -
     program = sys.orig_argv[2:] if sys.orig_argv[1:2] == ["-u"] else sys.orig_argv[1:]  # torchrun adds the -u
     command = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(promised), *program]
     raise ValueError(
-        f"{source} promised {promised} processes, but this run has {accelerator.num_processes} on "
+        f"{source} requested {promised} processes, but this run has {accelerator.num_processes} on "
         f"{accelerator.device.type}; start it{'' if on_cpu else f' with {promised} GPUs'} as: "
         f"{'ACCELERATE_USE_CPU=true ' * on_cpu}{shlex.join(command)}"
     )
 
 
 def _promised() -> tuple[int, str]:
-    """The number of processes asked for, and where it was; 0 where nothing was."""
+    """The requested number of processes (0 if unknown) and the source of the request."""
     if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():  # a cluster may set WORLD_SIZE alone, to its number of nodes
         return int(os.environ["WORLD_SIZE"]), "the launcher"
     for process in psutil.Process().parents():

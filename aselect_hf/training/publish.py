@@ -1,4 +1,4 @@
-"""What every script does last, where it is asked to."""
+"""The last step of every script: pushing its output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from aselect_hf.training.arguments import PushArguments
 
 
 def push_output(args: PushArguments) -> None:
-    """Push `output_dir` with its card and records, if `push_to_hub`; called by one process."""
+    """Push `output_dir` with its card and records if `push_to_hub` is set. One process calls this."""
     if args.push_to_hub:
         commit = push_folder(args.output_dir, **args.push_options)
         print(f"pushed {commit.pr_url or commit.commit_url}")

@@ -1,4 +1,4 @@
-"""What a finished run tells: figures with their protocol, costs, and the files that a push reads."""
+"""The report of a finished run: figures with their protocol, costs, and the files that a push reads."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class RunReport:
 
     Args:
         selection: how the timestep was chosen, with its cost.
-        hfr: of the same candidates, to show beside a gate's weights; its cost is counted nowhere.
+        hfr: HFR of the same candidates, shown beside a gate's weights; its cost is not counted.
         setting: of the head that validation chose among `num_heads`.
         validation, test: its metrics by name; `test` is `None` without a test split.
         record: of the training: `steps`, `seconds`, `history`.
-        training_cost: of the training itself.
+        training_cost: of the training.
     """
 
     facts: RunFacts
@@ -51,7 +51,7 @@ class RunReport:
 
     @property
     def main_metric(self) -> str:
-        """The metric that chose the head and that the card tells."""
+        """The metric that chose the head and that the card reports."""
         return self.facts.task.metric
 
     def summary(self) -> str:
@@ -83,15 +83,15 @@ class RunReport:
         }
 
     def _scored_classes(self) -> dict[str, str]:
-        """Of a mean over classes, how many it is over, where that is not all of them."""
+        """How many classes the mean is over, if not all."""
         count = len(self.facts.data.label_names)
         scored = (self.test or self.validation).get(NUM_SCORED_CLASSES, count)
         if scored == count:
             return {}
-        return {"classes": f"mean over {scored:.0f} of {count}; the others are neither in these images nor predicted"}
+        return {"classes": f"mean over {scored:.0f} of {count}; the others neither occur nor are predicted"}
 
     def results(self) -> list[EvaluationResult]:
-        """The figure for the card: of the test split, or of validation where there is none."""
+        """The figure for the card: of the test split or, if absent, of validation."""
         split, values = ("test", self.test) if self.test else ("validation", self.validation)
         return [
             EvaluationResult(
@@ -105,7 +105,6 @@ class RunReport:
         ]
 
     def content(self) -> dict[str, Any]:
-        """`results.json`."""
         content = {
             "task": self.facts.task.pipeline,
             "strategy": self.selection.method,
@@ -122,7 +121,7 @@ class RunReport:
         return without_secrets(content)
 
     def write(self, output_dir: Path) -> None:
-        """Model, report and pictures: each file whole or absent."""
+        """Write model, report and pictures; every file is complete or absent."""
         facts, model = self.facts, self.facts.model
         groups = (facts.model_args, facts.data_args, facts.args)
         values = public_arguments(*groups)
@@ -148,8 +147,10 @@ class RunReport:
 
 
 def training_cost(objective: TaskObjective, record: dict[str, Any], images: int) -> SelectionCost:
-    """Network runs of a whole training, and their operations: those of the forward passes, and of a backward pass
-    (twice as much) where the backbone trains. `images`: seen in all, repetitions included."""
+    """Network runs, seconds and operations of a training in which `images` were seen, counting repetitions.
+
+    If the backbone trains, its backward passes cost twice as much as its forward passes.
+    """
     visited = 1.0
     if objective.gate is not None:
         visited = SETTLED * objective.num_visited + 1 - SETTLED
@@ -164,7 +165,7 @@ def training_cost(objective: TaskObjective, record: dict[str, Any], images: int)
 def gate_selection(
     objective: TaskObjective, data: ImageData, cost: SelectionCost, images: int, args: TrainingArguments
 ) -> TimestepSelection:
-    """The gate's choice, its weights as scores; its cost is that of the passes beyond one for every image seen."""
+    """The gate's choice, with its weights as scores. Its cost is that of all passes beyond one per image seen."""
     gate = objective.gate
     assert gate is not None
     weights = gate.named_weights(gate_temperature(1.0))

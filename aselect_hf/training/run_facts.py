@@ -1,4 +1,4 @@
-"""What was asked of a run, and on what it ran: all that its report tells besides what came out."""
+"""The facts of a run that its report needs besides the results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,8 @@ class RunFacts:
     """Facts of one run of a task script.
 
     Args:
-        task: what was learned.
-        model_args, data_args, args: as they were given.
-        data: the splits.
-        model: with the head that was chosen.
+        model: with the chosen head.
         batch_size: images per optimizer step, on all devices.
-        device, mixed_precision: that it ran on, and in.
     """
 
     task: Task

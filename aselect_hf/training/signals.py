@@ -1,4 +1,4 @@
-"""Notice that the run is asked to stop (SIGTERM, or SIGUSR1 of Slurm) without dying in the middle of a step."""
+"""Notice a stop signal (SIGTERM, or Slurm's SIGUSR1) without ending in the middle of a step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
 
 
 class StopSignals:
-    """Context manager: inside, a stop signal only sets `received` to its name; outside, the old handlers are back."""
+    """Context manager in which a stop signal only sets `received` to its name."""
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python lets the main thread alone set handlers; Windows has no SIGUSR1.
+        # Only the main thread can set handlers, and Windows has no SIGUSR1.
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
             self._previous = {number: signal.signal(number, self._note) for number in numbers}

@@ -18,8 +18,8 @@ class SplitReader:
     """Reads images with the labels or masks that a task needs.
 
     Args:
-        args: where they are, and in which columns.
-        task: what is learned from them.
+        args: sources and columns.
+        task: decides between labels and masks.
         seed: of the order of a stream.
     """
 
@@ -29,7 +29,7 @@ class SplitReader:
         self.label_column = args.label_column_name or LABEL_COLUMN
 
     def read(self, split: str | None, source: str | None = None) -> ImageData:
-        """All images of a split; `source` is another folder than the training images'.
+        """All images of a split of `source` (default: the source of the training images).
 
         Raises:
             ValueError: the images have no labels, or no masks.
@@ -40,18 +40,22 @@ class SplitReader:
             target = {"mask_column": args.mask_column_name, "reduce_labels": args.reduce_labels}
             target["mask_names"] = given_mask_classes(args.classes)
         data = ImageData.of(
-            source, split=split, config_name=args.dataset_config_name, masks=self.task.dense,
-            name=f"{source} ({split})" if split else source, image_column=args.image_column_name, **target,
-        )  # fmt: skip
-        data = data.readable(args.on_error)
+            source,
+            split=split,
+            config_name=args.dataset_config_name,
+            name=f"{source} ({split})" if split else source,
+            masks=self.task.dense,
+            image_column=args.image_column_name,
+            **target,
+        ).readable(args.on_error)
         if self.task.dense and data.masks is None:
             raise ValueError(f"{data.name} has no masks: name their column with --mask_column_name")
         if not self.task.dense and data.labels is None:
-            raise ValueError(f"{data.name} has no labels: {data.no_labels}; --label_column_name names another column")
+            raise ValueError(f"{data.name} has no labels: {data.no_labels}; set --label_column_name")
         return data
 
     def held_out(self) -> dict[str, ImageData]:
-        """Validation and test images, where they are asked for."""
+        """Validation and test images, if requested."""
         args, splits = self.args, {}
         if args.validation_dir:
             splits["validation"] = self.read(None, args.validation_dir)
@@ -62,10 +66,9 @@ class SplitReader:
         return splits
 
     def open_stream(self, split: str) -> datasets.IterableDataset:
-        """A split's rows in random order: data sets are often sorted by class.
+        """A split's rows in random order, since data sets are often sorted by class.
 
-        The order depends on the seed, the buffer and the number of the pass (`set_epoch`), so that a resumed run, which
-        reads the current pass again up to where it was, gets the very same batches.
+        The order depends only on the seed, the buffer and the pass (`set_epoch`), so a resumed run gets the same rows.
         """
         args = self.args
         stream = load_images(self.source, split, args.dataset_config_name, masks=self.task.dense, streaming=True)
@@ -107,14 +110,14 @@ class SplitReader:
 
 
 def given_classes(values: list[str] | None) -> list[str] | None:
-    """What `--classes` says: names, or the numbers below a count."""
+    """Class names from `--classes`: those given, or the numbers below a count."""
     if values is not None and len(values) == 1 and values[0].isdecimal():
         return [str(number) for number in range(int(values[0]))]
     return values
 
 
 def given_mask_classes(values: list[str] | None) -> list[str] | dict[int, str] | None:
-    """What `--classes` says of masks: as `given_classes`, or names by pixel value."""
+    """Classes of masks from `--classes`: as `given_classes`, or names by pixel value."""
     pairs = [value.partition("=") for value in values or []]
     if pairs and all(number.isdecimal() and equals for number, equals, _ in pairs):
         return {int(number): name for number, _, name in pairs}

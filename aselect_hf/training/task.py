@@ -1,7 +1,7 @@
 """One run of a task script: choose a timestep, train, choose a head, report, write, push.
 
-Protocol. The timestep is chosen on training (and, for grid search, validation) images; the head, of all that trained
-side by side, on validation images; the test split, where there is one, is scored once, at the end, by that head alone.
+Protocol: the timestep is chosen on training images (for grid search, also on validation images), and the head on
+validation images. The test split, if any, is scored once, at the end, by the chosen head only.
 """
 
 from __future__ import annotations
@@ -41,10 +41,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class TaskRun:
-    """Everything of one run; `run` leaves in `output_dir` a model that loads and pushes, and its report.
-
-    Args:
-        task: what is learned.
+    """One run, which leaves in `output_dir` a model that loads and pushes, and its report.
 
     Raises:
         ValueError: arguments are wrong or contradict each other.
@@ -67,10 +64,10 @@ class TaskRun:
         self.scores: list[dict[str, float]] = []
 
     def run(self) -> RunReport | None:
-        """Train and write; `None` if a signal interrupted the training, whose checkpoint then waits.
+        """Train and write the results; `None` if a signal stopped the training, which leaves a checkpoint.
 
         Raises:
-            ValueError: another run works in `output_dir`, or it has no room for the final model.
+            ValueError: another run uses `output_dir`, or it has no room for the final model.
         """
         with hold_output_dir(self.output_dir, weight_bytes(self.model)) as give_back_room:
             try:
@@ -141,7 +138,7 @@ class TaskRun:
         return self.output_dir / "selection.json"
 
     def _choose_timestep(self) -> TimestepSelection:
-        """By any method but the gate, before training; a resumed run keeps what it had chosen."""
+        """Choose by any rule but the gate, before training. A resumed run keeps its choice."""
         args, data = self.model_args, self.data
         method, options = args.method, args.rule_options
         if args.feature == AUTO:
@@ -159,16 +156,21 @@ class TaskRun:
 
     def _select(self, method: str, timesteps: int | list[int] | None, **options: Any) -> TimestepSelection:
         return select_timestep(
-            self.model.base_model, self.data.train, method=method, timesteps=timesteps, seed=self.args.seed,
-            num_images=self.model_args.num_images, batch_size=self.args.per_device_eval_batch_size,
-            cache_dir=self.data_args.cache_dir, **options,
-        )  # fmt: skip
+            self.model.base_model,
+            self.data.train,
+            method=method,
+            timesteps=timesteps,
+            seed=self.args.seed,
+            num_images=self.model_args.num_images,
+            batch_size=self.args.per_device_eval_batch_size,
+            cache_dir=self.data_args.cache_dir,
+            **options,
+        )
 
     def _build_objective(self) -> TaskObjective:
         return build_objective(self.model, self.model_args, self.data_args, self.args).to(self.state.device)
 
     def _build_trainer(self, objective: TaskObjective) -> Trainer:
-        """The trainer, with the validation that it calls."""
         data, args = self.data, self.args
         dataset: Any = data.stream
         if data.stream is not None:
@@ -214,7 +216,7 @@ class TaskRun:
         return TaskDataset(data, self.model.config, self.task, latents, random_flip, whole_masks)
 
     def _keep_features(self, trainer: Trainer, dataset: TaskDataset, split: str) -> None:
-        """Let `dataset` deliver features, where the backbone gives the same ones in every epoch."""
+        """Let `dataset` deliver features if the backbone gives the same ones in every epoch."""
         accelerator = trainer.accelerator
         objective: TaskObjective = accelerator.unwrap_model(trainer.objective)
         changing = objective.backbone_trains or objective.gate is not None

@@ -20,8 +20,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class TaskData:
-    """The splits of one run. `stream` takes the place of `train` where images are streamed; `train` is then what was
-    read from its beginning to choose a timestep on."""
+    """The splits of one run. With a `stream`, `train` holds its first images, to choose the timestep on."""
 
     train: ImageData
     validation: ImageData
@@ -36,7 +35,7 @@ class TaskData:
 
 
 def load_task_data(args: TaskDataArguments, task: Task, seed: int) -> TaskData:
-    """Training, validation and (where asked for) test images, with labels or masks of the same classes.
+    """Training, validation and (if requested) test images, with labels or masks of the same classes.
 
     Classes are those of all training images, before a sample is taken.
 
@@ -67,12 +66,10 @@ def load_task_data(args: TaskDataArguments, task: Task, seed: int) -> TaskData:
 
 
 def _with_labels(splits: dict[str, ImageData], args: TaskDataArguments, seed: int) -> dict[str, ImageData]:
-    """Samples of splits whose labels are of the same classes."""
     return _sampled(share_classes(splits, given_classes(args.classes), whole=not args.streaming), args, seed)
 
 
 def _with_masks(splits: dict[str, ImageData], args: TaskDataArguments, seed: int) -> dict[str, ImageData]:
-    """Samples of splits whose masks are of the same classes: of those that are in any training mask."""
     cache_dir = (args.latents_dir or DEFAULT_CACHE) if args.cache_latents else None
     training = splits["training"].with_known_mask_classes(progress=True, cache_dir=cache_dir)
     splits = _sampled(splits | {"training": training}, args, seed)
@@ -80,7 +77,7 @@ def _with_masks(splits: dict[str, ImageData], args: TaskDataArguments, seed: int
 
 
 def _sampled(splits: dict[str, ImageData], args: TaskDataArguments, seed: int) -> dict[str, ImageData]:
-    """Random samples of the sizes asked for; where there are no validation images, they are taken from training's."""
+    """Random samples of the requested sizes. Without validation images, some training images are held out."""
     train = splits["training"]
     if not args.streaming:
         train = train.sample(args.max_train_samples, seed, per_class=1)
@@ -96,15 +93,15 @@ def _sampled(splits: dict[str, ImageData], args: TaskDataArguments, seed: int) -
 
 
 def _check_stream(data: ImageData, stream: datasets.IterableDataset, reader: SplitReader) -> None:
-    """Refuse a stream of unknown classes: its beginning may lack some."""
+    """Refuse a stream of unknown classes, since its beginning may lack some."""
     if reader.args.max_train_samples is not None:
-        logger.warning_once("max_train_samples is not used with --streaming; max_train_steps says how much is read")
+        logger.warning_once("max_train_samples is ignored with --streaming; max_train_steps limits what is read")
     feature = (stream.features or {}).get(reader.label_column)
     boolean = isinstance(feature, datasets.Value) and feature.dtype == "bool"
     if reader.args.classes or data.mask_classes or isinstance(feature, datasets.ClassLabel) or boolean:
         return
     kind = "masks" if reader.task.dense else f"labels ({feature})"
     raise ValueError(
-        f"the classes of a stream must be known before it is read, and its {kind} have no names: give --classes with "
-        "their names or number, such as --classes 10, or leave --streaming"
+        f"the classes of a stream must be known before it is read, but its {kind} have no names: give their names or "
+        "number, such as --classes 10, or do not use --streaming"
     )

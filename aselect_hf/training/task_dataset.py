@@ -1,4 +1,4 @@
-"""Batches for the task scripts: images encoded once where possible, class labels or masks beside them."""
+"""Batches for the task scripts: images, encoded once if possible, with class labels or masks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Batch = dict[str, Any]
 
 
 class TaskDataset(Dataset):
-    """Indexed items of a split; `collate` makes batches of them, from encoded latents or from the images themselves.
+    """Indices of a split's images, which `collate` turns into batches.
 
     Args:
-        latents: what the DiT sees, encoded once; `None` to prepare every image when it is drawn.
-        random_flip: also deliver what mirrored images look like, where that is not the mirrored latents.
+        latents: images encoded once; `None` to prepare every image when it is drawn.
+        random_flip: also deliver latents of mirrored images, if these are not the mirrored latents.
         whole_masks: also deliver the masks at their own resolution, for evaluation.
 
     Attributes:
-        tokens: features in place of inputs, see `keep_features`.
+        tokens: features to deliver instead of inputs, see `keep_features`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TaskDataset(Dataset):
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the features, which a worker opens again: pickling a memory map copies all of it."""
+        """Replace the features by their file: pickling a memory map would copy all of it."""
         file = None if self.tokens is None else self.tokens.filename
         return self.__dict__ | {"tokens": file}
 
@@ -81,7 +81,7 @@ class TaskDataset(Dataset):
         return batch
 
     def _inputs(self, indices: list[int]) -> Batch:
-        """What is nearest to the heads: features, latents, or pixels."""
+        """The most processed inputs available: features, latents, or pixels."""
         if self.tokens is not None:
             kept = zip(("tokens", "flipped_tokens"), self.tokens, strict=False)
             return {name: torch.from_numpy(tokens[indices]) for name, tokens in kept}
@@ -97,7 +97,7 @@ class TaskDataset(Dataset):
 def stream_collate(
     config: NoisyBackboneConfig, args: TaskDataArguments, task: Task, data: TaskData
 ) -> Callable[[list[dict[str, Any]]], Batch]:
-    """Batches of rows of a streamed data set, with the classes of its training images."""
+    """Collate rows of a streamed data set, with the classes of its training images."""
     assert data.stream is not None
     classes = data.train.mask_classes if task.dense else data.label_names
     return partial(_collate_rows, config, SplitReader(args, task), data.stream.features, classes)
@@ -118,10 +118,15 @@ def _collate_rows(
 def encode_once(
     model: NoisyBackbone, data: ImageData, args: TaskDataArguments, task: Task, batch_size: int, flipped: bool
 ) -> LatentCache | None:
-    """Latents of every image from the cache on disk, or `None` where images are to be prepared anew each time."""
+    """Latents of every image, cached on disk; `None` without `cache_latents`."""
     if not args.cache_latents:
         return None
     return cached_latents(
-        model, data, flipped=flipped, whole_image=task.whole_image, batch_size=batch_size, cache_dir=args.latents_dir,
+        model,
+        data,
+        flipped=flipped,
+        whole_image=task.whole_image,
+        batch_size=batch_size,
+        cache_dir=args.latents_dir,
         num_workers=args.dataloader_num_workers,
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: averages over steps and processes, in its history and in the trackers."""
+"""The log of a training: averages over steps and processes, for its history and the trackers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TrainingLog:
         self._count = 0
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Take in the values of one forward pass on this process."""
+        """Add the values of one forward pass on this process."""
         self._count += 1
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().float()
 
     def log(self, step: int, learning_rate: float) -> dict[str, float]:
-        """Averages since the last call, over steps and processes, into history and trackers.
+        """Record and return the averages since the last call, over steps and processes.
 
         Raises:
             ValueError: the loss is not finite.
@@ -40,16 +40,16 @@ class TrainingLog:
         return means
 
     def record(self, step: int, values: dict[str, float]) -> None:
-        """Put values into history and trackers."""
+        """Add values to the history and send them to the trackers."""
         self.history.append({"step": step} | values)
         self.accelerator.log(values, step=step)
 
     def state(self, step: int) -> dict[str, Any]:
-        """For a checkpoint: the history, and what is not logged yet."""
+        """The history, and the values not logged yet, for a checkpoint."""
         return {"history": self.history, "sums": self._reduced_sums(step), "count": self._count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         device = self.accelerator.device
         self.history, self._count = state["history"], state["count"]
         self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}

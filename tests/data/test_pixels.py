@@ -147,13 +147,13 @@ def test_transparent_pixels_are_white(form: str) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (Image.fromarray(GREY.astype(np.int32) * 257), "int32 pixels in .* is not known"),
+        (Image.fromarray(GREY.astype(np.int32) * 257), "int32 pixels in .* black and white are unknown"),
         (Image.fromarray(GREY.astype(np.float32)), "float32 pixels in 0..255, .* floats in 0..1"),
         (GREY.astype(np.int64), "int64 pixels in 0..255"),
         (GREY / 127.5 - 1, r"float64 pixels in -1..1"),
         (np.where(GREY[3, 3] == GREY, np.nan, GREY / 255), "NaN or infinite"),
         (np.zeros((8, 8, 2), np.uint8), r"shape \(8, 8, 2\)"),
-        (np.zeros((8, 8), object), "object in place of numbers"),
+        (np.zeros((8, 8), object), "object instead of numbers"),
     ],
 )
 def test_what_has_no_known_range_is_refused_by_name(image: Any, message: str) -> None:
@@ -339,7 +339,7 @@ class TestHandler:
         content[16:24] = side.to_bytes(4, "big") * 2  # what the header says
         content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
         monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
-        with pytest.raises(ValueError, match="pixels; at most 50,000,000 are accepted: send it smaller"):
+        with pytest.raises(ValueError, match=r"pixels; at most 50,000,000 are accepted$"):
             handler({"inputs": bytes(content)})
 
     def test_a_list_is_answered_in_order_and_in_batches(self, handler: Any, endpoint: Any) -> None:

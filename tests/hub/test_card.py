@@ -56,9 +56,9 @@ PATTERN = r"""---
 <!-- aselect:summary:begin -->.*
 # dit
 
-A vision backbone: a Diffusion Transformer.* timestep t = \d+, .*`blocks\.1\.query` is the feature\.
+A vision backbone: a Diffusion Transformer.* timestep t = \d+; .*`blocks\.1\.query` is the feature\.
 .*\| timestep \| t = \d+ of 0\.\.999 \(chosen by `hfr`\) \|
-\| noise there \| sigma = 0\.\d+, alpha = \d\.\d+, log-SNR = -?\d+\.\d+ \|
+\| noise level \| sigma = 0\.\d+, alpha = \d\.\d+, log-SNR = -?\d+\.\d+ \|
 \| feature \| `blocks\.1\.query`, 16 tokens of width 24 \|
 \| noise draw \| seed 0, stored in the checkpoint \|
 .*`alpha² \+ sigma² = 1` \(DDPM\).*
@@ -70,10 +70,10 @@ A vision backbone: a Diffusion Transformer.* timestep t = \d+, .*`blocks\.1\.que
 ## Can the timestep be trusted\?
 
 \*\*(Trust|Uncertain|Do not trust)\*\*: no labels, .*
-!\[The curves of HFR.*\]\(audit\.png\)
+!\[Curves of HFR, the rule that picked and .*\]\(audit\.png\)
 .*\| picked by \| `hfr` \|
 \| checked by \| `consensus` on 4 images \|
-.*\| same pick from other samples of the images \| \d+% \|
+.*\| resampled image sets that give the same pick \| \d+% \|
 .*
 - HFR saw only 4 images: give 32 or more
 .*- the check has only 4 images: give 128 or more
@@ -174,7 +174,7 @@ def test_a_head_names_its_classes_and_everything_it_reads(make_config):
     config = make_config(num_channels=3, num_labels=2, id2label={0: "cat", 1: "dog"})
     config.head_features, config.head_timesteps = ["blocks.0.key", "blocks.2.hidden"], [20, 60]
     text = render_card(CardContent(config, "ada/dit", "ASelectDiTForImageClassification", 1)).text
-    assert "to timesteps t = 20, 60, one forward pass each runs up to block 2" in text
+    assert "at timesteps t = 20, 60; one forward pass for each runs up to block 2" in text
     assert "`blocks.0.key`, `blocks.2.hidden` are the features" in text
     assert "| classes | cat, dog |" in text
 
@@ -188,14 +188,14 @@ def test_a_fixed_timestep_is_named(selected, make_model, tmp_path, again):
     upload = prepare_upload(tmp_path / "fixed", "ada/dit", selection=None if again else selection)
     text = upload.card.text
     assert f"t = {fixed.config.timestep} of 0..999 ({'given' if again else 'chosen by `hfr`'})" in text
-    assert "| fixed | timestep, noise and class 3 are folded into the weights: a plain ViT" in text
+    assert "| fixed | timestep, noise and class 3 are folded into the weights, which leaves a plain ViT" in text
     assert "| noise draw | seed 0, part of the position embedding |" in text
     assert "the first 2 of 3 blocks" in text
     assert "on the checkpoint this one was made from" in text
     assert "interpolated" not in text
     parameters = count_parameters(tmp_path / "fixed", ())
     assert parameters == fixed.num_parameters()
-    assert f"{parameters / 1e6:,.1f} M parameters in all" in text
+    assert f"{parameters / 1e6:,.1f} M parameters in total" in text
     assert upload.sizes()["model.safetensors"] < 4 * parameters + 5000
     assert {"fixed_timestep.py", "blocks.py"} <= upload.files.keys()
 
@@ -338,7 +338,7 @@ def test_license_and_base_model(content):
 )
 def test_licenses_never_get_freer(base, claimed, expected):
     if expected is None:
-        with pytest.raises(ValueError, match="leave it out to inherit that"):
+        with pytest.raises(ValueError, match="omit it to inherit the latter"):
             inherited_license(base, claimed)
     else:
         assert inherited_license(base, claimed) == expected
@@ -350,7 +350,7 @@ def test_licenses_never_get_freer(base, claimed, expected):
 def test_results_are_in_the_metadata_and_for_a_benchmark_in_a_file_too(folder, comparison, selected):
     upload = prepare_upload(folder, "ada/dit", selection=selected[1], results=comparison, dataset="ada/flowers")
     assert not [name for name in upload.files if name.startswith(".eval_results")]
-    assert "Selection strategies side by side" in upload.card.text
+    assert "Comparison of selection rules" in upload.card.text
     assert "accuracy of a probe on the frozen feature | 0.7500 ± 0.0707" in upload.card.text
     [result] = upload.card.data.eval_results
     assert result.metric_value == 0.75
@@ -365,7 +365,7 @@ def test_results_are_in_the_metadata_and_for_a_benchmark_in_a_file_too(folder, c
 def test_comparison_at_another_timestep_is_no_result_of_this_model(folder, comparison):
     comparison.rows = comparison.rows[1:]
     upload = prepare_upload(folder, "ada/dit", results=comparison, dataset="ada/flowers")
-    assert "Selection strategies side by side" in upload.card.text
+    assert "Comparison of selection rules" in upload.card.text
     assert upload.card.data.eval_results is None
 
 
@@ -428,7 +428,7 @@ def test_a_foreign_card_is_kept_below(card):
 
 def test_a_lost_marker_is_named(card):
     broken = ModelCard(str(card).replace("<!-- aselect:results:end -->", ""))
-    with pytest.raises(ValueError, match="<!-- aselect:results:begin --> has lost its partner"):
+    with pytest.raises(ValueError, match="<!-- aselect:results:begin --> has no matching begin or end marker"):
         merge_cards(card, broken)
 
 
@@ -497,7 +497,7 @@ def test_an_audit_with_labels_tells_points(folder, audit):
     regret = Regret(best_timestep=100, estimate=1.25, lower=0.5, upper=3.0, differs=True)
     text = prepare_upload(folder, "ada/dit", audit=replace(audit, regret=regret, tolerance=2.0)).card.text
     assert "| lost against the best of 3 timesteps | 1.2 points, between 0.5 and 3.0 (95 % each) |" in text
-    assert "| accepted | 2 points |" in text
+    assert "| accepted loss | 2 points |" in text
 
 
 def test_an_audit_must_be_of_the_timestep(folder, audit):
@@ -582,7 +582,9 @@ def replace_widget(upload, widget) -> ModelCard:
 def test_examples_are_pictures_beside_the_model_and_nothing_else(with_examples, name):
     path = with_examples / "widget.json"
     path.write_text(path.read_text().replace("widget-1.png", name))
-    with pytest.raises(ValueError, match=r"widget\.json holds no examples of a training \(.* is no picture"):
+    with pytest.raises(
+        ValueError, match=r"widget\.json does not hold the examples of a training \(.* is not a picture"
+    ):
         prepare_folder(with_examples, "ada/dit", dataset=None, license=None)
 
 
@@ -692,7 +694,7 @@ def test_missing_and_damaged_weights(folder):
         ({"timestep": 10**9}, "timestep must be an integer in 0..999"),
         ({"noise_schedule": {"type": "ddpm", "path": "/etc"}}, "noise_schedule has unknown fields"),
         ({"noise_schedule": "linear"}, "noise_schedule"),
-        ({"vae_config": {"_class_name": "os.system"}}, "vae_config must be of an AutoencoderKL"),
+        ({"vae_config": {"_class_name": "os.system"}}, "vae_config must describe an AutoencoderKL"),
         ({"selection": {"method": "hfr"}}, "config.selection has no field"),
         ({"base_model": "../../x"}, "config.base_model must be the id"),
     ],

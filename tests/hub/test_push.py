@@ -301,9 +301,9 @@ def test_branch_and_tag(hub, ada, pushed) -> None:
     main = hub.files("ada/versions-of-mine")["model.safetensors"]
     assert main != hub.files("ada/versions-of-mine", "v1")["model.safetensors"]
     before = commits(hub)
-    with pytest.raises(ValueError, match="tag 'v1' exists already"):
+    with pytest.raises(ValueError, match="tag 'v1' already exists"):
         pushed("ada/versions-of-mine", tag="v1")
-    with pytest.raises(ValueError, match="tag and create_pr exclude each other"):
+    with pytest.raises(ValueError, match="tag and create_pr cannot be combined"):
         pushed("ada/versions-of-mine", tag="v2", create_pr=True)
     assert commits(hub) == before
 
@@ -322,7 +322,7 @@ def test_own_namespace_and_visibility(ada, bob, pushed) -> None:
     assert ada.model_info("ada/short-name").private is True
     assert not bob.repo_exists("ada/short-name")
     ada.create_repo("ada/open")
-    with pytest.raises(ValueError, match="private=True, but ada/open exists and is public"):
+    with pytest.raises(ValueError, match="private=True, but ada/open is already public"):
         pushed("ada/open", private=True)
     assert ada.list_repo_files("ada/open") == [".gitattributes"]
 
@@ -333,7 +333,7 @@ def test_own_namespace_and_visibility(ada, bob, pushed) -> None:
 def test_refused_tokens(hub, ada, saved, pushed, tmp_path) -> None:
     from aselect_hf.hub import PushError
 
-    with pytest.raises(PushError, match=r"push to ada/nobody failed \(401\).*the token is not valid"):
+    with pytest.raises(PushError, match=r"push to ada/nobody failed \(401\).*the token is invalid"):
         pushed("ada/nobody", token="hf_wrong")
     nobody = ClientProcess(hub.client_environment(tmp_path))
     with pytest.raises(PushError, match=r"push to ada/nobody failed: no token; log in"):
@@ -351,7 +351,7 @@ def test_refused_tokens(hub, ada, saved, pushed, tmp_path) -> None:
     [
         ("PUT /lfs-upload/", 500, "Error while uploading"),
         ("/commit/", 500, r"\(500\)"),
-        ("/commit/", 412, "somebody else has committed meanwhile: push again"),
+        ("/commit/", 412, "someone else committed in the meantime: push again"),
         ("/preupload/", 403, "may not write there"),
         ("/api/validate-yaml", 400, "Invalid metadata in README"),
     ],
@@ -392,7 +392,7 @@ def test_command(hub, client, saved) -> None:
     assert "selection.json" in hub.files("ada/typed", "v1")
     code, printed = client.run(push_command, str(saved()), "ada/typed", "--tag", "v1")
     assert code == 2
-    assert printed.splitlines()[-1] == "aselect: error: tag 'v1' exists already in ada/typed"
+    assert printed.splitlines()[-1] == "aselect: error: tag 'v1' already exists in ada/typed"
 
 
 def test_endpoint_handler(client, stranger, saved, pushed, tmp_path) -> None:

@@ -114,7 +114,7 @@ def test_what_has_no_effect_is_accepted(anyone: Any, images: torch.Tensor, optio
 
 
 def test_a_mask_is_refused(anyone: Any, images: torch.Tensor) -> None:
-    with pytest.raises(TypeError, match="has no use for attention_mask: every patch attends to every other"):
+    with pytest.raises(TypeError, match="does not use attention_mask: every patch attends to every other"):
         anyone(images, attention_mask=torch.ones(2, 16))
 
 
@@ -188,7 +188,7 @@ def test_a_config_has_the_names_of_a_vit(make_config: Any) -> None:
     assert (config.attention_probs_dropout_prob, config.hidden_dropout_prob) == (0.1, 0.0)
     assert not {"intermediate_size", "qkv_bias"} & config.to_dict().keys()
     assert ASelectDiTConfig.from_dict(config.to_dict()).intermediate_size == 60
-    with pytest.raises(ValueError, match="intermediate_size can only be read: set mlp_ratio"):
+    with pytest.raises(ValueError, match="intermediate_size is read-only: set mlp_ratio"):
         make_config(intermediate_size=7)
     config.layer_norm_eps, config.hidden_dropout_prob = 1e-3, 0.0
     assert config.mlp_norm_eps == 1e-3

@@ -427,7 +427,7 @@ def test_wrong_inputs_are_refused(make_config: Any, images: torch.Tensor) -> Non
         with pytest.raises(ValueError, match="exactly one of pixel_values and latents"):
             model(**call)
     for name, value in (("timestep", 3), ("feature", "blocks.0.key")):
-        with pytest.raises(ValueError, match=f"{name} of a head is fixed"):
+        with pytest.raises(ValueError, match=f"{name} of a head cannot vary"):
             model(images, **{name: value})
 
 

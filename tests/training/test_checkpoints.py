@@ -30,7 +30,7 @@ def flip_a_bit(path):
 
 DAMAGE = {
     r"optimizer.bin has 100 of \d+ bytes": truncate,
-    "model.safetensors has other content than was written": flip_a_bit,
+    "model.safetensors has changed since it was written": flip_a_bit,
     "progress.json is missing": lambda path: (path / "progress.json").unlink(),
     "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
     "manifest.json is unreadable": lambda path: (path / "manifest.json").write_text("{"),
@@ -60,7 +60,7 @@ def test_latest_passes_over_a_damaged_one(saved, make_trainer, weights_of, capsy
     resumed.train()
     warnings = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
     assert len(warnings) == 1
-    assert re.search(rf"checkpoint-9 is damaged \({problem}\): going on from checkpoint-6", warnings[0])
+    assert re.search(rf"checkpoint-9 is damaged \({problem}\): resuming from checkpoint-6", warnings[0])
     assert len(resumed.objective.seen) == 6
     assert torch.equal(weights_of(resumed), weights_of(whole))
 
@@ -69,14 +69,16 @@ def test_latest_passes_over_a_damaged_one(saved, make_trainer, weights_of, capsy
 def test_a_damaged_one_asked_for_is_refused(saved, make_trainer, problem):
     DAMAGE[problem](saved / "checkpoint-9")
     path = str(saved / "checkpoint-9")
-    with pytest.raises(ValueError, match=rf"is not a whole checkpoint \({problem}\); the newest whole .*checkpoint-6$"):
+    with pytest.raises(
+        ValueError, match=rf"is not a complete checkpoint \({problem}\); the newest complete .*checkpoint-6$"
+    ):
         make_trainer(resume_from_checkpoint=path).train()
 
 
 def test_an_absent_one_is_refused(saved, make_trainer):
-    with pytest.raises(ValueError, match=r"\(no such folder\); the newest whole checkpoint is .*checkpoint-9"):
+    with pytest.raises(ValueError, match=r"\(no such folder\); the newest complete checkpoint is .*checkpoint-9"):
         make_trainer(resume_from_checkpoint=str(saved / "checkpoint-7")).train()
-    with pytest.raises(ValueError, match=r"there is no whole checkpoint in output_dir"):
+    with pytest.raises(ValueError, match=r"output_dir holds no complete checkpoint"):
         make_trainer("empty", resume_from_checkpoint=str(saved / "checkpoint-7")).train()
 
 
@@ -92,7 +94,10 @@ def test_nothing_whole_starts_from_the_beginning(saved, make_trainer, capsys):
 
 
 def test_a_new_run_does_not_bury_an_old_one(saved, make_trainer):
-    with pytest.raises(ValueError, match="output_dir holds checkpoint-9 of an earlier run: give --resume"):
+    with pytest.raises(
+        ValueError,
+        match="output_dir holds checkpoint-9 of an earlier run: resume it with --resume_from_checkpoint latest",
+    ):
         make_trainer().train()
 
 

@@ -109,7 +109,7 @@ def test_stopped_and_resumed_ends_in_the_same_weights(flags, tmp_path, number):
     assert not (tmp_path / "stopped" / "model.safetensors").exists(), "stopped too late to test anything"
     if number == signal.SIGTERM:
         assert process.returncode == 0, output
-        assert "run the same command with --resume_from_checkpoint latest to go on" in output
+        assert "to resume, run the same command with --resume_from_checkpoint latest" in output
     else:
         assert process.returncode == -signal.SIGKILL
     run_here(flags("whole", max_train_steps=100))

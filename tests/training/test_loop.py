@@ -181,7 +181,7 @@ def test_checkpoints_at_the_end_of_epochs(make_trainer):
 def test_resume_of_another_run_is_refused(make_trainer):
     make_trainer(checkpointing_steps=6).train()
     options = {"resume_from_checkpoint": "latest"}
-    with pytest.raises(ValueError, match="is of another run: effective batch was 4, is 5"):
+    with pytest.raises(ValueError, match="belongs to another run: effective batch was 4, is 5"):
         make_trainer(per_device_train_batch_size=5, **options).train()
     with pytest.raises(ValueError, match="does not fit this model"):
         make_trainer(ema_decay=0.5, **options).train()
@@ -200,7 +200,7 @@ def test_an_infinite_loss_ends_training_and_is_never_saved(make_trainer):
 
 
 def test_refusals(make_trainer):
-    with pytest.raises(ValueError, match=r"num_processes promised 2 processes, but this run has 1.*accelerate launch"):
+    with pytest.raises(ValueError, match=r"num_processes requested 2 processes, but this run has 1.*accelerate launch"):
         make_trainer(num_processes=2)
     with pytest.raises(ValueError, match="nothing to train"):
         make_trainer(objective=Toy().requires_grad_(False))
@@ -214,7 +214,7 @@ def test_description_says_what_will_run(make_trainer, capsys):
         "20 training images, 20 trainable parameters",
         "1 process(es) on cpu, mixed precision no",
         "effective batch 8 = 4 images x 1 process(es) x 2 accumulation step(s)",
-        "1 steps of 2 an epoch",
+        "1 steps, 2 per epoch",
     ]
 
 
@@ -231,7 +231,7 @@ def test_streams_run_again_in_a_new_order(make_trainer, kind):
 def test_stream_errors(make_trainer):
     with pytest.raises(ValueError, match="give max_train_steps"):
         make_trainer(dataset=stream(), max_train_steps=None)
-    with pytest.raises(ValueError, match="less than one batch of 4 images a pass"):
+    with pytest.raises(ValueError, match="less than one batch of 4 images per pass"):
         make_trainer(dataset=Numbers(3)).train()
     make_trainer("stream", dataset=Numbers(), checkpointing_steps=6).train()
     with pytest.raises(ValueError, match="number of workers was 0, is 1"):
@@ -265,7 +265,7 @@ def test_tensorboard_gets_losses_and_evaluations(make_trainer):
 def test_trackers_are_checked_first(make_trainer):
     with pytest.raises(ValueError, match="report_to='swanlab': the package swanlab is not installed"):
         make_trainer(report_to="tensorboard,swanlab")
-    with pytest.raises(ValueError, match=r"report_to must be all, or of .*tensorboard.*; got 'tensorbord'"):
+    with pytest.raises(ValueError, match=r"report_to must be all, or names among .*tensorboard.*; got 'tensorbord'"):
         make_trainer(report_to="tensorbord")
     assert "tensorboard" in [str(name) for name in make_trainer(with_tracking=True).accelerator.log_with]
 

@@ -53,7 +53,7 @@ def test_accelerate_launch_on_cpu_ends_in_one_line(script):
     assert done.returncode != 0
     assert "trains on" not in done.stdout
     assert done.stderr.splitlines()[-1] == (
-        "script: error: accelerate launch promised 2 processes, but this run has 1 on cpu; "
+        "script: error: accelerate launch requested 2 processes, but this run has 1 on cpu; "
         f"start it as: {command_that_works(script)}"
     )
 
@@ -68,14 +68,14 @@ def test_torchrun_without_gpu_starts_strangers(script):
     done = run("torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script))
     assert done.returncode != 0
     assert "trains on" not in done.stdout
-    assert "script: error: the launcher promised 2 processes, but this run has 1 on cpu" in done.stderr
+    assert "script: error: the launcher requested 2 processes, but this run has 1 on cpu" in done.stderr
 
 
 def test_expected_is_compared():
     accelerator = Accelerator(cpu=True)
     check_num_processes(accelerator)
     check_num_processes(accelerator, expected=1)
-    with pytest.raises(ValueError, match="num_processes promised 3 processes, but this run has 1 on cpu"):
+    with pytest.raises(ValueError, match="num_processes requested 3 processes, but this run has 1 on cpu"):
         check_num_processes(accelerator, expected=3)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         check_num_processes(accelerator, expected=0)

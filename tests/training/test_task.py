@@ -253,7 +253,7 @@ def test_tensorboard_gets_scalars_and_pictures(run, tmp_path):
         (["--label_column_name", "species"], "label_column"),
         (["--freeze_backbone", "--denoising_loss_weight", "1"], "must be 0 with a frozen backbone"),
         (["--head_learning_rates", "1e-3", "1e-2"], "need --freeze_backbone"),
-        (["--freeze_backbone", "--lora_rank", "4"], "exclude each other"),
+        (["--freeze_backbone", "--lora_rank", "4"], "freeze_backbone and lora_rank cannot be combined"),
         (["--method", "gate", "--head_norm", "batch_norm"], "a gate needs head_norm=layer_norm"),
         (["--method", "guess"], "method must be one of auto, .*hfr.*; got 'guess'"),
         (["--timestep", "5"], "needs method=fixed"),

@@ -1,11 +1,11 @@
-"""Custom handler of a Hugging Face Inference Endpoint: an image in, what the model's pipeline says of it out.
+"""Custom handler of a Hugging Face Inference Endpoint, which answers images with the output of the model's pipeline.
 
-Request: the bytes of an image, or JSON `{"inputs": "<image in base64>" or a list of such, "parameters": {...}}`. Base64
+Request: the bytes of an image, or JSON `{"inputs": "<base64 image>" or a list of these, "parameters": {...}}`. Base64
 may be standard or URL-safe, have line breaks, and be a `data:` URL.
-Response, of one image: `[{"label", "score"}, ...]` (classification), `[{"label", "mask": "<PNG in base64>"}, ...]`
+Response to one image: `[{"label", "score"}, ...]` (classification), `[{"label", "mask": "<PNG in base64>"}, ...]`
 (segmentation), or a feature vector (feature extraction). A list of images is answered by a list.
 Parameters: `top_k` and `function_to_apply` ("softmax", "sigmoid" or "none"), for classification.
-Limits: `MAX_IMAGES` a request and `MAX_PIXELS` an image; for segmentation, also `MAX_SCORES` pixels times classes.
+Limits: `MAX_IMAGES` per request and `MAX_PIXELS` per image; for segmentation, also `MAX_SCORES` pixels times classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import pipeline
 TASKS = {"ForImageClassification": "image-classification", "ForSemanticSegmentation": "image-segmentation"}
 MAX_IMAGES = 64
 MAX_PIXELS = 50_000_000
-MAX_SCORES = 250_000_000  # a gigabyte of them
+MAX_SCORES = 250_000_000  # a gigabyte
 BATCH_SIZE = 8
 
 
@@ -43,7 +43,7 @@ class EndpointHandler:
         self.task = next(
             (task for suffix, task in TASKS.items() if architecture.endswith(suffix)), "image-feature-extraction"
         )
-        # The code that runs is the repository's own, which whoever deploys this endpoint has chosen to run.
+        # This runs the repository's own code. Deploying the endpoint means trusting that code.
         options: dict[str, Any] = {"task": self.task, "model": path, "trust_remote_code": True}
         if self.task == "image-feature-extraction":
             options["pool"] = True
@@ -56,7 +56,7 @@ class EndpointHandler:
         """Answer a request.
 
         Raises:
-            ValueError: `inputs` is missing, no image, or beyond a limit; a parameter is unknown or of a wrong type.
+            ValueError: `inputs` is missing, not an image or beyond a limit, or a parameter is unknown or wrong.
         """
         if not isinstance(data, dict) or data.get("inputs") is None:
             raise ValueError("'inputs' is missing: send an image")
@@ -95,23 +95,21 @@ class EndpointHandler:
 
 
 def read_image(image: Any, name: str = "'inputs'", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image from what a request can hold; never from an address or a path, which a stranger could point anywhere.
+    """The image in a request. URLs and paths are refused, since a stranger could point them anywhere.
 
     Raises:
-        ValueError: it is no image, or has more than `max_pixels`, which is found out before they are decoded.
+        ValueError: it is not an image, or has more than `max_pixels`, which is checked before decoding.
     """
     try:
         if isinstance(image, str):
             image = decode_base64(image)
         opened = image if isinstance(image, Image.Image) else Image.open(io.BytesIO(image))
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels; at most {max_pixels:,} are accepted: send it smaller") from error
-    except Exception as error:  # of a decoder, which broken files make raise anything
+        raise ValueError(f"{name} has too many pixels; at most {max_pixels:,} are accepted") from error
+    except Exception as error:  # a decoder may raise anything on a broken file
         raise ValueError(f"{name} must be an image: its bytes, or base64 text") from error
     if opened.width * opened.height > max_pixels:
-        raise ValueError(
-            f"{name} has {opened.width} x {opened.height} pixels; at most {max_pixels:,} are accepted: send it smaller"
-        )
+        raise ValueError(f"{name} has {opened.width} x {opened.height} pixels; at most {max_pixels:,} are accepted")
     try:
         opened.load()
     except Exception as error:
