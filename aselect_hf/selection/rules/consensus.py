@@ -39,9 +39,6 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: fewer than 3 images, NaN pixels, an unknown kind.
     """
     count = len(inputs.images)
     if count < LEAST_FOR_CLUSTERS:

@@ -108,9 +108,6 @@ def select_knn(
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         max_tokens: Random tokens to learn from at most, for segmentation (default: 4000).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: `neighbors` below 1, and as `select_ridge`.
     """
     if neighbors < 1:
         raise ValueError(f"neighbors must be at least 1, got {neighbors}")
@@ -144,9 +141,6 @@ def select_logme(
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         max_tokens: Random tokens to learn from at most, for segmentation (default: 4000).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: as `select_ridge`.
     """
     data = labeled_rows("logme", inputs, task, pool_size, max_tokens)
     strata = data.labels if data.images is None else None

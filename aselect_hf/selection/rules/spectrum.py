@@ -25,9 +25,6 @@ def select_rankme(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequenc
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: fewer than 3 images, NaN pixels, an unknown kind.
     """
     return select_without_labels(inputs, "rankme", pool_size=pool_size, kinds=kinds)
 
@@ -46,8 +43,5 @@ def select_alpha_req(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: fewer than 3 images, NaN pixels, an unknown kind.
     """
     return select_without_labels(inputs, "alpha_req", pool_size=pool_size, kinds=kinds)

@@ -31,9 +31,6 @@ def select_lidar(
         num_views: Views of every image, at least 2, the same at every timestep (default: 4).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
     """
     return select_without_labels(inputs, "lidar", num_views=num_views, pool_size=pool_size, kinds=kinds)
 
@@ -56,9 +53,6 @@ def select_retrieval(
         num_views: Views of every image, at least 2, the same at every timestep (default: 2).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
     """
     judge = by_outcomes(RULES["retrieval"], criteria.retrieved)
     return select_without_labels(
@@ -84,8 +78,5 @@ def select_snr(
         num_views: Views of every image, at least 2, the same at every timestep (default: 2).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
-
-    Raises:
-        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
     """
     return select_without_labels(inputs, "snr", num_views=num_views, pool_size=pool_size, kinds=kinds)
