@@ -215,7 +215,7 @@ def cached_latents(
     if log_variance and (model.vae is None or type(model.vae).__name__ == "AutoencoderTiny"):
         found = "no VAE" if model.vae is None else "an AutoencoderTiny"
         raise ValueError(f"log_variance needs a model with an AutoencoderKL, but this one has {found}")
-    contents = ["mean"] + ["log_variance"] * log_variance
+    contents = ["mean", "log_variance"] if log_variance else ["mean"]
     if flipped and model.vae is not None:
         contents += [f"{content}_flipped" for content in contents]
     shape = latent_shape(model, data)

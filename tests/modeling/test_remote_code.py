@@ -259,3 +259,16 @@ def test_the_shipped_model_carries_its_code(tmp_path: Path, run_elsewhere: Any) 
     with torch.no_grad():
         here = ASelectDiTModel.from_pretrained(SAMPLE_MODEL)(torch.tensor(pixels)).pooler_output
     torch.testing.assert_close(torch.tensor(pooled), here, rtol=1e-5, atol=1e-5)
+
+
+def test_from_diffusers_says_that_it_needs_the_package(build: Any, tmp_path: Path, run_elsewhere: Any) -> None:
+    build("model").save_pretrained(tmp_path / "model")
+    script = """
+        import transformers
+        model = transformers.AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True)
+        try:
+            type(model).from_diffusers("facebook/DiT-XL-2-256")
+        except ImportError as error:
+            report(str(error))
+    """
+    assert "pip install aselect-hf" in run_elsewhere(script, str(tmp_path / "model"))
