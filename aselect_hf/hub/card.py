@@ -49,8 +49,6 @@ class CardContent:
     """The content of a card.
 
     Args:
-        config: of the model.
-        repo_id: where it will be pushed.
         architecture: class name of the model, which decides its task.
         num_parameters: of the whole model, including its VAE.
         selection: how the timestep was chosen (default: `config.selection`).
@@ -58,7 +56,6 @@ class CardContent:
         comparison: of rules; its row for this checkpoint's timestep is added to `results` if `dataset` is given.
         dataset: Hub id of the data set of the comparison.
         training: record of a training run: `{"arguments": {...}, "steps": ..., "seconds": ..., "history": [...]}`.
-        audit: of the timestep.
         license: claimed by the author (default: that of the base model).
         files: names of the files beside the card, to which a license link may point.
         examples: pictures beside the card with the model's answers, for the page on the Hub.

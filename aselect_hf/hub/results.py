@@ -113,11 +113,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def results_of(comparison: Comparison, config: NoisyBackboneConfig, dataset: str | None) -> list[EvaluationResult]:
-    """The figure of a comparison for this checkpoint's own timestep and feature, if any.
-
-    Args:
-        dataset: of the comparison, as in `EvaluationResult`; without it nothing is returned.
-    """
+    """The figure of a comparison on `dataset`, if known, for this checkpoint's own timestep and feature, if any."""
     own = [
         row
         for row in comparison.rows
@@ -148,11 +144,7 @@ class ResultsFile(TypedDict):
 
 
 def load_results(path: str | Path) -> list[EvaluationResult]:
-    """The figures in the `results.json` of a training script.
-
-    Raises:
-        ValueError: the file is invalid.
-    """
+    """The figures in the `results.json` of a training script; a `ValueError` if the file is invalid."""
     try:
         content = read_json(path)
         check_types(content, ResultsFile)

@@ -123,11 +123,7 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def record_files(content: CardContent, renew_selection: bool) -> dict[str, Path | bytes]:
-    """The records that the card describes, and their pictures.
-
-    Args:
-        renew_selection: also write `selection.json`; its picture is always drawn.
-    """
+    """The records that the card describes, and their pictures; `selection.json` only with `renew_selection`."""
     files: dict[str, Path | bytes] = {}
     selection, audit, repo_id = content.selection, content.audit, content.repo_id
     if content.training:
@@ -154,9 +150,7 @@ def prepare_folder(
 ) -> Upload:
     """`prepare_upload` with the `selection`, `compare`, `results`, `training` and `audit` `.json` in the folder.
 
-    Args:
-        audit: used instead of the folder's.
-        examples: include the example pictures of its `widget.json`.
+    An `audit` replaces the folder's. With `examples`, the pictures of its `widget.json` are included.
     """
     folder = as_path(folder)
     selection, comparison, results, record, audited = (
@@ -210,11 +204,7 @@ def read_config(folder: Path) -> NoisyBackboneConfig:
 
 
 def refuse_secrets(path: Path) -> None:
-    """Check that a file of the model, which is pushed unchanged, holds no token or password.
-
-    Raises:
-        ValueError: a field looks like one.
-    """
+    """Refuse a file of the model, which is pushed unchanged, if a field looks like a token or password."""
     fields = read_json(path)
     kept = without_secrets(fields)
     if found := [name for name, value in fields.items() if kept.get(name) != value]:

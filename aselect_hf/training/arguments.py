@@ -227,7 +227,7 @@ class PretrainingArguments(PushArguments):
     ema_decay: Decay = argument(0.0, "Decay of the weight average that is saved (0: no averaging).")
     condition_dropout: Share = argument(0.1, "Share of class labels replaced by the null class in training.")
     seed: WholeNumber = argument(0, "Seed of initialization, order, flips, timesteps and noise.")
-    num_processes: Count | None = argument(None, "Processes required to run (default: as the launcher was told).")
+    num_processes: Count | None = argument(None, "Minimum number of processes (default: as given to the launcher).")
     logging_steps: Count = argument(50, "Steps between log lines.")
     checkpointing_steps: Steps | None = argument(None, "Steps between checkpoints, or 'epoch' (default: none).")
     checkpoints_total_limit: Count = argument(2, "Checkpoints to keep.")

@@ -22,12 +22,7 @@ _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class Checkpoints:
-    """The folders `checkpoint-<step>` of one output folder, which all processes share.
-
-    Args:
-        total_limit: number of checkpoints to keep.
-        accelerator: of the run. Call every method on all of its processes.
-    """
+    """The last `total_limit` folders `checkpoint-<step>` of an output folder. Call its methods on all processes."""
 
     def __init__(self, folder: Path, total_limit: int, accelerator: Accelerator) -> None:
         self.folder, self.total_limit, self.accelerator = folder, total_limit, accelerator

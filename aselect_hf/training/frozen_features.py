@@ -23,10 +23,8 @@ def keep_features(
 ) -> np.memmap:
     """Features of all images, memory-mapped: `(1 + flipped, images, tokens, features, width)` float32.
 
-    If the head averages tokens, the file stores the average, and `tokens` is 1. Every process computes its share.
-
-    Args:
-        flipped: also store the features of mirrored images.
+    If the head averages tokens, the file stores the average, and `tokens` is 1. With `flipped`, features of mirrored
+    images are stored too. Every process computes its share.
 
     Raises:
         ValueError: the disk has no room.

@@ -161,7 +161,7 @@ class TopKAccuracy(StreamingMetric):
 class ConfusionMetric(StreamingMetric):
     """A metric of the confusion matrix over all pixels (rows reference, columns prediction).
 
-    Predictions and references are integer masks `(batch, height, width)`, or lists of masks `(height, width)` where
+    Predictions and references are integer masks `(batch, height, width)`, or lists of masks `(height, width)` if
     sizes differ. Pixels whose reference is `ignore_index` are not counted, whatever was predicted there.
 
     Raises:

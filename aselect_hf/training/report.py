@@ -63,7 +63,7 @@ class RunReport:
     def protocol(self) -> dict[str, str]:
         """How the figures were measured, item by item."""
         facts = self.facts
-        backbone = "trained whole"
+        backbone = "fully trained"
         if facts.model_args.freeze_backbone:
             backbone = "frozen"
         elif facts.model_args.lora_rank:

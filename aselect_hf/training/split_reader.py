@@ -15,13 +15,7 @@ from aselect_hf.training.arguments import TaskDataArguments
 
 
 class SplitReader:
-    """Reads images with the labels or masks that a task needs.
-
-    Args:
-        args: sources and columns.
-        task: decides between labels and masks.
-        seed: of the order of a stream.
-    """
+    """Reads images with the labels or masks that a task needs; `seed` is that of a stream's order."""
 
     def __init__(self, args: TaskDataArguments, task: Task, seed: int = 0) -> None:
         self.args, self.task, self.seed = args, task, seed

@@ -239,7 +239,7 @@ class TaskRun:
         return HeadEvaluation(trainer.accelerator, loader, self.data.label_names, self.task, ignore_index)
 
     def _whole(self, trainer: Trainer) -> TaskObjective:
-        """The trained objective with all its weights in this process, gathered where they were sharded."""
+        """The trained objective with all its weights in this process, gathered if they were sharded."""
         if trainer.accelerator.distributed_type not in SHARDED:
             return trainer.accelerator.unwrap_model(trainer.objective)
         weights = trainer.accelerator.get_state_dict(trainer.objective)
