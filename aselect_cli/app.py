@@ -25,7 +25,7 @@ def one_spelling(name: str) -> str:
 
 
 app = typer.Typer(
-    help="Diffusion Transformers as vision backbones, at the timestep their own features choose.",
+    help="Diffusion Transformers as vision backbones, at the timestep that their own features choose.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -36,11 +36,11 @@ app = typer.Typer(
 def add(
     module: Any, example: str, options: Iterable[SourceOption] = (), heading: str = "Options", notes: str = ""
 ) -> None:
-    """Add a command: the function that has the name of its module.
+    """Add the command of a module: the function that has its name.
 
     Args:
-        example: for the end of the help.
-        options: of the library, see `as_command`; the help has them under `heading`.
+        example: arguments of `aselect`, for the end of the help.
+        options: options of the library, see `as_command`; the help lists them under `heading`.
         notes: Markdown for the end of the help.
     """
     function = getattr(module, module.__name__.rpartition(".")[2])
@@ -60,9 +60,9 @@ add(benchmark, "benchmark sample --batch-sizes 1,8 --output runs/benchmark.json"
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     if wanted:
-        from importlib.metadata import version  # here: it takes as long as typer
+        from importlib.metadata import version  # as slow to import as typer
 
         print(f"aselect {version('aselect-hf')}")
         raise typer.Exit()
@@ -84,7 +84,7 @@ def main() -> None:
     try:
         code = app(prog_name="aselect", standalone_mode=False)
     except typer.TyperException as error:  # a mistyped option, a missing argument
-        if message := error.format_message().replace("Value error, ", ""):  # empty after help that nobody asked for
+        if message := error.format_message().replace("Value error, ", ""):  # empty if it printed the help
             print(f"aselect: error: {message}", file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -10,7 +10,7 @@ import typer
 from aselect_cli import options as opt
 from aselect_cli.command import Answer
 
-EXIT_CODES = {"trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake's, 1 a crash's
+EXIT_CODES = {"trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake, 1 a crash
 
 
 def audit(
@@ -20,17 +20,17 @@ def audit(
     options: dict[str, Any],
     method: opt.Method = "auto",
     selection: Annotated[
-        Path | None, typer.Option(help="Audit the timestep of this selection.json, instead of that of a rule.")
+        Path | None, typer.Option(help="Audit the timestep of this selection.json instead of a rule's.")
     ] = None,
     feature: opt.FeatureOrAuto = None,
     timesteps: opt.Timesteps = None,
     num_images: Annotated[
         int | None,
-        typer.Option(help="Random images for every rule (default: the rule's own; 1000 for the probe that checks)."),
+        typer.Option(help="Random images for each rule (default: the rule's own; 1000 for the probe that checks)."),
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Points of the probe's score that the timestep may lose.")] = 2.0,
+    tolerance: Annotated[float, typer.Option(help="Points of the probe's score that the pick may lose.")] = 2.0,
     pool_size: opt.PoolSize = 1,
-    split: Annotated[str, typer.Option(help="Split to look at.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to check on.")] = "train",
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
     seed: opt.Seed = 0,
@@ -43,10 +43,10 @@ def audit(
 ) -> Answer:
     """Check the timestep of a rule, of a saved selection, or a guess; write `audit.json` and `audit.png`.
 
-    With labels, a small probe is trained at every timestep. Without, a second rule that needs no labels is asked. A
-    guess is `--method fixed --timestep 50`.
+    With labels, a small probe is trained at every timestep. Without labels, the pick is compared with that of an
+    independent rule. To audit a guess, use `--method fixed --timestep 50`.
 
-    Exit code: 0 trust, 3 uncertain, 4 do not trust, 2 mistake.
+    Exit codes: 0 trust, 3 uncertain, 4 do not trust, 2 a mistake in the command.
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.audit import audit_timestep

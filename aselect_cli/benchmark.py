@@ -19,7 +19,7 @@ def benchmark(
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
     pixels: Annotated[bool, typer.Option(help="Also measure from pixels, if the model has a VAE.")] = True,
-    rounds: Annotated[int, typer.Option(help="Most runs of each contender per batch size.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Maximum number of runs of each contender per batch size.")] = 10,
     max_seconds: Annotated[
         float, typer.Option(help="Time per batch size, in seconds; a batch size that needs more is skipped.")
     ] = 20.0,
@@ -29,7 +29,7 @@ def benchmark(
         "benchmark.json"
     ),
 ) -> Answer:
-    """Measure images per second and memory of your model, as it is and fixed, against diffusers and a plain ViT."""
+    """Measure speed and memory of your model, as it is and with a fixed timestep, against diffusers and a plain ViT."""
     from aselect_cli.inputs import load_backbone
     from aselect_hf.files import check_writable, read_json
     from aselect_hf.speed import benchmark_model

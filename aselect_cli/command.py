@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; eve
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: a text for people, and the same for programs."""
+    """The result of a command: a text for people, and a document for programs."""
 
     text: str
     document: dict[str, Any]
@@ -29,12 +29,12 @@ class Answer:
 def as_command(
     function: Callable[..., Answer], options: Iterable[SourceOption] = (), panel: str | None = None
 ) -> Callable[..., None]:
-    """The function as typer runs it, with an option `--json`.
+    """Make a function a command of typer, with an option `--json`.
 
     Args:
-        function: what to run; prints nothing but messages.
-        options: read from the library, and handed on as `options`, a dictionary of those that were given. One that the
-            function has itself is left out.
+        function: what to run; it prints only messages.
+        options: options of the library. The function gets those that were given as the dictionary `options`. An option
+            that is a parameter of the function is left out.
         panel: heading of these options in the help.
     """
     signature = inspect.signature(function, eval_str=True)

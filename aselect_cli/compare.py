@@ -20,7 +20,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Rules to compare, separated by commas; they are listed below.", autocompletion=complete_rules
+            help="Rules to compare, separated by commas; all rules are listed below.", autocompletion=complete_rules
         ),
     ] = "hfr,grid,fixed",
     feature: opt.Feature = None,
@@ -31,7 +31,7 @@ def compare(
     num_seeds: Annotated[int, typer.Option(help="Probes per rule, each on another 80 % of the training split.")] = 3,
     train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
-    test_split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
+    test_split: Annotated[str, typer.Option(help="Split to report accuracy on.")] = "test",
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
     max_samples: opt.MaxSamples = None,
@@ -45,7 +45,7 @@ def compare(
 ) -> Answer:
     """Compare rules on the same images: timestep, test accuracy and cost; write a table and a picture.
 
-    An option of rules goes to each of the compared rules that has it.
+    Each option of rules applies to all compared rules that have it.
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.compare import check_strategies, compare_strategies, options_by_rule

@@ -15,7 +15,7 @@ Text = str | None
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint: a diffusers folder, a Hub id, a DiT or SiT file, or one of this package.")
+        str, typer.Argument(help="Checkpoint: a diffusers folder, a Hub id, a DiT or SiT file, or an aselect model.")
     ],
     output_dir: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
     *,
@@ -24,34 +24,34 @@ def convert(
         Literal["auto", "aselect", "diffusers", "dit", "sit"], typer.Option(help="Format to read.")
     ] = "auto",
     vae: Annotated[Text, typer.Option(help="VAE to use: a folder or Hub id (default: the source's own).")] = None,
-    vae_decoder: Annotated[bool, typer.Option(help="Keep the VAE's decoder, or leave it out.")] = False,
+    vae_decoder: Annotated[bool, typer.Option(help="Keep the VAE's decoder.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .pt and .bin files; nothing but weights is loaded from them.")
     ] = False,
     num_attention_heads: Annotated[
-        int | None, typer.Option(help="Heads of a .pt file (default: those of the published model of its width).")
+        int | None, typer.Option(help="Heads of a .pt model (default: those of the published model of that width).")
     ] = None,
     num_condition_classes: Annotated[
-        int | None, typer.Option(help="Classes that a .pt file was trained on, without the null class.")
+        int | None, typer.Option(help="Classes that a .pt model was trained on, without the null class.")
     ] = None,
     model_time: Annotated[
         Text,
         typer.Option(
-            help="What the network of a SiT file is told: data_fraction (SiT) or noise_fraction (REPA, SRA). "
-            "Needed where the file does not say."
+            help="Meaning of the time that the network of a SiT file takes: data_fraction (SiT) or noise_fraction "
+            "(REPA, SRA). Required if the file does not say."
         ),
     ] = None,
     variant: Annotated[Text, typer.Option(help="Variant of the weight files, such as fp16.")] = None,
     subfolder: Annotated[Text, typer.Option(help="Folder of the checkpoint inside SOURCE.")] = None,
     revision: Annotated[Text, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    dtype: Annotated[Text, typer.Option(help="Precision to write (default: that of the weights).")] = None,
+    dtype: Annotated[Text, typer.Option(help="Precision to write (default: the precision of the weights).")] = None,
     fix_timestep: Annotated[
         bool, typer.Option("--fix-timestep", help="Fold the timestep into the weights: a plain, smaller ViT.")
     ] = False,
     timestep: Annotated[int | None, typer.Option(help="Timestep to write (default: the model's own).")] = None,
     feature: opt.Feature = None,
-    base_model: Annotated[Text, typer.Option(help="Hub id of the model that the weights are of, for the card.")] = None,
-    base_model_license: Annotated[Text, typer.Option(help="License of that model, for the card.")] = None,
+    base_model: Annotated[Text, typer.Option(help="Hub id of the model that the weights come from.")] = None,
+    base_model_license: Annotated[Text, typer.Option(help="License of that model.")] = None,
 ) -> Answer:
     """Convert a checkpoint from or to diffusers, from an original DiT or SiT file, or to a fixed timestep."""
     from aselect_hf.conversion import convert_checkpoint

@@ -24,7 +24,7 @@ def features(
         str | None, typer.Option("--features", help="Names, separated by commas (default: the model's own).")
     ] = None,
     timesteps: Annotated[str | None, typer.Option(help="Timesteps as `0,50,100` (default: the model's own).")] = None,
-    pool: Annotated[bool, typer.Option(help="Write the mean over tokens, or all tokens.")] = True,
+    pool: Annotated[bool, typer.Option(help="Write the mean over tokens, or every token.")] = True,
     split: Annotated[str, typer.Option(help="Split to read.")] = TRAIN_SPLIT,
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
@@ -37,7 +37,7 @@ def features(
 ) -> Answer:
     """Write features to a safetensors file, or list them.
 
-    The file also holds the `labels` (-1: none). Its metadata hold the names of the classes as JSON, `label_names`. A
+    The file also holds the `labels` (-1: none). Its metadata hold the names of the classes as JSON, `label_names`. Each
     class has the same number as in the training split.
     """
     from aselect_cli.inputs import load_backbone, read_images
@@ -48,7 +48,7 @@ def features(
     if list_only:
         return _list(backbone.config)
     if data is None:
-        raise ValueError("DATA is missing: give images, or --list")
+        raise ValueError("DATA is missing: give images, or use --list")
     check_writable(output)
     images = read_images(data, split, image_column, label_column).sample(max_samples, 0).readable(on_error)
     if images.label_names is not None and split != TRAIN_SPLIT:
@@ -77,7 +77,7 @@ def _list(config: Any) -> Answer:
 
 
 def _names_from_training(images: ImageData, data: str, image_column: str, label_column: str | None) -> list[str]:
-    """Classes of the training split, if there is one, then those that only `images` have."""
+    """Classes of the training split, if there is one, then classes that only `images` have."""
     from aselect_cli.inputs import read_images
 
     try:

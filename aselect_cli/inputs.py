@@ -1,4 +1,4 @@
-"""The model and the images that a command works on; for use inside commands."""
+"""The model and the images of a command; import it inside commands, because it imports torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_backbone(model: str, device: str | None, dtype: str) -> Any:
     """The model on its device, in evaluation mode.
 
     Raises:
-        ValueError: `dtype` is unknown, or `load_model` refuses.
+        ValueError: `dtype` is unknown, and the errors of `load_model`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
@@ -31,7 +31,7 @@ def load_backbone(model: str, device: str | None, dtype: str) -> Any:
 
 
 def best_device() -> str:
-    """The kind of the best processor here."""
+    """The fastest kind of device that is available."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -17,16 +17,15 @@ Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or 
 Feature = Annotated[str | None, typer.Option(help="Feature, as `blocks.4.query` (default: the model's own).")]
 FeatureOrAuto = Annotated[
     str | None,
-    typer.Option(help="Feature, as `blocks.4.query`; `auto` chooses one, too (default: the model's own)."),
+    typer.Option(help="Feature, as `blocks.4.query`; `auto` also chooses the feature (default: the model's own)."),
 ]
 Method = Annotated[
     str, typer.Option(help="Rule that chooses the timestep; the rules are listed below.", autocompletion=complete_rule)
 ]
 Timesteps = Annotated[
-    str | None,
-    typer.Option(help="Candidates as `0,50,100`, or how many of the default ones (default: 20; gate: 16)."),
+    str | None, typer.Option(help="Candidates as `0,50,100`, or how many of the default ones (default: 20; gate: 16).")
 ]
-NumImages = Annotated[int | None, typer.Option(help="Random images that a rule looks at (default: the rule's own).")]
+NumImages = Annotated[int | None, typer.Option(help="Number of random images for a rule (default: the rule's own).")]
 PoolSize = Annotated[
     int, typer.Option(help="Average tokens over an N x N grid of cells (1: one mean over all tokens).")
 ]
@@ -34,18 +33,15 @@ MaxSamples = Annotated[int | None, typer.Option(help="Use a random sample of at 
 Seed = Annotated[int, typer.Option(help="Seed of the image sample and of the noise.")]
 AutoBatchSize = Annotated[
     int | None,
-    typer.Option(help="Forward passes per batch (default: 64; hfr on an accelerator: as many as fit)."),
+    typer.Option(help="Forward passes per batch (default: 64; hfr on an accelerator: 256, halved until they fit)."),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu (default: the best available).")]
 DType = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", autocompletion=lambda: list(DTYPES))]
 OnError = Annotated[
-    str,
-    typer.Option(help="What to do at an unreadable image: stop, or skip it.", autocompletion=lambda: list(ON_ERROR)),
+    str, typer.Option(help="What to do with an unreadable image: stop or skip.", autocompletion=lambda: list(ON_ERROR))
 ]
 ImageColumn = Annotated[str, typer.Option(help="Column that holds the images.")]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="Column that holds the labels (default: label, if there is one).")
-]
+LabelColumn = Annotated[str | None, typer.Option(help="Column that holds the labels (default: label, if it exists).")]
 OutputDir = Annotated[Path, typer.Option(help="Folder to write to.")]
 CacheDir = Annotated[
     Path | None, typer.Option(help="Folder that keeps features between runs (default: in the cache of the Hub client).")
@@ -56,7 +52,7 @@ def integers(text: str, name: str) -> list[int]:
     """Integers from `"0,50,100"`.
 
     Raises:
-        ValueError: it is something else; the message calls it `name`.
+        ValueError: the text is something else; the message calls it `name`.
     """
     try:
         return [int(part) for part in text.split(",")]

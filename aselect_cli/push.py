@@ -13,7 +13,7 @@ from aselect_cli.command import Answer
 def push(
     folder: Annotated[
         Path,
-        typer.Argument(help="Saved model; the selection, compare, audit and training .json beside it are pushed, too."),
+        typer.Argument(help="Saved model; .json files of select, compare, audit and training in it are pushed, too."),
     ],
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, as user/name.")],
     *,
@@ -24,7 +24,7 @@ def push(
         str | None, typer.Option(help="License, never a freer one than the base model's (default: the base model's).")
     ] = None,
     examples: Annotated[
-        bool | None, typer.Option(help="Push the training's example pictures (default: if their license permits).")
+        bool | None, typer.Option(help="Push example pictures of the training (default: if their license permits).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
 ) -> Answer:
@@ -41,14 +41,6 @@ def push(
         sizes = upload.sizes()
         lines = [f"{size:>14,}  {path}" for path, size in sizes.items()]
         return Answer("\n".join([*lines, "", str(upload.card)]), {"files": sizes, "card": str(upload.card)})
-    commit = push_folder(
-        folder,
-        repo_id,
-        dataset=dataset,
-        audit=audited,
-        license=license,
-        examples=examples,
-        **options,
-    )
+    commit = push_folder(folder, repo_id, dataset=dataset, audit=audited, license=license, examples=examples, **options)
     url = commit.pr_url or commit.commit_url
     return Answer(f"pushed {url}", {"url": url, "commit": commit.oid})

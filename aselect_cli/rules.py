@@ -35,7 +35,7 @@ def read_rules() -> tuple[SourceRule, ...]:
 
 @cache
 def rule_options() -> tuple[SourceOption, ...]:
-    """The options of all rules, each once; their help names the rules that have it."""
+    """The options of all rules, each once; the help of an option names the rules that have it."""
     owners: dict[str, dict[str, list[str]]] = {}  # option -> help -> rules
     types: dict[str, Any] = {}
     for rule in read_rules():
@@ -71,7 +71,7 @@ def complete_rule() -> list[tuple[str, str]]:
 
 
 def complete_rules(incomplete: str) -> list[tuple[str, str]]:
-    """Values of `--methods`, a list with commas whose last name is still to come."""
+    """Values of `--methods`, a list with commas, for the name that is being typed."""
     before, comma, _ = incomplete.rpartition(",")
     return [(before + comma + rule.name, rule.explanation) for rule in read_rules()]
 

@@ -32,11 +32,11 @@ def select(
     on_error: opt.OnError = "stop",
     output_dir: opt.OutputDir = Path("runs/select"),
     save_model: Annotated[
-        Path | None, typer.Option(help="Folder to write the model to, with the timestep chosen (default: none).")
+        Path | None, typer.Option(help="Folder for a copy of the model with the chosen timestep (default: none).")
     ] = None,
     cache_dir: opt.CacheDir = None,
 ) -> Answer:
-    """Choose the timestep; write `selection.json` and `selection.png`."""
+    """Choose a timestep; write `selection.json` and `selection.png`."""
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.conversion import save_model as write_model
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
@@ -80,7 +80,7 @@ def select(
 
 
 def _room_for_model(save_model: Path | None, model: Any) -> AbstractContextManager[None]:
-    """Room for the model that is written at the end."""
+    """Reserve disk space for the model that is written at the end."""
     from aselect_hf.cost import weight_bytes
     from aselect_hf.files import as_path, reserved_space
 

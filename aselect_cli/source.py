@@ -22,9 +22,8 @@ class SourceOption:
     """One option of the library.
 
     Args:
-        name: as in Python.
-        type: of its values, without `None`; `list` for several words, which the command line separates by commas.
-        help: what the docstring says of it.
+        type: type of its values, without `None`; `list` for several words, which the command line separates by commas.
+        help: its description in the docstring.
     """
 
     name: str
@@ -32,7 +31,7 @@ class SourceOption:
     help: str
 
     def value(self, given: Any) -> Any:
-        """The Python value of what was typed."""
+        """The Python value of a typed value."""
         return [part.strip() for part in given.split(",")] if self.type is list else given
 
 
@@ -54,7 +53,7 @@ def options_of(arguments: Iterable[ast.arg | ast.AnnAssign], docstring: str | No
     """Options from a function's arguments or a dataclass's fields.
 
     Raises:
-        ValueError: one has no entry under `Args:`, or a type that cannot be typed in a command.
+        ValueError: one has no entry under `Args:`, or a type that the command line cannot take.
     """
     texts = described(docstring or "")
     for each in arguments:
@@ -88,10 +87,10 @@ def described(docstring: str) -> dict[str, str]:
 
 
 def option_type(annotation: ast.expr | None) -> Any:
-    """The type that an annotation stands for, `None` aside.
+    """The type that an annotation stands for, without `None`.
 
     Raises:
-        ValueError: it is none that can be typed in a command.
+        ValueError: the command line cannot take this type.
     """
     match annotation:
         case ast.BinOp(left=left, op=ast.BitOr(), right=ast.Constant(value=None)):

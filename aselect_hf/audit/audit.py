@@ -1,4 +1,4 @@
-"""`audit_timestep`: take or make a pick, check it by another rule, judge."""
+"""`audit_timestep`: take or make a pick, check it by another rule, and judge it."""
 
 from __future__ import annotations
 
@@ -54,42 +54,43 @@ def audit_timestep(
     progress: bool = True,
     **options: Any,
 ) -> Audit:
-    """Pick a timestep, or take a pick that was made, then check it by a rule that shares nothing with the picking one.
+    """Pick a timestep, or take an existing pick, and check it by another rule.
 
-    With labels or masks: a leave-one-out ridge probe at every timestep on at most 1,000 images. The regret of the pick
-    by its curve, with bounds by a bootstrap over images (`regret.py` has the formulas), decides, see `verdict_of`. For
-    masks, the score is the mean IoU of tokens, and what is resampled is every image's part in it.
-    The probe also runs on an untrained network of the same shape (memory for both is needed): a checkpoint that is not
-    surely better gets a warning, since verdicts are on timesteps.
+    With masks or labels of two classes, a leave-one-out ridge probe runs at every timestep on at most 1,000 images. Its
+    curve gives the regret of the pick, with bounds from a bootstrap over images (see `regret.py`); `verdict_of` turns
+    these into the verdict. For masks the score is the mean IoU of tokens, and each image's part in it is resampled.
     A pick that depends on rounding (`TimestepSelection.perturbed_timesteps`) is judged by the worst of the timesteps
     that rounding may give.
-    Without labels of two classes: agreement with an independent rule without labels (`"consensus"`; HFR where that one
-    picked), `"trust"` where picks are equal or neighbors on the grid, curves alike over at least five timesteps, and
-    the pick stable; see `judge_by_agreement`. The curves of HFR are always there.
+
+    A verdict is about the timestep and not about the model. The probe therefore also runs on an untrained network of
+    the same shape, for which there must be memory; a checkpoint that is not significantly better gets a warning.
+
+    Without labels the check is an independent rule: `"consensus"`, or HFR if `"consensus"` picked. The verdict is
+    `"trust"` if the picks are equal or neighbors on the grid, the curves are alike over at least five timesteps, and
+    the pick is stable; see `judge_by_agreement`. HFR always runs.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
         method: the rule that picks, see `select_timestep`; `"fixed"` with `timestep=` audits a guess.
-        selection: a pick that was made already, instead of `method`, `feature`, `timesteps` and `options`: its feature
-            is used, and its timesteps (where it scored some of its candidates only, the default ones besides).
-        num_images: random images for every rule; default 64 for HFR, 1,000 for the probe, see `select_timestep`.
+        selection: an existing pick, instead of `method`, `feature`, `timesteps` and `options`. Its feature and its
+            timesteps are used, and also the default timesteps if it scored only some of its candidates.
+        num_images: random images for every rule (default: the rule's own; 1,000 for the probe).
         tolerance: points of the probe's score (accuracy or mean IoU) that the pick may lose.
-        pool_size: cells per side into which tokens are averaged for every rule that reads averages, see
-            `pooled_features`: as the features will be used.
-        options: of the method.
+        pool_size: cells per side into which tokens are averaged, see `pooled_features`. Give the value with which the
+            features will be used.
+        options: options of the method.
 
     Raises:
-        ValueError: an argument is wrong, fewer than 2 timesteps or 3 images, and as `select_timestep` (which refuses
-            images that are all the same).
+        ValueError: an argument is wrong, fewer than 2 timesteps or 3 images, and the errors of `select_timestep`.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be a positive number of points, got {tolerance}")
     if selection is None:
         check_request(method, options, feature)
     elif method != AUTO or feature is not None or timesteps is not None or options:
-        raise ValueError("selection has its own method, feature and timesteps: leave those out, or selection")
+        raise ValueError("selection has its own method, feature and timesteps: leave out these and all options")
     elif selection.schedule != model.config.noise_schedule:
-        raise ValueError("selection was made for another noise schedule than the model's")
+        raise ValueError("selection was made for a noise schedule other than the model's")
     data, labeled, warnings = _audited_images(images, num_images or NUM_AUDITED, seed, on_error)
     run: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     picked = selection
@@ -139,19 +140,19 @@ def audit_timestep(
 
 
 def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> tuple[ImageData, bool, list[str]]:
-    """A sample of the images, whether they are labeled (with classes or masks), and a warning of what is left out."""
+    """A sample of the images, whether they have labels or masks to use, and a warning if images are left out."""
     data, warnings = ImageData.of(images, num_images), []
     labeled = data.masks is not None or has_classes(data.labels)
     if labeled and data.masks is None:
         if data.num_unlabelled:
-            warnings.append(f"{data.num_unlabelled:,} of {len(data):,} images have no label: not used")
+            warnings.append(f"{data.num_unlabelled:,} of {len(data):,} images have no label and are not used")
         data = data.labelled()
     data = data.sample(num_images, seed, per_class=LEAST_PER_CLASS if labeled else 0)
     return data.readable(on_error), labeled, warnings
 
 
 def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[float | None, bool]:
-    """Accuracy of always answering the commonest class, and whether the probe is above it somewhere; of masks none."""
+    """Accuracy of always answering the most common class (masks: none), and whether the probe beats it somewhere."""
     if data.masks is not None:
         return None, True
     chance = float(np.unique(np.asarray(data.labels), return_counts=True)[1].max() / len(data))
@@ -163,7 +164,7 @@ def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[flo
 def _judge_with_labels(
     curves: Curves, regret: Regret, tolerance: float, informative: bool, seed: int
 ) -> tuple[str, str]:
-    """Verdict and sentence by the probe, of the worst of the timesteps that rounding may give."""
+    """Verdict and sentence by the probe for the worst of the timesteps that rounding may give."""
     picked, checked, grid = curves.picked, curves.checked, curves.grid
     itself = "ridge" in (picked.method, picked.options.get("second"))
     pick = grid.index(picked.timestep)
@@ -172,12 +173,12 @@ def _judge_with_labels(
         other = grid.index(t)
         worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
         if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
-            verdict, sentence = worse[0], f"the pick depends on rounding, which may give t = {t}; {worse[1]}"
+            verdict, sentence = worse[0], f"the pick depends on rounding, which may change it to t = {t}; {worse[1]}"
     return verdict, sentence
 
 
 def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: bool) -> list[str]:
-    """What the check lacks: images, or labels that it could use."""
+    """Warnings of too few images, and of labels that the check could not use."""
     if labeled:
         if checked.num_images < FEW_LABELED:
             return [f"the probe has only {checked.num_images} images: label {FEW_LABELED} or more"]
@@ -185,7 +186,7 @@ def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: boo
     warnings = []
     if data.labels is not None:
         classes = data.describe_classes()
-        warnings.append(f"the labels are not of 2 classes with 2 images each ({classes}): they were not used")
+        warnings.append(f"the labels are not used, because no 2 classes have 2 images each ({classes})")
     if checked.method == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
         warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
     return warnings

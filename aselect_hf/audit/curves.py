@@ -1,4 +1,4 @@
-"""The curves that an audit compares: HFR's, that of the rule that picked, that of the rule that checks."""
+"""The curves that an audit compares: those of HFR, of the rule that picked, and of the rule that checks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from aselect_hf.selection import TimestepSelection, default_timesteps, select_ti
 from aselect_hf.selection.rule import WITHOUT_LABELS
 
 NUM_AUDITED = 1000
-"""Labeled images by default: with 500, the regret's errors are as large as what is to be told (`docs/evidence.md`)."""
+"""Default number of labeled images. With 500, errors are as large as typical regrets (`docs/evidence.md`)."""
 LEAST_CURVE = 3
-"""Timesteps that two rules must both have scored, for their curves to be compared."""
+"""Timesteps that two rules must both have scored before their curves are compared."""
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Curves:
     """The selections that an audit compares.
 
     Args:
-        name: of the rule that picked, see `Audit.method`.
-        rule: the one that checks.
+        name: name of the rule that picked, see `Audit.method`.
+        rule: name of the rule that checks.
         grid: timesteps of the curves of HFR and of the check.
     """
 
@@ -49,7 +49,7 @@ def compared_curves(
     pool_size: int,
     run: dict[str, Any],
 ) -> Curves:
-    """HFR's curve and that of the rule that checks, over the grid; each is run unless it is the pick's own."""
+    """The curves of HFR and of the rule that checks, over the grid; the pick's own curve is not computed again."""
     run = run | {"timesteps": grid, "num_images": num_images}
     name = rule_name(picked, grid)
     hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
@@ -68,10 +68,10 @@ def compared_curves(
 def audited_timesteps(
     model: NoisyBackbone, picked: TimestepSelection, timesteps: Sequence[int] | int | None
 ) -> list[int]:
-    """Where the curves are taken: at the timesteps that the rule scored; where not all, at its candidates besides.
+    """The timesteps that the rule scored, and all candidates if it did not score all of them.
 
     Raises:
-        ValueError: they are fewer than 2.
+        ValueError: there are fewer than 2.
     """
     grid = set(picked.timesteps) | {picked.timestep}
     if not picked.scored_all:
@@ -81,7 +81,7 @@ def audited_timesteps(
         else:
             grid |= set(default_timesteps(schedule, timesteps) if isinstance(timesteps, int) else timesteps)
     if len(grid) < 2:
-        raise ValueError(f"timesteps must be at least 2 to compare, got {len(grid)}")
+        raise ValueError(f"timesteps must hold at least 2 to compare, got {len(grid)}")
     return sorted(grid)
 
 
@@ -95,7 +95,7 @@ def rule_name(picked: TimestepSelection, grid: list[int]) -> str:
 
 
 def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
-    """Regret of the pick by another rule's curve; paired where that rule scores single images."""
+    """Regret of the pick by another rule's curve, paired if that rule scores single images."""
     if checked.per_image_scores is None:
         deviations = unpaired_deviations(checked.standard_errors, pick, seed)
         return estimate_regret(checked.timesteps, checked.scores, deviations, pick)
@@ -105,7 +105,7 @@ def regret_by(checked: TimestepSelection, pick: int, seed: int) -> Regret:
 
 
 def rank_correlation(one: TimestepSelection, other: TimestepSelection) -> float | None:
-    """Spearman's, from -1 to 1, over timesteps that both scored; 0 of a constant curve, `None` of fewer than 3."""
+    """Spearman's rank correlation over the timesteps that both scored; 0 if a curve is constant, `None` below 3."""
     curves = [dict(zip(each.timesteps, each.scores, strict=False)) for each in (one, other)]
     common = sorted(set(curves[0]) & set(curves[1]))
     if len(common) < LEAST_CURVE:

@@ -37,9 +37,9 @@ class AuditedCurves(Protocol):
 
 
 def plot_audit(audit: AuditedCurves, path: Path) -> None:
-    """The sentence, over HFR's curves, that of the rule that picked and of the check, and the bootstrap's picks.
+    """Draw the curves of HFR, of the check and of the rule that picked, and the picks from resamples.
 
-    The pick is a line through all.
+    The sentence is the title, and the pick is a line through all panels.
     """
     from matplotlib.figure import Figure
 
@@ -70,8 +70,8 @@ def plot_audit(audit: AuditedCurves, path: Path) -> None:
         label = f"{checked.score_name}, {checked.num_images} images"
         if audit.chance is not None:  # as a line it would flatten the curve
             label += f"; commonest class {100 * audit.chance:.0f} %"
-        band(check, checked.timesteps, 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors), label,
-              "accuracy")  # fmt: skip
+        scores, errors = 100 * np.array(checked.scores), 100 * np.array(checked.standard_errors)
+        band(check, checked.timesteps, scores, errors, label, "accuracy")
         mark_best(check, checked, "accuracy")
         if audit.untrained is not None:
             check.plot(checked.timestep, 100 * audit.untrained, "x", color=COLORS["control"], label="untrained network")

@@ -1,21 +1,21 @@
-"""How far a timestep may be from the best of a grid, from right and wrong answers of the same images everywhere.
+"""How far a timestep may be from the best of a grid, from the outcomes of the same images at all timesteps.
 
 With `d_t` the mean over images of (score at `t` - score at the pick), the regret is `max_t E[d_t]`, never below 0. Its
-plug-in `max_t d_t` is too large, since the best of many noisy timesteps is also the luckiest (the winner's curse).
+plug-in `max_t d_t` is too large, because the best of many noisy timesteps is also the luckiest (the winner's curse).
 
-- Upper bound, one-sided: `max_t (d_t - q)`, `q` the 5 % quantile of the bootstrap's `d*_t - d_t`. Every bound needs to
-  hold for its own timestep only: the truly best one is fixed, whichever it is, and the maximum is at least its bound.
-  So there is no correction for the number of timesteps, and no winner's curse; the price is that it is conservative.
-- Lower bound, one-sided: `max_t (d_t - c s_t)`, `s_t` the bootstrap's standard error and `c` the 95 % quantile of
-  `max_t (d*_t - d_t) / s_t`. Here the timestep is chosen for its luck, so the bounds must hold all at once.
-- Estimate: `max_t d_t` less the bootstrap's estimate of its excess, `mean(max_t d*_t) - max_t d_t`. That
-  takes only part of the curse away: of ten equally good timesteps, 3.9 points become 2.5 (200 images, simulated), so
-  that verdicts rest on the bounds too.
+- Upper bound, one-sided: `max_t (d_t - q)`, where `q` is the 5 % quantile of the bootstrap's `d*_t - d_t`. Each bound
+  needs to hold only for its own timestep: the truly best timestep is fixed, and the maximum is at least its bound. So
+  there is neither a correction for the number of timesteps nor a winner's curse, but the bound is conservative.
+- Lower bound, one-sided: `max_t (d_t - c s_t)`, where `s_t` is the bootstrap's standard error and `c` the 95 % quantile
+  of `max_t (d*_t - d_t) / s_t`. Here luck may choose the timestep, so all bounds must hold at once.
+- Estimate: `max_t d_t` less the bootstrap's estimate of its excess, `mean(max_t d*_t) - max_t d_t`. This removes only
+  part of the curse: with ten equally good timesteps, 3.9 points become 2.5 (200 images, simulated). Verdicts therefore
+  also rest on the bounds.
 
-An image is drawn with all its timesteps (paired). To the images of a bootstrap two imaginary ones are added, one right
-at every other timestep only and one right at the pick only, as Bonett and Price (2012) do for paired proportions:
-otherwise two timesteps that agree on few images would be certain to agree on all. What the bounds hold for: images of
-the same kind, with a probe trained on as many; that leave-one-out answers share training images is left out.
+An image is drawn with all its timesteps (paired). As Bonett and Price (2012) do for paired proportions, two imaginary
+images are added to each bootstrap: one that is right only at the pick, and one that is right everywhere else. Without
+them, two timesteps that agree on few images would be certain to agree on all. The bounds hold for images of the same
+kind and a probe trained on as many; they ignore that leave-one-out answers share training images.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Regret:
     """Points (hundredths of the score) that the pick may lose against the best timestep of the grid.
 
     Args:
-        best_timestep: of the highest score.
-        estimate: at least 0, with part of the winner's curse taken away.
+        best_timestep: timestep of the highest score.
+        estimate: at least 0, with part of the winner's curse removed.
         lower, upper: one-sided bounds, each with 95 % confidence.
         differs: whether any timestep differs from the pick, in either direction, with 95 % confidence for all at once.
     """
@@ -55,10 +55,10 @@ def resampled_means(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -
 
 
 def paired_deviations(outcomes: np.ndarray, pick: int, seed: int, span: float = 1.0) -> np.ndarray:
-    """`d*_t - d_t` of the module, from outcomes: `(images, timesteps)` to `(resamples, timesteps)`.
+    """The bootstrap's `d*_t - d_t` from outcomes: `(images, timesteps)` to `(resamples, timesteps)`.
 
     Args:
-        span: by how much outcomes can differ; 1 where they are right or wrong.
+        span: largest difference of two outcomes; 1 if they are right or wrong.
     """
     imaginary = np.full((1, outcomes.shape[1]), span)
     imaginary[0, pick] = 0
@@ -67,9 +67,9 @@ def paired_deviations(outcomes: np.ndarray, pick: int, seed: int, span: float = 
 
 
 def unpaired_deviations(standard_errors: Sequence[float], pick: int, seed: int) -> np.ndarray:
-    """The same where only the scores' errors are known: normal, independent between timesteps.
+    """The same if only standard errors are known: normal, and independent between timesteps.
 
-    The same image is hard at all timesteps, so that errors go together: independent ones make the bounds wider.
+    True errors correlate, because the same images are hard at all timesteps; independent errors widen the bounds.
     """
     errors = np.asarray(standard_errors)
     noise = np.random.default_rng(seed).standard_normal((RESAMPLES, len(errors))) * errors
@@ -77,10 +77,10 @@ def unpaired_deviations(standard_errors: Sequence[float], pick: int, seed: int) 
 
 
 def estimate_regret(timesteps: Sequence[int], scores: Sequence[float], deviations: np.ndarray, pick: int) -> Regret:
-    """Estimate and bounds of the module, from scores in [0, 1] and the bootstrap's deviations.
+    """Estimate and bounds from scores in [0, 1] and the bootstrap's deviations.
 
     Args:
-        deviations: `(resamples, timesteps)`, of every timestep's difference from the pick.
+        deviations: `(resamples, timesteps)`, of each timestep's difference from the pick.
         pick: index of the pick.
     """
     gains = np.asarray(scores) - scores[pick]
@@ -116,6 +116,6 @@ def best_exceeds(outcomes: np.ndarray, level: float, seed: int) -> bool:
 
 
 def pick_shares(per_image: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """How often every timestep has the highest mean over a bootstrap sample of images: `(timesteps,)`, of sum 1."""
+    """How often each timestep has the highest mean over a bootstrap sample of images: `(timesteps,)` with sum 1."""
     picks = resampled_means(per_image, seed, resamples).argmax(axis=1)
     return np.bincount(picks, minlength=per_image.shape[1]) / resamples

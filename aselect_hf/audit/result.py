@@ -1,4 +1,4 @@
-"""What an audit found: saved, loaded, drawn."""
+"""The outcome of an audit."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ class Audit(Record):
         verdict: `"trust"`, `"uncertain"` or `"do not trust"`.
         sentence: the verdict and its reason.
         warnings: what else a user should know.
-        method: the rule that picked; `"hfr, uncorrected"` and `"hfr, searched"` are an HFR other than that of the
-            whole corrected curve, which is `"hfr"`.
-        checked_by: the rule that checks: `"ridge"` (labels or masks), else `"consensus"`, and `"hfr"` for that one.
+        method: the rule that picked. `"hfr"` stands for the whole corrected curve; HFR otherwise is
+            `"hfr, uncorrected"` or `"hfr, searched"`.
+        checked_by: the rule that checks: `"ridge"` with labels or masks, else `"consensus"`, or `"hfr"` if `method` is
+            `"consensus"`.
         timestep: the pick.
-        selections: by name: `"hfr"`, always, then those of `method` and `checked_by`.
-        pick_shares: of every timestep of `"hfr"`, how often the rule picks it from other samples of the images, by
-            bootstrap; their sum is 1. `None` where the rule has no scores of single images.
-        regret: of the pick by the probe's curve, in points; `None` without labels.
-        chance: accuracy of always answering the commonest class; `None` without labels, and for masks.
-        untrained: score of the same probe on the same network with random weights, at the timestep where the checked
-            one is best; `None` without labels.
-        rank_correlation: Spearman's, of the picking rule's curve with the check's; `None` where the rule has no curve,
-            or is the check.
+        selections: the selections of `"hfr"` (always), `method` and `checked_by`, by name.
+        pick_shares: for each timestep of `"hfr"`, how often the rule picks it from bootstrap samples of the images;
+            their sum is 1. `None` if the rule has no scores of single images.
+        regret: regret of the pick by the probe's curve, in points; `None` without labels.
+        chance: accuracy of always answering the most common class; `None` without labels, and for masks.
+        untrained: the probe's score on the same network with random weights, at the timestep where the probe is best
+            on the trained network; `None` without labels.
+        rank_correlation: Spearman's rank correlation of the curves of `method` and `checked_by`; `None` if the rule
+            that picked has no curve, or is the check.
         tolerance: points that the pick may lose.
     """
 
@@ -69,7 +70,7 @@ class Audit(Record):
         return self.selections[self.checked_by]
 
     def describe(self) -> str:
-        """Verdict, sentence and warnings, a line each."""
+        """The verdict with its sentence, then the warnings, one line each."""
         return "\n".join([f"{self.verdict}: {self.sentence}", *(f"warning: {warning}" for warning in self.warnings)])
 
     def save(self, path: str | Path) -> Path:
@@ -84,7 +85,7 @@ class Audit(Record):
         return cls(**fields | {"selections": selections, "regret": regret})
 
     def plot(self, path: str | Path) -> Path:
-        """Draw all curves, the bootstrap's picks and the pick; whole or not at all."""
+        """Draw the audit, see `plot_audit`; whole or not at all."""
         with atomic_file(path) as temporary:
             plot_audit(self, temporary)
         return as_path(path)

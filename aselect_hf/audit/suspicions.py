@@ -1,4 +1,4 @@
-"""What is suspicious about a pick, about the curves of HFR, and about the model: the warnings of an audit."""
+"""The warnings of an audit: what is suspicious about a pick, about the curves of HFR, and about the model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from aselect_hf.selection.ties import best_of
 # What the warnings rest on (ours).
 PICK_RESAMPLES = 100
 STABLE_SHARE = 0.8
-"""Share of bootstrap picks at the commonest one and its neighbors, below which the pick is unstable."""
+"""A pick is unstable if the most common bootstrap pick and its neighbors have a smaller share."""
 NOISE_SHARE = 0.9
-"""Share of the images' HFR that pure noise reaches, from which the feature is mostly noise or position."""
+"""A feature is mostly noise or position if pure noise reaches this share of the images' HFR."""
 FEW_IMAGES = 32
 FEW_TIMESTEPS = 5
-"""Timesteps below which rules agree too easily: of 3, two independent orders are alike (0.5) every other time."""
+"""Below so many timesteps rules agree too easily: two independent orders of 3 are alike (0.5) every other time."""
 
 
 def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> list[str]:
@@ -39,7 +39,8 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
         warnings.append(f"the pick is unstable: other samples of the images give {common}")
     if name == "hfr, uncorrected" and schedule.log_snr(picked.timestep) < 0:
         warnings.append(
-            f"HFR without noise correction picked t = {picked.timestep}, where the input is mostly noise: correct it"
+            f"HFR without noise correction picked t = {picked.timestep}, where the input is mostly noise: "
+            "turn the noise correction on"
         )
     elif picked.method == "hfr" and raw_pick > pick + 1 and schedule.log_snr(grid[raw_pick]) < 0:
         warnings.append(
@@ -48,16 +49,16 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
         )
     if (share := noise_share(hfr, picked.timestep)) >= NOISE_SHARE:
         warnings.append(
-            f"at t = {picked.timestep} pure noise has {share:.0%} of the images' HFR: "
+            f"at t = {picked.timestep} pure noise reaches {share:.0%} of the images' HFR: "
             "the feature is mostly noise or position there"
         )
     return warnings
 
 
 def doubt_of_agreement(picked: TimestepSelection, checked: TimestepSelection) -> str:
-    """Why agreement of two rules means little; empty where nothing speaks against it."""
+    """Why agreement of two rules means little; empty if it counts."""
     if checked.tied:
-        return f"{written(checked.method)} scores all timesteps the same"
+        return f"{written(checked.method)} gives all timesteps the same score"
     if len(checked.timesteps) < FEW_TIMESTEPS:
         return f"{len(checked.timesteps)} timesteps are too few to tell"
     if picked.hangs_on_rounding:
@@ -66,26 +67,26 @@ def doubt_of_agreement(picked: TimestepSelection, checked: TimestepSelection) ->
 
 
 def doubt_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, shares: np.ndarray | None) -> str:
-    """Why not to trust the pick even where rules agree; empty where nothing speaks against it."""
+    """Why not to trust the pick although the rules agree; empty if there is no reason."""
     if shares is not None and not _is_stable(shares):
         return f"the pick of {written(name)} is unstable"
     if noise_share(hfr, picked.timestep) >= NOISE_SHARE:
-        return "the feature is mostly noise or position there"
+        return "the feature is mostly noise or position at this timestep"
     return ""
 
 
 def noise_share(hfr: TimestepSelection, timestep: int) -> float:
-    """HFR of pure noise over that of the images, at a timestep; 0 where the images have none."""
+    """HFR of pure noise over HFR of the images at a timestep; 0 if the images have none."""
     at = hfr.timesteps.index(timestep)
     raw, control = (hfr.raw_scores or [])[at], (hfr.control_scores or [])[at]
     return control / raw if raw > 0 else 0.0
 
 
 def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np.ndarray | None:
-    """See `Audit.pick_shares`; `None` also where some images were not scored at some timesteps.
+    """See `Audit.pick_shares`; `None` also if some images were not scored at some timesteps.
 
-    Standard errors do not stand in for scores of images: most of LogME's is common to all timesteps, and independent
-    draws of it would call every pick unstable.
+    Standard errors cannot replace the scores of images: most of LogME's error is common to all timesteps, and
+    independent draws would call every pick unstable.
     """
     scores = np.array(picked.per_image_scores or [], dtype=float)
     if not scores.size or np.isnan(scores).any():
@@ -96,21 +97,21 @@ def shares_of_picks(picked: TimestepSelection, grid: list[int], seed: int) -> np
 
 
 def _is_stable(shares: np.ndarray) -> bool:
-    """Whether the commonest pick and its neighbors on the grid are nearly all of them."""
+    """Whether the most common pick and its neighbors on the grid make up nearly all picks."""
     mode = int(shares.argmax())
     return bool(shares[max(mode - 1, 0) : mode + 2].sum() >= STABLE_SHARE)
 
 
 def warn_of_model(probe: TimestepSelection, twin: TimestepSelection, seed: int) -> list[str]:
-    """Whether the best of the probe's curve is not surely above an untrained network there, on the same images.
+    """Warn if the best score of the probe is not significantly above that of an untrained network.
 
     Args:
-        twin: the probe of the untrained network, at that timestep.
+        twin: the probe of the untrained network on the same images, at the timestep of the best score.
     """
     best = probe.timesteps.index(probe.timestep)
     outcomes = np.stack([np.array(x)[:, at] for x, at in ((twin.per_image_scores, 0), (probe.per_image_scores, best))])
     if paired_regret([probe.timestep] * 2, outcomes.T, 0, seed).lower > 0:
         return []
     scores = f"{100 * max(probe.scores):.0f} % vs {100 * twin.scores[0]:.0f} % at t = {probe.timestep}"
-    return [f"the features are not significantly better than an untrained network's ({scores}); "
-            "check that the checkpoint is trained and was loaded correctly"]  # fmt: skip
+    doubt = f"the features are not significantly better than an untrained network's ({scores})"
+    return [f"{doubt}; check that the checkpoint is trained and was loaded correctly"]

@@ -1,4 +1,4 @@
-"""From a regret, or from two rules that agree, to a verdict and its sentence."""
+"""The verdict of an audit and its sentence, from a regret or from the agreement of two rules."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ VERDICTS = (TRUST, UNCERTAIN, DO_NOT_TRUST)
 
 # What the verdicts rest on (ours).
 TOLERANCE = 2.0
-"""Points of the probe's score that a trusted pick may lose by the estimate; by the bound, twice as many."""
+"""Points that a trusted pick may lose by the estimate; by the upper bound it may lose twice as many."""
 NEAR = 1
 """Places on the grid by which two picks may differ and still agree."""
 ALIKE = 0.5
-"""Rank correlation of two curves from which their rules agree."""
+"""Least rank correlation of two curves that agree."""
 FEW_LABELED = 100
 
 
 def judge_by_probe(
     probe: TimestepSelection, pick: int, regret: Regret, tolerance: float, informative: bool, itself: bool = False
 ) -> tuple[str, str]:
-    """Verdict and sentence where there are labels.
+    """Verdict and sentence with labels.
 
-    The curve is called flat where it varies by no more than `tolerance`, or nothing on it differs from the pick beyond
-    its error. The bounds decide all the same: of too few images every curve is flat.
+    The sentence calls the curve flat if it varies by at most `tolerance`, or if no timestep differs significantly from
+    the pick. This does not change the verdict, because with too few images every curve is flat.
 
     Args:
         pick: index of the pick.
-        informative: whether the probe is above chance somewhere.
+        informative: whether the probe is significantly above chance at some timestep.
         itself: whether the probe is also the rule that picked.
     """
     grid, t = probe.timesteps, probe.timesteps[pick]
     evidence = f"leave-one-out ridge, {probe.num_images} images"
     if itself:
-        evidence += ", which also made the pick: it checks itself, and the bounds are optimistic"
+        evidence += "; the same rule made the pick, so it checks itself and the bounds are optimistic"
     if not informative:
-        return DO_NOT_TRUST, f"features tell nothing about these labels at any timestep ({evidence})"
+        reason = "at no timestep do the features predict these labels significantly better than chance"
+        return DO_NOT_TRUST, f"{reason} ({evidence})"
     spread = 100 * (max(probe.scores) - min(probe.scores))
     flat = ""
     if spread <= tolerance:
-        flat = f"the curve is flat: any timestep from {grid[0]} to {grid[-1]} is as good; "
+        flat = f"the curve is flat: all timesteps from {grid[0]} to {grid[-1]} are about equally good; "
     elif not regret.differs:
-        flat = f"the curve is flat within its error: none from {grid[0]} to {grid[-1]} differs from t = {t}; "
+        span = f"{grid[0]} to {grid[-1]}"
+        flat = f"the curve is flat within its error: no timestep from {span} differs significantly from t = {t}; "
     verdict, best = verdict_of(regret, tolerance, informative), "against the best of the grid"
     estimate, upper = f"{regret.estimate:.1f}", f"{regret.upper:.1f}"
     if verdict == DO_NOT_TRUST:
@@ -59,11 +61,10 @@ def judge_by_probe(
 
 
 def verdict_of(regret: Regret, tolerance: float, informative: bool) -> str:
-    """Whether to trust a pick, by its regret.
+    """Whether to trust a pick, by its regret. `docs/evidence.md` shows how often this is right.
 
-    Trust needs an estimate within `tolerance` and an upper bound within twice that; distrust an estimate beyond it and
-    a timestep that is surely better, or a probe that is nowhere above chance. How often either is right:
-    `docs/evidence.md`.
+    `"trust"` needs an estimate within `tolerance` and an upper bound within twice that. `"do not trust"` needs an
+    estimate beyond `tolerance` and a significantly better timestep, or a probe that is nowhere above chance.
     """
     if not informative:
         return DO_NOT_TRUST
@@ -81,50 +82,44 @@ def judge_by_agreement(
     refuted: bool,
     doubt: str = "",
 ) -> tuple[str, str]:
-    """Verdict and sentence where there are no labels.
+    """Verdict and sentence without labels.
 
     Args:
-        name: of the rule that picked, see `Audit.method`.
+        name: name of the rule that picked, see `Audit.method`.
         grid: timesteps of the curves.
-        correlation: rank correlation of the curves; `None` where the rule has none: then the pick is not trusted.
-        refuted: whether the check is better elsewhere than at the pick with 95 % confidence.
-        doubt: see `doubt_of_pick`; with any, the pick is not trusted.
+        correlation: rank correlation of the curves; `None` if the rule has no curve, which rules out `"trust"`.
+        refuted: whether another timestep is better than the pick by the check with 95 % confidence.
+        doubt: see `doubt_of_pick`; any doubt rules out `"trust"`.
     """
     if picked.tied:
-        reason = (
-            f"no labels, and nothing to choose: all {len(picked.scores)} candidates score the same by {written(name)}"
-        )
+        reason = f"no labels, and {written(name)} gives all {len(picked.scores)} candidates the same score"
         return DO_NOT_TRUST, f"{reason}; label {FEW_LABELED} images and run again"
     picks = f"{written(name)} t = {picked.timestep}, {written(checked.method)} t = {checked.timestep}"
     places = abs(grid.index(picked.timestep) - grid.index(checked.timestep))
     agreement = verdict_of_agreement(places, correlation, refuted, picked.method == WITHOUT_LABELS)
     if agreement == DO_NOT_TRUST:
-        return (
-            DO_NOT_TRUST,
-            f"no labels, and independent rules disagree ({picks}); label {FEW_LABELED} images and run again",
-        )
+        reason = f"no labels, and independent rules disagree ({picks})"
+        return DO_NOT_TRUST, f"{reason}; label {FEW_LABELED} images and run again"
     evidence = picks if correlation is None else f"{picks}, rank correlation {correlation:.2f}"
     if agreement == TRUST and not doubt:
-        return (
-            TRUST,
-            f"no labels, but independent rules agree ({evidence}); labels would say how many points it may lose",
-        )
+        reason = f"no labels, but independent rules agree ({evidence})"
+        return TRUST, f"{reason}; labels would show how many points the pick may lose"
     if agreement == TRUST:
         how = f"agree, but {doubt}"
     elif places == 0:
         how = "pick the same timestep, but " + ("one has no curve" if correlation is None else "their curves differ")
     else:
-        how = "agree only in part"
+        how = "agree only partly"
     return UNCERTAIN, f"no labels, and independent rules {how} ({evidence}); label {FEW_LABELED} images to be sure"
 
 
 def verdict_of_agreement(places: int, correlation: float | None, refuted: bool, best_rule: bool) -> str:
-    """Whether to trust a pick, by that of an independent rule. How often it is right: `docs/evidence.md`.
+    """Whether to trust a pick, by that of an independent rule. `docs/evidence.md` shows how often this is right.
 
     Args:
-        places: of the grid, between the two.
+        places: places on the grid between the two picks.
         correlation, refuted: see `judge_by_agreement`.
-        best_rule: whether the pick is of the rule that is best without labels: then it is at most uncertain.
+        best_rule: whether the best rule without labels picked; its pick is never `"do not trust"`.
     """
     alike = correlation is not None and correlation >= ALIKE
     if places <= NEAR:

@@ -1,4 +1,4 @@
-"""Ways to choose a timestep, side by side on the same images."""
+"""Rules side by side on the same images."""
 
 from aselect_hf.compare.run import check_strategies, compare_strategies, options_by_rule
 from aselect_hf.compare.table import Comparison, ComparisonRow

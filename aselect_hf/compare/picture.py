@@ -24,17 +24,15 @@ class ComparedCurve(Protocol):
 
 
 def plot_comparison(rows: Sequence[ComparedCurve], path: Path) -> None:
-    """Probe accuracy, HFR and gate weights over the noise axis in one picture, each strategy's choice as a line."""
+    """Draw probe accuracy, HFR and gate weights over the noise axis, with each rule's choice as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 5.6), layout="constrained")
     left = figure.subplots()
     selections = {row.strategy: row.selection for row in rows}
     if grid := selections.get("grid"):
-        band(
-            left, grid.timesteps, 100 * np.array(grid.scores), 100 * np.array(grid.standard_errors),
-            "probe accuracy (validation)", "accuracy",
-        )  # fmt: skip
+        scores, errors = 100 * np.array(grid.scores), 100 * np.array(grid.standard_errors)
+        band(left, grid.timesteps, scores, errors, "probe accuracy (validation)", "accuracy")
         left.set_ylabel("accuracy of a linear probe (%)")
     if hfr := selections.get("hfr"):
         right = left.twinx()

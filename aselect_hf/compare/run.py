@@ -1,9 +1,9 @@
-"""Strategies side by side: what timestep each chooses, what a probe there scores, what the choice cost.
+"""Rules side by side: the timestep that each chooses, the score of a probe there, and the cost of the choice.
 
-Protocol. Every strategy sees training (and, where it needs labels, validation) images only. At its timestep, a probe is
-fitted on the pooled features of the training split; its regularization is chosen on the validation split; the test
-split is scored once per seed. Each seed draws another stratified 80 % of the training split. One pick, HFR's or else
-the first that a rule read from features, is audited on a sample of the training split (`aselect_hf.audit`).
+Protocol: rules see only training images and, for `"grid"`, validation images. At each chosen timestep a probe is fitted
+on the pooled features of the training split, its regularization is chosen on the validation split, and the test split
+is scored once per seed. Each seed draws another stratified 80 % of the training split. One pick is audited on a sample
+of the training split: HFR's, or that of the first rule with `Rule.audited`.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def compare_strategies(
     progress: bool = True,
     strategy_options: dict[str, dict[str, Any]] | None = None,
 ) -> Comparison:
-    """Run every strategy on the same data and score a probe at each choice; the protocol is the module's.
+    """Run rules on the same data and score a probe at each choice, by the protocol of this module.
 
     Args:
         splits: labeled `"train"`, `"validation"` and `"test"` images, whose classes are matched by name
             (`share_classes`). Images without a label are left out.
-        strategies: names in `aselect_hf.selection.RULES`.
-        num_images: images that strategies may see that do not need all; default each one's own number.
-        num_seeds: probes per strategy, each on its own 80 % of the training split.
+        strategies: names of rules in `aselect_hf.selection.RULES`.
+        num_images: random images for rules that do not need all (default: each rule's own number).
+        num_seeds: probes per rule, each on its own 80 % of the training split.
         pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
-        strategy_options: extra options by strategy name.
+        strategy_options: options by name of the rule.
 
     Raises:
-        ValueError: an argument is wrong, see `check_strategies`; and as `select_timestep`.
+        ValueError: an argument is wrong, see `check_strategies`, and the errors of `select_timestep`.
     """
     check_strategies(strategies, strategy_options or {}, feature)
     if num_seeds < 1:
@@ -108,13 +108,13 @@ def _checked_splits(splits: dict[str, ImageData]) -> dict[str, ImageData]:
     """The three splits, their classes matched.
 
     Raises:
-        ValueError: one is missing, or has no labels.
+        ValueError: a split is missing, or has no labels.
     """
     if missing := [name for name in SPLITS if name not in splits]:
-        raise ValueError(f"compare needs the splits {', '.join(SPLITS)}; {', '.join(missing)} missing")
+        raise ValueError(f"a comparison needs the splits {', '.join(SPLITS)}; missing: {', '.join(missing)}")
     for name in SPLITS:
         if splits[name].labels is None:
-            raise ValueError(f"compare needs labels; {name} has none: {splits[name].no_labels}")
+            raise ValueError(f"a comparison needs labels; {name} has none: {splits[name].no_labels}")
     return share_classes({name: splits[name] for name in SPLITS})
 
 
@@ -134,10 +134,10 @@ def _features_at(
 def check_strategies(
     strategies: Sequence[str], options: Mapping[str, Mapping[str, Any]], feature: str | None = None
 ) -> None:
-    """Refuse, before any work, strategies or options that `select_timestep` would refuse, and options of no strategy.
+    """Refuse, before any work, what `select_timestep` would refuse, and options of rules that are not compared.
 
     Raises:
-        ValueError: none is named; one is unknown; an option is of another method, or of one that is not compared.
+        ValueError: no rule is named, a rule is unknown, or an option is of another rule or of one not compared.
     """
     if not strategies:
         raise ValueError("strategies must name at least one method")
@@ -152,10 +152,10 @@ def check_strategies(
 
 
 def options_by_rule(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Hand each option to all of the compared rules that have it.
+    """Hand each option to all compared rules that have it.
 
     Raises:
-        ValueError: none has it; the message names the rules that have.
+        ValueError: none has it; the message names the rules that do.
     """
     shared: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
@@ -171,7 +171,7 @@ def options_by_rule(rules: Sequence[str], options: Mapping[str, Any]) -> dict[st
 
 
 def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
-    """The row of HFR, or else the first whose pick is worth an audit; `None` where there is none."""
+    """The row of HFR, or else the first whose rule is `audited`; `None` if there is none."""
     worth = [row for row in rows if RULES[row.selection.method].audited]
     return next((row for row in worth if row.strategy == "hfr"), worth[0] if worth else None)
 
@@ -179,7 +179,7 @@ def audited_row(rows: list[ComparisonRow]) -> ComparisonRow | None:
 def score_probes(
     features: dict[str, np.ndarray], splits: dict[str, ImageData], probe: str, num_seeds: int
 ) -> tuple[float, list[float]]:
-    """Validation accuracy of a probe on the whole training split, and test accuracies of one probe a seed."""
+    """Validation accuracy of a probe on the whole training split, and test accuracies of one probe per seed."""
     labels = {name: np.asarray(data.labels) for name, data in splits.items()}
     validation = (features["validation"], labels["validation"])
     rows = np.arange(len(labels["train"]))

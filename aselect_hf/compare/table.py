@@ -1,4 +1,4 @@
-"""The table of a comparison, and the files it is saved to."""
+"""The table of a comparison, and its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aselect_hf.selection import TimestepSelection
 
 @dataclass
 class ComparisonRow:
-    """One strategy: its selection, and accuracies in [0, 1] of probes at its timestep."""
+    """A rule's selection, and accuracies in [0, 1] of probes at its timestep."""
 
     strategy: str
     selection: TimestepSelection
@@ -38,7 +38,7 @@ class ComparisonRow:
 
 @dataclass
 class Comparison(Record):
-    """The table, its protocol, the same probe on raw pixels as a floor, and the audit of one pick, if any."""
+    """The rows, accuracies of the same probe on raw pixels, the protocol, and the audit of one pick, if any."""
 
     rows: list[ComparisonRow]
     raw_pixel_accuracies: list[float]
@@ -51,12 +51,12 @@ class Comparison(Record):
         return next((row for row in self.rows if row.strategy == strategy), None)
 
     def regret(self, row: ComparisonRow) -> float | None:
-        """Validation accuracy lost against the grid's best, in points; `None` where no grid was run."""
+        """Points of validation accuracy below the grid's best; `None` if `grid` was not compared."""
         grid = self.row("grid")
         return None if grid is None else 100 * (max(grid.selection.scores) - row.validation_accuracy)
 
     def table(self) -> list[dict[str, str]]:
-        """The rows as text, column by column."""
+        """One dictionary per row, with the text of each column."""
         grid = self.row("grid")
         table = []
         for row in self.rows:
@@ -84,7 +84,7 @@ class Comparison(Record):
         return table
 
     def summary(self) -> list[str]:
-        """What the table does not say: the margin over raw pixels, what uncorrected HFR would pick, the audit."""
+        """Sentences below the table: the margin over raw pixels, the pick of uncorrected HFR, doubts and the audit."""
         best = max(self.rows, key=lambda row: row.test_accuracy_mean)
         floor = float(np.mean(self.raw_pixel_accuracies))
         lines = [
@@ -114,7 +114,7 @@ class Comparison(Record):
         return str(Markdown("\n").join(lines))
 
     def save(self, folder: str | Path) -> Path:
-        """Write `compare.json` (which `load` reads), `.md` and `.png`, all selections, the audit's files: together."""
+        """Write `compare.json` (which `load` reads), `.md`, `.png`, all selections and the audit's files, together."""
         content = {
             "protocol": self.protocol,
             "raw_pixel_accuracies": self.raw_pixel_accuracies,

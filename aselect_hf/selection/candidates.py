@@ -1,4 +1,4 @@
-"""The timesteps that are compared by default, as many as asked for."""
+"""Candidate timesteps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLEANEST_LOG_SNR = 10.0
 
 
 def default_timesteps(schedule: NoiseSchedule, num: int = NUM_TIMESTEPS) -> list[int]:
-    """Candidates dense at low noise: quadratic from 0 to 0.95 of the schedule (ours)."""
+    """Candidates that are dense at low noise: quadratic from 0 to 0.95 of the schedule (ours)."""
     if num < 1:
         raise ValueError(f"the number of timesteps must be at least 1, got {num}")
     last = NOISIEST * (schedule.num_train_timesteps - 1)
@@ -23,17 +23,17 @@ def default_timesteps(schedule: NoiseSchedule, num: int = NUM_TIMESTEPS) -> list
 
 
 def gate_timesteps(schedule: NoiseSchedule, num: int = NUM_GATE_TIMESTEPS) -> list[int]:
-    """Candidates of the gate: `num` different ones, evenly in log-SNR from t = 0 to 0.95 of the schedule (ours).
+    """Candidates of the gate: `num` different ones, even in log-SNR from t = 0 to 0.95 of the schedule (ours).
 
-    Where t = 0 is cleaner than a log-SNR of 10 (flow matching: exactly clean), the others are spread from there.
+    If t = 0 is cleaner than a log-SNR of 10 (flow matching: exactly clean), the others are spread from 10.
     """
     last = round(NOISIEST * (schedule.num_train_timesteps - 1))
     if not 1 <= num <= last + 1:
-        raise ValueError(f"the number of timesteps must lie in 1..{last + 1}, got {num}")
+        raise ValueError(f"the number of timesteps must be in 1..{last + 1}, got {num}")
     spread = np.linspace(min(schedule.log_snr(0), CLEANEST_LOG_SNR), schedule.log_snr(last), num)
     steps = [0]
     for index, log_snr in enumerate(spread[1:].tolist(), start=1):
-        highest = last - (num - 1 - index)  # so that the rest still finds places
+        highest = last - (num - 1 - index)  # leaves room for the rest
         steps.append(min(max(round(schedule.timestep_from_log_snr(log_snr)), steps[-1] + 1), highest))
     return steps
 
@@ -44,7 +44,7 @@ def candidate_timesteps(
     """The candidates, ascending: those given, or that many of the default ones.
 
     Raises:
-        ValueError: there are none, or one is not on the schedule.
+        ValueError: `timesteps` is empty, or one of them is not on the schedule.
     """
     propose = gate_timesteps if even_in_log_snr else default_timesteps
     if timesteps is None:

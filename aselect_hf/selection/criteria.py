@@ -1,15 +1,15 @@
-"""Criteria that judge one set of features, without labels or with a few; pure functions of arrays, higher is better.
+"""Criteria that score features, without labels or with a few: pure functions of arrays, higher is better.
 
 Arrays are numpy's or torch's; everything is computed in float64 on the CPU. "Standardized" means that every channel has
-mean 0 and deviation 1 over the samples (a constant one is 0): a few massive channels would otherwise be all that a
-spectrum or a distance sees.
+mean 0 and deviation 1 over the samples; a constant channel is 0. Otherwise a few massive channels would decide every
+spectrum and every distance.
 
-Shapes: `features` are `(samples, width)`; `views` are `(images, views, width)`, several versions of every image;
-`labels` are `(samples,)` integers; `groups`, `(samples,)` integers, say which image a sample is of where one image
-gives several (tokens): samples of an image are then left out together.
+Shapes: `features` are `(samples, width)`. `views` are `(images, views, width)`, several versions of every image.
+`labels` are `(samples,)` integers. `groups` are `(samples,)` integers, the image that each sample (a token) is of; the
+samples of an image are then left out together.
 
-Raises, all of them: `ValueError` for wrong shapes, fewer than 2 images, NaN or infinite values; with labels also for
-none, another number of them, or a single class.
+All criteria raise `ValueError` for wrong shapes, fewer than 2 images, and NaN or infinite values. Those with labels
+also raise it if labels are missing, are not one per sample, or have a single class.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from aselect_hf.selection.ties import ROUNDING, best_of, near_best, ranking
 Array = np.ndarray | torch.Tensor
 
 RESOLUTION = 10 * ROUNDING
-"""A channel whose deviation is a smaller part of its mean is constant: what varies in it may be rounding."""
+"""A channel whose deviation is a smaller part of its mean counts as constant: its variation may be rounding."""
 NOISE_FLOOR = 10 * ROUNDING**2
-"""Eigenvalues that are a smaller part of the largest one may be those of rounding."""
+"""Eigenvalues that are a smaller part of the largest one may come from rounding."""
 STEEPEST = 10.0
-"""Largest decay exponent that `alpha_req` tells apart."""
+"""Largest decay exponent of `alpha_req`; steeper spectra count as this."""
 FIRST_RANK, LAST_RANK = 3, 100
 PENALTIES = np.logspace(-6, 1, 15)
-"""Of `ridge_predictions`, in units of the summed variance of all samples and channels."""
+"""Candidates of `ridge_predictions`, as shares of the standardized features' sum of squares."""
 CLUSTERS, CONSENSUS_COMPONENTS, CONSENSUS_ROUNDS, LEAST_KEPT = (5, 10, 20), 64, 4, 5
 CLUSTERINGS = 8
-"""K-means of each number of clusters, from starts of their own: the mean of few hangs on the last bits of features."""
+"""Starts of k-means for each number of clusters: a mean over few of them depends on the last bits of features."""
 EVIDENCE_REACH, EVIDENCE_POINTS = 25.0, 401
-"""Half of the logarithmic range that is searched for the best evidence, and the points of the search."""
+"""Half of the logarithmic range that is searched for the best evidence, and the number of points of the search."""
 CHUNK = 512
 
 
 def rankme(features: Array, *, standardize: bool = True) -> float:
     """Effective rank: RankMe (Garrido et al. 2023, arXiv 2210.02885).
 
-    `exp(-sum p log p)` with `p` the singular values, divided by their sum. The paper neither centers nor scales; its
-    criterion is then about the few largest channels and their mean, so by default features are standardized (ours).
+    `exp(-sum p log p)`, where `p` are the singular values divided by their sum. The paper neither centers nor scales,
+    so the few largest channels and their means decide; by default features are standardized (ours).
 
     Returns:
-        1 (one direction, or nothing that differs) to `min(samples, width)`.
+        1 (one direction, or all samples equal) to `min(samples, width)`.
     """
     rows = _matrix(features)
     return _effective_rank(_principal(_standardized(rows) if standardize else rows)[1])
@@ -58,12 +58,12 @@ def rankme(features: Array, *, standardize: bool = True) -> float:
 def alpha_req(features: Array, *, standardize: bool = True) -> float:
     """`-|alpha - 1|` of the power law `i ** -alpha` of the covariance's eigenvalues: α-ReQ (Agrawal et al. 2022).
 
-    `alpha` is the slope in the log-log plane over ranks 3 to 100, or to half of the rank where that is less (the tail
-    of a sample's spectrum is steeper than the truth), by least squares with weights `1 / i` as in the paper's code.
-    Standardized by default (ours): the spectrum is then that of the correlations.
+    `alpha` is the slope in the log-log plane, by least squares with weights `1 / i` as in the paper's code. The fit is
+    over ranks 3 to 100, or to half of the rank if that is less, because the tail of a sample's spectrum is too steep.
+    Features are standardized by default (ours), so the spectrum is that of the correlations.
 
     Returns:
-        0 at `alpha = 1`, which the paper finds best, down to -9: steeper than 10, or of a rank below 3, counts as 10.
+        0 at `alpha = 1`, which the paper finds best, down to -9: an `alpha` above 10, or a rank below 3, counts as 10.
         Eigenvalues below a billionth of the largest do not count.
     """
     rows = _matrix(features)
@@ -80,13 +80,13 @@ def alpha_req(features: Array, *, standardize: bool = True) -> float:
 
 
 def lidar(views: Array, *, shrinkage: float = 0.1, standardize: bool = True) -> float:
-    """Effective rank of the linear discriminant matrix, every image a class: LiDAR (Thilak et al. 2023, 2312.04000).
+    """Effective rank of the discriminant matrix with every image as a class: LiDAR (Thilak et al. 2023, 2312.04000).
 
-    `exp(-sum p log p)` with `p` the eigenvalues of `W^-1/2 B W^-1/2`, divided by their sum; `B` is the covariance of
-    the images' means, `W` the mean covariance of views of one image. `W` is shrunk towards its mean variance (ours: the
-    paper adds 1e-4 to the diagonal, with 10 views of 1,000 images; with fewer samples than channels that constant
-    would be the whole criterion). The matrix does not see the channels' scales, the shrinkage does: standardized.
-    Beware of inputs that are nothing but noise: without a signal the matrix is flat, and its rank is highest.
+    `exp(-sum p log p)`, where `p` are the eigenvalues of `W^-1/2 B W^-1/2` divided by their sum. `B` is the covariance
+    of the images' means, and `W` is the mean covariance of the views of one image. `W` is shrunk toward its mean
+    variance (ours). The paper, with 10 views of 1,000 images, adds 1e-4 to the diagonal; with fewer samples than
+    channels that constant would decide. Features are standardized because the shrinkage depends on their scales.
+    Pure noise scores highest: without a signal the spectrum is flat, and a flat spectrum has the highest rank.
 
     Returns:
         1 to `min(images - 1, width)`.
@@ -110,11 +110,11 @@ def view_retrieval(views: Array, *, shrinkage: float = 0.1) -> float:
 
 
 def retrieved(views: Array, *, shrinkage: float = 0.1) -> np.ndarray:
-    """How often every image's nearest neighbor among the images of another view is itself (ours).
+    """How often the nearest neighbor of each image, among all images of another view, is the image itself (ours).
 
-    Nearest by cosine after whitening: standardized channels, principal components of all views, each divided by the
-    root of its variance, shrunk towards the mean variance. Averaged over ordered pairs of views. Chance is
-    `1 / images`; an image of which there is a second copy is not found.
+    Neighbors are nearest by cosine after whitening: the channels are standardized, and each principal component of all
+    views is divided by the root of its variance, which is shrunk toward the mean variance. The result is averaged over
+    ordered pairs of views. Chance is `1 / images`. An image with an identical copy is not found.
 
     Returns:
         `(images,)`, from 0 to 1.
@@ -136,14 +136,14 @@ def retrieved(views: Array, *, shrinkage: float = 0.1) -> np.ndarray:
 
 
 def signal_to_noise(views: Array) -> float:
-    """Share of the features' variance that is between images, rather than between views of one (ours).
+    """Share of the features' variance that is between images rather than between the views of one image (ours).
 
-    With `S` the variance between images and `N` that within one, both summed over standardized channels, `S / (S + N)`:
-    the ratio `S / N` on a scale that stays finite where nothing varies within images. `S` is the variance of the
-    images' means less the part `N / views` that their noise contributes, but not below 0.
+    `S / (S + N)`, where `S` is the variance between images and `N` the variance within one, both summed over
+    standardized channels. It orders candidates as `S / N` does, and stays finite if nothing varies within images. `S`
+    is the variance of the images' means less `N / views`, the part that noise contributes, and at least 0.
 
     Returns:
-        0 to 1 (views of an image are all the same).
+        0 to 1 (all views of an image are the same).
     """
     rows, shape = _views(views)
     rows = rows.reshape(shape)
@@ -156,8 +156,8 @@ class RidgePredictions(NamedTuple):
     """Leave-one-out predictions.
 
     Args:
-        classes: `(samples,)`, of the labels.
-        penalty: the chosen one, added to the diagonal of `X^T X` of the standardized features.
+        classes: `(samples,)`, values of the labels.
+        penalty: the chosen penalty, added to the diagonal of `X^T X` of the standardized features.
     """
 
     classes: np.ndarray
@@ -167,11 +167,11 @@ class RidgePredictions(NamedTuple):
 def ridge_predictions(
     features: Array, labels: Any, *, groups: Any = None, penalties: np.ndarray = PENALTIES
 ) -> RidgePredictions:
-    """Predictions of every sample by ridge regression on all others (of other groups), without a single refit.
+    """Predict each sample by ridge regression on all others (of other groups), without a single refit.
 
-    Standardized features (by all samples), one-hot targets, an intercept without penalty. With the hat matrix `H`, the
-    residual of samples `g` when `g` is left out is `(I - H_gg)^-1` times their residual in the whole fit, exactly. The
-    penalty with the smallest squared error of these predictions is taken.
+    Features are standardized over all samples, targets are one-hot, and the intercept has no penalty. With the hat
+    matrix `H`, the residuals of samples `g` that are left out are exactly `(I - H_gg)^-1` times their residuals in the
+    whole fit. The penalty whose predictions have the smallest squared error is chosen.
 
     Args:
         penalties: candidates, as shares of the standardized features' sum of squares.
@@ -193,7 +193,7 @@ def ridge_predictions(
         if groups is None:
             residuals /= 1 - 1 / len(rows) - (left**2 @ shrink)[:, None]
         else:
-            for some in alike:  # groups of one size at once: many are small
+            for some in alike:  # all groups of one size at once, because many are small
                 own = left[some]
                 hat = 1 / len(rows) + (own * shrink) @ own.swapaxes(1, 2)
                 residuals[some] = np.linalg.solve(np.eye(some.shape[1]) - hat, residuals[some])
@@ -204,23 +204,23 @@ def ridge_predictions(
 
 
 def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:
-    """The commonest class of every sample's `k` nearest others (of other groups); of equally common ones the smallest.
+    """Predict each sample as the most common class of its `k` nearest others (of other groups).
 
-    Nearest by cosine of standardized features. All that are as near as the last of them vote too: among copies, and in
-    a single dimension, the order is only that of the last bits.
+    Neighbors are nearest by cosine of standardized features. All samples as near as the last neighbor also vote: among
+    copies, and in a single dimension, only the last bits would order them. Of equally common classes the smallest wins.
 
     Returns:
-        `(samples,)`, of the labels.
+        `(samples,)`, values of the labels.
 
     Raises:
-        ValueError: `k` below 1, or more than the samples that remain when the largest group is left out.
+        ValueError: `k` is below 1, or above the number of samples that remain without the largest group.
     """
     rows = _unit(_standardized(_matrix(features)))
     classes, targets = _labels(labels, len(rows))
     members = _groups(groups, len(rows))
     most = len(rows) - max(len(group) for group in members)
     if not 1 <= k <= most:
-        raise ValueError(f"k must lie in 1..{most} (the other samples), got {k}")
+        raise ValueError(f"k must be in 1..{most} (the number of other samples), got {k}")
     group_of = np.empty(len(rows), dtype=np.int64)
     for number, group in enumerate(members):
         group_of[group] = number
@@ -235,17 +235,14 @@ def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = N
 
 
 def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
-    """Logarithm of the maximum evidence, per sample: LogME (You et al. 2021, arXiv 2102.11005).
+    """Logarithm of the maximum evidence per sample, in nats: LogME (You et al. 2021, arXiv 2102.11005).
 
-    For each class, Bayesian linear regression of its indicator on the features, weights `N(0, 1 / alpha)` and noise
-    `N(0, 1 / beta)`: the log evidence, maximized over `alpha` and `beta`, divided by the samples and averaged over
-    classes. Given `alpha / beta` the best `beta` is closed form; that ratio is searched on a grid, and a parabola
-    through the three highest points gives the maximum (the paper iterates to a fixed point of the same evidence). By
-    default features are standardized and indicators centered, which stands for an intercept (ours); the paper does
-    neither.
-
-    Returns:
-        Any number; nats per sample.
+    Each class's indicator is regressed on the features by Bayesian linear regression with weights `N(0, 1 / alpha)` and
+    noise `N(0, 1 / beta)`. The log evidence is maximized over `alpha` and `beta`, divided by the number of samples and
+    averaged over classes. Given `alpha / beta`, the best `beta` has a closed form. The ratio is searched on a grid, and
+    a parabola through the three highest points gives the maximum; the paper iterates to a fixed point of the same
+    evidence. By default features are standardized, and indicators centered in place of an intercept (ours); the paper
+    does neither.
     """
     rows = _matrix(features)
     classes, targets = _labels(labels, len(rows))
@@ -268,22 +265,20 @@ class Consensus(NamedTuple):
 
 
 def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
-    """LogME of classes that the candidates agree on: no labels are needed (ours).
+    """LogME of clusters that the candidates agree on, which needs no labels (ours).
 
-    Where a candidate's features fall into groups that those of others have too, the groups are of the images and not
-    of the noise; deep clustering (Caron et al. 2018, arXiv 1807.05520) learns from such groups, here they only judge.
+    Groups that the features of several candidates share come from the images and not from the noise. Deep clustering
+    (Caron et al. 2018, arXiv 1807.05520) learns from such groups; here they only score.
 
-    1. The features of all candidates that are kept, standardized, side by side: k-means of their first 64 principal
-       components into 5, 10 and 20 clusters (fewer where there are not twice as many samples), 8 times each, from
-       another start every time.
-    2. LogME of each clustering by every candidate; the score is the mean. One k-means ends in one of many local
-       optima, and which one may hang on the last bit of a feature; the mean over many starts does not.
-    3. The better half, at least 5, are kept. 4 rounds, or until the same are kept; all candidates are scored in the
-       last one.
+    1. The standardized features of all candidates that are kept are put side by side. K-means splits their first 64
+       principal components into 5, 10 and 20 clusters (at most half as many as samples), 8 times each from new starts.
+    2. The score of a candidate is the mean LogME of all clusterings. A single k-means ends in one of many local optima,
+       and the last bit of a feature may decide which; the mean over many starts does not depend on it.
+    3. The better half, at least 5, are kept. There are at most 4 rounds, fewer if the same candidates are kept. The
+       last round scores all candidates.
 
     Args:
         candidates: `(samples, width)` each, of the same samples; widths may differ.
-        seed: of k-means.
     """
     principal = [_principal(_standardized(_matrix(features))) for features in candidates]
     count = len(principal[0][0])
@@ -307,10 +302,10 @@ def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
 
 
 def _clusters(coordinates: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """K-means from one start; samples that are all alike are one cluster.
+    """K-means from one start; samples that are all the same are one cluster.
 
-    A single trial for every center of the start: the best of several is a tie between two samples that are nearest to
-    each other and to no other, which the last bit would break.
+    Each center of the start has a single trial: with several, two samples that are nearest to each other and to no
+    other would tie, and the last bit would decide.
     """
     if not coordinates.shape[1]:
         return np.zeros(len(coordinates), dtype=np.int64)
@@ -320,7 +315,7 @@ def _clusters(coordinates: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def clusters_logme(features: Array, clusters: np.ndarray) -> float:
-    """The score of `consensus`: mean LogME of clusterings `(clusterings, samples)`; 0 for one of a single cluster."""
+    """The score of `consensus`: mean LogME of `clusters` `(clusterings, samples)`; a single cluster counts as 0."""
     return _clusters_evidence(*_principal(_standardized(_matrix(features))), clusters)
 
 
@@ -334,7 +329,7 @@ def _clusters_evidence(left: np.ndarray, scales: np.ndarray, clusters: np.ndarra
 
 
 def _evidences(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log evidence per sample of every column of `targets`, by features of these principal components."""
+    """Log evidence per sample of every column of `targets`, given the principal components of the features."""
     projections = np.square(left.T @ targets).T  # (columns, rank)
     rest = np.maximum(np.square(targets).sum(axis=0) - projections.sum(axis=1), 0)
     variances, count = np.square(scales), len(targets)
@@ -369,19 +364,19 @@ def _checked(values: Array, name: str, shape: str, ndim: int) -> np.ndarray:
     if array.ndim != ndim or not array.shape[-1]:
         raise ValueError(f"{name} must be {shape}, got {array.shape}")
     if len(array) < 2:
-        raise ValueError(f"{name} must be of at least 2 images, got {len(array)}")
+        raise ValueError(f"{name} must be those of at least 2 images, got {len(array)}")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} hold NaN or infinite values")
     return array
 
 
 def _labels(labels: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The classes, ascending, and the index of every sample's."""
+    """The classes, ascending, and the index of each sample's class."""
     if labels is None:
         raise ValueError("labels are missing: this criterion needs the class of every sample")
     values = np.asarray(labels)
     if values.shape != (count,):
-        raise ValueError(f"labels must be {count} integers, one a sample; got an array of shape {values.shape}")
+        raise ValueError(f"labels must be {count} integers, one per sample; got an array of shape {values.shape}")
     classes, targets = np.unique(values, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"labels must be of at least 2 classes; all are {classes[0]}")
@@ -389,13 +384,13 @@ def _labels(labels: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _groups(groups: Any, count: int) -> list[np.ndarray]:
-    """Rows of every group; each sample is its own where there are none."""
+    """Rows of every group; without groups, each sample is one."""
     values = np.arange(count) if groups is None else np.asarray(groups)
     if values.shape != (count,):
-        raise ValueError(f"groups must be {count} integers, one a sample; got an array of shape {values.shape}")
+        raise ValueError(f"groups must be {count} integers, one per sample; got an array of shape {values.shape}")
     found, numbers = np.unique(values, return_inverse=True)
     if len(found) < 2:
-        raise ValueError("groups must be of at least 2 images")
+        raise ValueError("groups must name at least 2 images, got 1")
     order = np.argsort(numbers, kind="stable")
     return np.split(order, np.cumsum(np.bincount(numbers))[:-1])
 
@@ -419,7 +414,7 @@ def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvectors of a Gram matrix of positive eigenvalue and the roots of those, largest first."""
+    """Eigenvectors of a Gram matrix with positive eigenvalues, and the roots of these eigenvalues, largest first."""
     squares, vectors = np.linalg.eigh(gram)
     squares, vectors = squares[::-1], vectors[:, ::-1]
     kept = squares > size * np.finfo(float).eps * squares.max(initial=0.0)
@@ -427,6 +422,6 @@ def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _effective_rank(values: np.ndarray) -> float:
-    """Exponential of the entropy of non-negative values; 1 where there are none."""
+    """Exponential of the entropy of non-negative values; 1 if all are 0."""
     shares = values[values > 0] / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,4 +1,4 @@
-"""Many features of several views of a sample of images at candidate timesteps: one run a view and timestep, for all."""
+"""Many features of several views of images at candidate timesteps, from one run per image, view, noise and timestep."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LOG_ASPECT = math.log(4 / 3)
 
 @dataclass
 class Views:
-    """What the network is shown of every image.
+    """Clean inputs and noise for all views of all images.
 
     Args:
         latents: `(views, images, channels, height, width)`, clean.
         noise: `(views, draws, images or 1, channels, height, width)`; features are averaged over the draws.
-        encoded: images that were encoded for it.
-        seconds: of encoding, as if none was cached.
+        encoded: number of images that were encoded.
+        seconds: time that encoding them takes without a cache.
     """
 
     latents: torch.Tensor
@@ -40,7 +40,7 @@ class Views:
 
 @dataclass
 class FeatureSweep:
-    """Features by name, each `(timesteps, rows, views, columns)` float32, and what computing them took."""
+    """Features by name, each `(timesteps, rows, views, columns)` float32, and their cost."""
 
     values: dict[str, np.ndarray]
     forward_passes: int
@@ -48,14 +48,14 @@ class FeatureSweep:
 
 
 def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, whole_image: bool = False) -> Views:
-    """Every image of `data` once, as the model itself sees it: whole or center, with the stored evaluation noise."""
+    """One view per image of `data`, as the model itself sees it: whole or center, with the stored evaluation noise."""
     latents, seconds = inputs.latents(data, whole_image=whole_image)
     latents = latents.to(inputs.model.device)
     return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), seconds)
 
 
 def noise_views(inputs: SelectionInputs, num_views: int) -> Views:
-    """The same image under different noise: `num_views` draws of each image's own."""
+    """The same image under different noise: each image has `num_views` draws of its own."""
     latents, seconds = inputs.latents(inputs.images)
     noise = _noise((num_views, 1, *latents.shape), torch.Generator().manual_seed(inputs.seed), inputs.model)
     return Views(latents.to(inputs.model.device).expand(num_views, *latents.shape), noise, len(latents), seconds)
@@ -73,11 +73,11 @@ def augmented_views(inputs: SelectionInputs, num_views: int) -> Views:
 
 
 VIEWS = {"noise views": noise_views, "augmented views": augmented_views}
-"""By what a criterion sees, see `Criterion.sees`."""
+"""By `Criterion.sees`."""
 
 
 def random_resized_crop(image: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """A random part of `image` `(channels, height, width)` at its size, maybe mirrored.
+    """A random crop of `image` `(channels, height, width)`, resized back and mirrored half of the time.
 
     Args:
         draws: 5 uniform numbers in [0, 1): area, aspect ratio, top, left, mirror.
@@ -107,10 +107,9 @@ def sweep_features(
 ) -> FeatureSweep:
     """Run every view at every timestep up to the deepest feature and keep the rows of all features.
 
-    `rows` are made by `pooled_rows` or `token_rows`.
-
-    All stays in memory: `features * timesteps * rows * views * columns * 4` bytes. One feature of DiT-XL/2, of two
-    views of 256 images at 20 timesteps: 47 MB; 168 of them (all blocks, the kinds of `"auto"`): 8 GB.
+    `rows` come from `pooled_rows` or `token_rows`. All features stay in memory, as
+    `features * timesteps * rows * views * columns * 4` bytes. With two views of 256 images at 20 timesteps, one feature
+    of DiT-XL/2 takes 47 MB, and all 168 candidates of `"auto"` (six kinds of all blocks) take 8 GB.
     """
     num_views, count = views.latents.shape[:2]
     shape = (len(timesteps), int(rows.first_rows[-1]), num_views)

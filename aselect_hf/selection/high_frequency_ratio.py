@@ -1,7 +1,7 @@
 """High-Frequency Ratio (HFR): the share of high spatial frequencies in a feature (A-SelecT, arXiv 2603.25758).
 
-The paper defines HFR as that share; its code carries a cutoff of 0.15 and a 1-D/2-D switch. The exact form below
-(spectrum, bins, averaging) is ours.
+The paper defines HFR as that share; its code has a cutoff of 0.15 and a switch between 1-D and 2-D. The exact form
+below (spectrum, bins, averaging) is ours.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def high_frequency_ratio(
     Args:
         tokens: `(batch, height * width, channels)`, row-major; computed in float32.
         grid_size: `(height, width)` of the patch grid.
-        cutoff: in cycles per token; bins with a strictly larger frequency are high. Nyquist is 0.5 per axis.
+        cutoff: in cycles per token; bins with a strictly higher frequency are high. Nyquist is 0.5 per axis.
         dims: `2` for the spectrum over the patch grid (radial frequency), `1` for the token sequence.
         spectrum: `"power"` (squared magnitude) or `"amplitude"` (magnitude).
         remove_mean: leave the zero-frequency bin out of the total.
 
     Returns:
-        `(batch,)` ratios in [0, 1]. A channel without any energy counts as 0. Invariant to the scale of each channel.
+        `(batch,)` ratios in [0, 1]. They do not depend on the scale of a channel; a channel without energy counts as 0.
 
     Raises:
         ValueError: shapes do not match, an option is unknown, or `cutoff` leaves no bin on one of its sides.
@@ -44,7 +44,7 @@ def high_frequency_ratio(
     if spectrum not in SPECTRA:
         raise ValueError(f"spectrum must be one of {', '.join(SPECTRA)}; got {spectrum!r}")
     frequencies = bin_frequencies(grid_size, dims).to(tokens.device)
-    high = frequencies > cutoff + 1e-9  # a bin at the cutoff is low, however the two fractions are rounded
+    high = frequencies > cutoff + 1e-9  # a bin at the cutoff is low despite rounding
     low = ~high[1:] if remove_mean else ~high
     if not cutoff >= 0 or not high.any() or not low.any():
         lowest = frequencies[1:].min().item() if remove_mean and len(frequencies) > 1 else 0
@@ -55,7 +55,7 @@ def high_frequency_ratio(
     signal = tokens.float().transpose(1, 2)
     tiny = torch.finfo(signal.dtype).tiny
     signal = signal / signal.abs().amax(-1, keepdim=True).clamp(min=tiny)
-    if remove_mean:  # what is left of a constant channel is rounding, not energy
+    if remove_mean:  # the remainder of a constant channel is rounding, not energy
         signal = signal - signal.mean(-1, keepdim=True)
         signal = signal * (signal.abs().amax(-1, keepdim=True) > 1e-6)
     if dims == 2:
@@ -81,9 +81,9 @@ def bin_frequencies(grid_size: tuple[int, int], dims: int = 2) -> torch.Tensor:
 
 
 def standardize_channels(tokens: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """Shift and scale every channel of `(batch, tokens, channels)` to mean 0, deviation 1 over batch and tokens.
+    """Shift and scale every channel of `(batch, tokens, channels)` to mean 0 and deviation 1 over batch and tokens.
 
-    Removes what all images share in a channel, such as the constant part of a massive activation (DiTF), before HFR.
+    This removes what all images share in a channel, such as the constant part of a massive activation (DiTF).
     """
     deviation, mean = torch.std_mean(tokens.float(), dim=(0, 1), correction=0)
     return (tokens.float() - mean) / (deviation + eps)

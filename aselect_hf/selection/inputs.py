@@ -1,4 +1,4 @@
-"""What every strategy is given."""
+"""The inputs of every rule."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ class SelectionInputs:
 
     Args:
         model: the backbone, in eval mode.
-        images: the images to choose on, already sampled; with labels or masks where the strategy needs them.
-        validation: images with labels or masks for strategies that train on `images`; `None` to hold some of them out.
-        feature: resolved name, `blocks.<i>.<kind>`; or `auto`, for strategies that choose it.
+        images: the images to choose on, already sampled, with labels or masks if the rule needs them.
+        validation: images with labels or masks for `"grid"`; `None` to hold out some of `images`.
+        feature: resolved name, `blocks.<i>.<kind>`; or `auto`, for rules that choose it.
         timesteps: candidates, ascending.
-        seed: of every random draw.
-        batch_size: forward passes run at once; `None` for what the strategy finds best.
-        cache_dir: where features and VAE latents are kept; `None` for the default.
-        progress: show a progress bar.
+        seed: seed of every random draw.
+        batch_size: forward passes per batch; `None` for the rule's own choice.
+        cache_dir: folder for features and VAE latents; `None` for the default.
     """
 
     model: NoisyBackbone
@@ -48,10 +47,10 @@ class SelectionInputs:
         return self.batch_size or DEFAULT_BATCH_SIZE
 
     def check_finite(self, values: torch.Tensor | np.ndarray, feature: str = "") -> None:
-        """Refuse features (or what was made of them) that hold NaN or infinite values, by name.
+        """Refuse features, or values computed from them, that hold NaN or infinite values.
 
         Raises:
-            ValueError: there are some.
+            ValueError: they do; the message names the feature.
         """
         if not (values.isfinite() if isinstance(values, torch.Tensor) else np.isfinite(values)).all():
             dtype = str(self.model.dtype).removeprefix("torch.")
@@ -61,10 +60,10 @@ class SelectionInputs:
             )
 
     def latents(self, data: ImageData, *, whole_image: bool = False) -> tuple[torch.Tensor, float]:
-        """What the DiT sees of every image; with a VAE, kept under `cache_dir/latents` as by `pooled_features`.
+        """The network's clean input for every image. A VAE's latents are cached under `cache_dir/latents`.
 
         Returns:
-            `(images, channels, height, width)` float32 on the CPU, and the seconds of encoding, as if none was cached.
+            `(images, channels, height, width)` float32 on the CPU, and the seconds that encoding all of them takes.
         """
         model, batch_size = self.model, self.fixed_batch_size
         if model.vae is None:

@@ -1,4 +1,4 @@
-"""What judges candidates by their features: scores, and how sure each one is.
+"""Judges score candidates by their features, and say how certain each score is.
 
 A candidate is one feature at one timestep, an array `(rows, views, columns)`; a row is an image or a token.
 """
@@ -28,11 +28,12 @@ SINGLE_VIEW = ("images", "labeled rows")
 
 
 class Judged(NamedTuple):
-    """What a judge says.
+    """The scores of all candidates.
 
     Args:
         scores: one per candidate; higher is better.
-        evidence: of a candidate's score. It is called for the chosen feature only, so it may cost more than a score.
+        evidence: returns the evidence of a candidate's score. It is called for the chosen feature only, so it may cost
+            more than a score.
     """
 
     scores: Iterable[float]
@@ -41,12 +42,12 @@ class Judged(NamedTuple):
 
 @dataclass
 class Judge:
-    """A way to judge all candidates, of all features, together.
+    """A way to score all candidates of all features.
 
     Args:
-        rule: its name.
-        score_name: what the score is.
-        judge: of all candidates.
+        rule: name of the rule.
+        score_name: what a score is called.
+        judge: scores a list of candidates.
         together: whether the score of a candidate depends on the other candidates.
     """
 
@@ -57,21 +58,17 @@ class Judge:
 
 
 def seen(rule: Rule, candidate: np.ndarray) -> np.ndarray:
-    """What the criterion of a rule sees of a candidate, see `Criterion.sees`."""
+    """The part of a candidate that the criterion of a rule scores, see `Criterion.sees`."""
     return candidate[:, 0] if rule.criterion is not None and rule.criterion.sees in SINGLE_VIEW else candidate
-
-
-def one_by_one(score: Callable[[np.ndarray], float], candidates: list[np.ndarray]) -> Iterable[float]:
-    return fit_in_parallel(partial(score, candidate) for candidate in candidates)
 
 
 def by_jackknife(
     rule: Rule, jackknife: Jackknife, labels: np.ndarray | None = None, images: np.ndarray | None = None
 ) -> Judge:
-    """By the criterion of a rule; standard errors are the jackknife's.
+    """Judge by the criterion of a rule, with standard errors by the jackknife.
 
     Args:
-        labels, images: of every row, where the criterion is of labeled rows.
+        labels, images: the label and image of each row, for a criterion of labeled rows.
     """
     criterion = rule.criterion
     assert criterion is not None
@@ -85,11 +82,11 @@ def by_jackknife(
     def evidence(candidate: np.ndarray) -> Evidence:
         return jackknife.evidence(partial(score, candidate))
 
-    return Judge(rule.name, criterion.score_name, lambda each: Judged(one_by_one(score, each), evidence))
+    return _one_by_one(rule.name, criterion.score_name, score, evidence)
 
 
 def by_outcomes(rule: Rule, outcomes: Callable[[np.ndarray], np.ndarray]) -> Judge:
-    """By the mean of what every image adds to the score, `outcomes` of a candidate: `(images,)`."""
+    """Judge by the mean over images of `outcomes`, which takes a candidate and returns `(images,)`."""
     criterion = rule.criterion
     assert criterion is not None
 
@@ -99,18 +96,18 @@ def by_outcomes(rule: Rule, outcomes: Callable[[np.ndarray], np.ndarray]) -> Jud
     def evidence(candidate: np.ndarray) -> Evidence:
         return of_outcomes(outcomes(seen(rule, candidate)))
 
-    return Judge(rule.name, criterion.score_name, lambda each: Judged(one_by_one(score, each), evidence))
+    return _one_by_one(rule.name, criterion.score_name, score, evidence)
 
 
 def by_token_classes(
     rule: Rule, predict: Callable[[np.ndarray], np.ndarray], labels: np.ndarray, images: np.ndarray, seed: int
 ) -> Judge:
-    """By the mean IoU of predicted classes of tokens.
+    """Judge by the mean IoU of predicted classes of tokens.
 
     Args:
-        predict: of a candidate's tokens, each by those of other images: `(tokens,)`.
-        images: which image every token is of.
-        seed: of the bootstrap.
+        predict: predicts each token of a candidate from the tokens of other images: `(tokens,)`.
+        images: the image of each token.
+        seed: seed of the bootstrap.
     """
 
     def counts_of(candidate: np.ndarray) -> np.ndarray:
@@ -124,4 +121,11 @@ def by_token_classes(
         return Evidence(iou_error(counts, seed), iou_influence(counts))
 
     score_name = f"leave-one-image-out mean IoU (tokens, {rule.name})"
-    return Judge(rule.name, score_name, lambda each: Judged(one_by_one(score, each), evidence))
+    return _one_by_one(rule.name, score_name, score, evidence)
+
+
+def _one_by_one(
+    rule: str, score_name: str, score: Callable[[np.ndarray], float], evidence: Callable[[np.ndarray], Evidence]
+) -> Judge:
+    """Judge each candidate by itself."""
+    return Judge(rule, score_name, lambda each: Judged(fit_in_parallel(partial(score, x) for x in each), evidence))

@@ -1,4 +1,4 @@
-"""Rows with labels, for rules that learn from a few: images, or tokens with the image that each one is of."""
+"""Labeled rows for rules that learn from a few labels. A row is an image or a token."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from aselect_hf.selection.tokens import choose_tokens
 
 @dataclass
 class LabeledRows:
-    """What a rule with labels is shown.
+    """The labeled rows of a task.
 
     Args:
         labels: `(rows,)`.
-        images: `(rows,)`, the image that each token is of; `None` where rows are images.
-        options: what was chosen, for the selection's record.
+        images: `(rows,)`, the image of each token; `None` if rows are images.
+        options: for the record of the selection.
     """
 
     views: Views
@@ -34,17 +34,17 @@ class LabeledRows:
 
 
 def labeled_rows(name: str, inputs: SelectionInputs, task: str | None, pool_size: int, max_tokens: int) -> LabeledRows:
-    """The labeled rows of a task, with the stored noise; for segmentation images are read whole.
+    """The labeled rows of a task, with the stored noise; segmentation reads whole images.
 
     Args:
-        name: of the rule, for messages.
+        name: name of the rule, for messages.
 
     Raises:
-        ValueError: fewer than 3 images, no labels (or masks), or fewer than 2 classes with 2 images each.
+        ValueError: fewer than 3 images, no labels or masks, or fewer than 2 classes with 2 images each.
     """
     check_count(name, inputs)
     learned, model, data = resolve_task(inputs.images, task), inputs.model, inputs.images
-    check_truth(data, learned, f"{name} learns from a few")
+    check_truth(data, learned, f"{name} needs a few")
     options: dict[str, Any] = {"task": learned.name}
     if not learned.dense:
         labels, images = np.asarray(data.labels), None
@@ -59,7 +59,7 @@ def labeled_rows(name: str, inputs: SelectionInputs, task: str | None, pool_size
         chosen = choose_tokens(inputs, data, max_tokens)
         data, labels, images = chosen.data, chosen.labels, chosen.images
         if len(np.unique(labels)) < 2 or len(data) < LEAST_IMAGES:
-            raise ValueError(f"{name} needs tokens of 2 classes and {LEAST_IMAGES} images; {data.name} has fewer")
+            raise ValueError(f"{name} needs tokens of 2 classes in {LEAST_IMAGES} images; {data.name} has fewer")
         rows = token_rows(model, data, chosen.tokens)
         options["tokens"] = len(labels)
     views = stored_noise_view(inputs, data, whole_image=rows.whole_image)

@@ -8,10 +8,10 @@ from aselect_hf.reporting.plotting import COLORS, TIMESTEP_LABEL, Curve, band, s
 
 
 def plot_selection(selection: Curve, path: Path, beside: Curve | None = None) -> None:
-    """The score with a band of 1.96 standard errors, the choice as a line; above it raw score and control, if any.
+    """Draw the score with a band of 1.96 standard errors, the choice as a line, and any raw score and control above.
 
     Args:
-        beside: another selection of the same model, whose scores are shown above in the same way.
+        beside: another selection for the same model, drawn above in place of raw score and control.
     """
     from matplotlib.figure import Figure
 

@@ -42,7 +42,7 @@ class Probe:
 
 
 def fit_in_parallel(calls: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Run independent fits side by side, in order of `calls`: a fit this small is fastest on a single thread."""
+    """Run independent fits side by side, one thread each; results come in the order of `calls`."""
     with threadpool_limits(1):
         yield from Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(call)() for call in calls)
 
@@ -56,12 +56,12 @@ def fit_probe(
     kind: str = "linear",
     metric: Callable[[np.ndarray, np.ndarray], float] = accuracy_score,
 ) -> Probe:
-    """Fit on training features; the regularization (or number of neighbors) is chosen on validation features.
+    """Fit on training features, and choose the regularization or the number of neighbors on validation features.
 
     Args:
         features, validation_features: `(samples, width)`.
         kind: `"linear"` (multinomial logistic regression on standardized features) or `"knn"` (cosine distance).
-        metric: of validation labels and predictions, higher is better.
+        metric: score of validation labels and predictions; higher is better.
     """
     if kind not in PROBES:
         raise ValueError(f"probe must be one of {', '.join(PROBES)}; got {kind!r}")

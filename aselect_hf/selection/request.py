@@ -1,4 +1,4 @@
-"""What is asked of `select_timestep`, checked before any work: rules, their options, and what `"auto"` stands for."""
+"""Checks of a request to `select_timestep`, before any work, and the rule that `"auto"` stands for."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ logger = logging.get_logger(__name__)
 
 
 def check_request(method: str, options: Iterable[str] = (), feature: str | None = None) -> None:
-    """Refuse an unknown method, options that it does not have, and `feature="auto"` where it cannot choose one.
-
-    `"auto"` has the options of the two rules that it may stand for.
+    """Refuse an unknown method, an option that it does not have, and `feature="auto"` if it cannot choose a feature.
 
     Raises:
-        ValueError: the message names the rules that have the option, or that choose a feature.
+        ValueError: the message names the rules that have the option, or that can choose a feature.
     """
     if method != AUTO and method not in RULES:
         raise ValueError(f"method {method!r} is unknown; accepted are {', '.join((AUTO, *RULES))}")
-    rule = RULES[WITH_LABELS if method == AUTO else method]  # the options without labels are among those with
+    rule = RULES[WITH_LABELS if method == AUTO else method]  # it has all options of the rule without labels
     accepted = rule.options
     for option in sorted(set(options) - set(accepted) - set(rule.aliases)):
         owners = rules_with(option)
@@ -36,7 +34,7 @@ def check_request(method: str, options: Iterable[str] = (), feature: str | None 
     if feature == AUTO and method != AUTO and not rule.chooses_feature:
         choosing = [name for name, each in RULES.items() if each.chooses_feature]
         raise ValueError(
-            f"feature='auto' needs scores that can be compared between features, which those of {method!r} cannot; "
+            f"feature='auto' needs scores that can be compared between features; those of {method!r} cannot; "
             f"methods that choose a feature are {', '.join(choosing)}"
         )
 
@@ -52,14 +50,14 @@ def automatic_method(data: ImageData) -> str:
 
 
 def report_unused_labels(data: ImageData, method: str) -> None:
-    """Say why the automatic rule is one without labels, where the images may have been meant to have some."""
+    """Warn why the automatic rule uses no labels, unless none were given."""
     if data.masks is None and not has_classes(data.labels) and (data.labels is not None or data.no_labels != NOT_GIVEN):
         why = data.no_labels if data.labels is None else f"no 2 classes have 2 images each ({data.describe_classes()})"
         logger.warning_once(f"no labels are used, so the rule is {method}: {why}")
 
 
 def task_of(rule: Rule, data: ImageData, options: Mapping[str, Any]) -> Task | None:
-    """What a rule learns; `None` where it looks at images alone."""
+    """The task that a rule learns; `None` if it uses no labels."""
     parts = [RULES.get(options.get(name, rule.options[name].default)) for name in rule.parts]
     if rule.labels == "none" or (parts and all(part is None or part.labels == "none" for part in parts)):
         return None

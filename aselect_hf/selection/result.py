@@ -1,4 +1,4 @@
-"""The outcome of a selection: the timestep, the evidence for it, and what it cost."""
+"""The outcome of a selection: the timestep, the evidence for it, and its cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 @dataclass
 class SelectionCost:
-    """What a selection took: network runs, wall-clock seconds on this machine, counted floating-point operations."""
+    """Cost of a selection: network runs, wall-clock seconds on this machine, and counted floating-point operations."""
 
     forward_passes: int
     seconds: float
@@ -48,17 +48,17 @@ class TimestepSelection(Record):
         timestep: the choice, on the axis of `NoiseSchedule`.
         timesteps: the candidates that were scored, ascending.
         scores: one per timestep, higher is better; `score_name` says what they are. Empty for a fixed timestep.
-        standard_errors: of the scores, over images.
-        cost: see `SelectionCost`.
+        standard_errors: standard errors of the scores, over images.
         schedule: fields of the model's `NoiseSchedule`.
-        num_images: images that were used.
-        options: everything that was chosen by the caller or by default.
+        num_images: number of images that were used.
+        options: all options of the rule, given or default.
         raw_scores, control_scores: HFR of the images and of pure noise at the same sigma; `None` for other methods.
-        per_image_scores: `(images, timesteps)`, where the method scores single images; `None` for those not scored.
-        feature_scores: scores of every feature that was a candidate, by name; `None` where the feature was given.
-        perturbed_timesteps: what the rule picks after random relative changes of 1e-5 in the features, as large as what
-            processors differ by; a stable pick is the same every time. `None` where the rule does not keep features
-            (`hfr`, whose score follows them smoothly), or was not asked (`grid`, `gate`, `fixed`).
+        per_image_scores: `(images, timesteps)`, `None` for images that were not scored; `None` if the method does not
+            score single images.
+        feature_scores: scores of all candidate features by name; `None` if the feature was given.
+        perturbed_timesteps: picks after random relative changes of 1e-5 in the features, about as much as processors
+            differ; all equal if the pick is stable. `None` for `hfr`, `grid`, `gate` and `fixed`, and for `consensus`
+            with `feature="auto"`.
     """
 
     method: str
@@ -100,21 +100,21 @@ class TimestepSelection(Record):
 
     @property
     def tied(self) -> bool:
-        """Whether there were several candidates and all score the same, within a relative 1e-5: nothing to choose."""
+        """Whether there are several candidates and all scores are equal within a relative 1e-5."""
         scale = max(map(abs, self.raw_scores)) if self.raw_scores else None
         return len(self.scores) > 1 and bool(near_best(self.scores, scale).all())
 
     @property
     def hangs_on_rounding(self) -> bool:
-        """Whether another timestep is picked after changes as large as rounding; see `perturbed_timesteps`."""
+        """Whether changes as small as rounding give another timestep; see `perturbed_timesteps`."""
         return any(t != self.timestep for t in self.perturbed_timesteps or [])
 
     def doubts(self) -> list[str]:
-        """Why this is hardly a choice, a phrase each: all candidates score the same, or rounding decides."""
+        """Reasons to doubt the choice, one phrase each: all candidates have the same score, or rounding decides."""
         doubts = []
         if self.tied:
             doubts.append(
-                f"nothing to choose: all {len(self.scores)} candidates score the same by {self.method} "
+                f"{self.method} cannot choose: all {len(self.scores)} candidates have the same score "
                 f"({self.score_name} {self.scores[0]:.4g}), so t = {self.timestep} is no better than the others"
             )
         if self.hangs_on_rounding:
@@ -126,9 +126,9 @@ class TimestepSelection(Record):
         return doubts
 
     def describe(self) -> str:
-        """The choice in one line, in all four units of the noise axis, and whether it is one (see `doubts`)."""
+        """The choice in one line, in all four units of the noise axis, with its `doubts` in short."""
         schedule, t = self.noise_schedule, self.timestep
-        tied = "; nothing to choose: all candidates score the same" if self.tied else ""
+        tied = "; all candidates have the same score" if self.tied else ""
         shaky = "; this pick depends on rounding" if self.hangs_on_rounding else ""
         return (
             f"t = {t} of {schedule.num_train_timesteps} (alpha {schedule.alpha(t):.3f}, sigma {schedule.sigma(t):.3f}, "
@@ -136,7 +136,7 @@ class TimestepSelection(Record):
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write as JSON (whole or not at all); `load` reads it back equal."""
+        """Write as JSON, whole or not at all; `load` reads it back equal."""
         schedule = self.noise_schedule
         axis = {
             name: [_finite(getattr(schedule, name)(t)) for t in self.timesteps]
@@ -147,13 +147,13 @@ class TimestepSelection(Record):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Rebuild from the fields that `save` writes; others are ignored, those with a default may be absent."""
+        """Rebuild from the fields that `save` writes. Other fields are ignored; fields with a default may be absent."""
         fields = {entry.name: content[entry.name] for entry in dataclasses.fields(cls) if entry.name in content}
         return cls(**fields | {"cost": SelectionCost(**fields["cost"])})
 
     @classmethod
     def from_config(cls, config: Any) -> TimestepSelection | None:
-        """What `apply` wrote into a model's config, without its cost; `None` where no selection was applied."""
+        """The selection that `apply` wrote into a model's config, without its cost; `None` if there is none."""
         if config.selection is None or config.timestep is None:
             return None
         try:
@@ -168,7 +168,7 @@ class TimestepSelection(Record):
             raise ValueError(f"config.selection has no field {error}: apply a selection again") from error
 
     def plot(self, path: str | Path) -> Path:
-        """Draw the curve with its error band, raw score and control where there are, and the chosen timestep."""
+        """Draw the curve with its error band and the chosen timestep, and the raw score and control, if any."""
         from aselect_hf.selection.picture import plot_selection
 
         with atomic_file(path) as temporary:
@@ -176,14 +176,14 @@ class TimestepSelection(Record):
         return as_path(path)
 
     def apply(self, model: Model) -> Model:
-        """Write the choice into `model.config`, so that it travels with the checkpoint; returns the model.
+        """Write the choice into `model.config`, so that it travels with the checkpoint, and return the model.
 
         Raises:
             ValueError: the model has another noise schedule, or no such feature or timestep.
         """
         config = model.config
         if config.noise_schedule != self.schedule:
-            raise ValueError("this selection was made for another noise schedule than the model's")
+            raise ValueError("this selection was made for a noise schedule other than the model's")
         if config.fixed_timestep and (self.timestep, self.feature) != (config.timestep, config.feature):
             raise config.fixed_error(f"timestep {self.timestep} of {self.feature}")
         config.timestep, config.feature = self.timestep, self.feature

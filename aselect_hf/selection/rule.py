@@ -1,6 +1,6 @@
-"""A way to choose t, described once: help, cards, tables, the command line and the benchmark read it from here.
+"""The description of a rule, a way to choose t. Help, cards, tables, the command line and the benchmark read it.
 
-A new rule is one file in `aselect_hf/selection/rules/`: a function under the decorator `rule`.
+A new rule is one file in `aselect_hf/selection/rules/` with a function under the decorator `rule`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 WITH_LABELS, WITHOUT_LABELS = "logme", "consensus"
-"""The rules that `method="auto"` stands for, with labels of two classes and without; `docs/evidence.md` says why."""
+"""The rules of `method="auto"`, with labels of two classes and without; `docs/evidence.md` says why."""
 
 Labels = Literal["none", "few", "all"]
 Seen = Literal["images", "augmented views", "noise views", "ratios", "labeled rows", "scores"]
@@ -26,17 +26,17 @@ Select = Callable[..., "TimestepSelection"]
 
 @dataclass(frozen=True)
 class Criterion:
-    """How a rule scores what it sees, as a function of arrays; higher is better.
+    """How a rule scores arrays; higher is better.
 
     Args:
         score: `score(values)`; for `"labeled rows"`, `score(values, labels, images)`.
-        sees: what `values` are, of one candidate. `"images"`: `(images, width)`, with the stored noise.
+        sees: what the `values` of a candidate are. `"images"`: `(images, width)`, with the stored noise.
             `"augmented views"`, `"noise views"`: `(images, views, width)`, of random crops or of fresh noise.
-            `"ratios"`: `(images, 2)`, HFR of the image and of its noise. `"labeled rows"`: `(rows, width)`, of images,
-            or of tokens, then `images` says which image each row is of. `"scores"`: curves of the rule's parts.
-        score_name: what a score is.
-        together: whether a score depends on the other candidates: `values` is then a list with those of all, and so
-            is what `score` returns.
+            `"ratios"`: `(images, 2)`, HFR of the image and of its noise. `"labeled rows"`: `(rows, width)`, one row
+            per image or per token; for tokens, `images` holds the image of each. `"scores"`: curves of other rules.
+        score_name: what a score is called.
+        together: whether a score depends on the other candidates. If so, `score` takes a list with the values of all
+            candidates and returns all scores.
     """
 
     score: Callable[..., Any]
@@ -47,22 +47,22 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Rule:
-    """Everything that anybody needs to know of a way to choose t.
+    """Everything that the rest of the package needs to know about a way to choose t.
 
     Args:
-        name: what `method=` calls it.
-        select: of `SelectionInputs`; its options are its keyword-only parameters.
-        labels: the labels that it needs: `"none"`, `"few"` (of at most `num_images` images), or `"all"` that there are.
+        name: value of `method=`.
+        select: function of `SelectionInputs`; its keyword-only parameters are the rule's options.
+        labels: the labels that it needs: `"none"`, `"few"` (of at most `num_images` images), or `"all"`.
         explanation: what it does, in one sentence.
-        num_images: images that it looks at by default; `None` for all.
-        runs: of the network by default, per image and timestep.
-        criterion: how it scores arrays, where it scores one candidate at a time or all together.
-        chooses_feature: whether its scores can be compared between features, so that it can choose one.
-        audited: whether a comparison audits its pick.
-        even_in_log_snr: whether its default candidates are even in log-SNR, rather than dense at low noise.
-        tasks: what its labels may be.
-        parts: names of its options that name other rules.
-        aliases: former names of its options, and the present ones.
+        num_images: default number of images; `None` for all.
+        runs: default number of network runs per image and timestep.
+        criterion: how it scores arrays; `None` if it trains (`grid`, `gate`) or scores nothing (`fixed`).
+        chooses_feature: whether its scores are comparable between features, so that it can choose one.
+        audited: whether a comparison may audit its pick.
+        even_in_log_snr: whether its default candidates are even in log-SNR instead of dense at low noise.
+        tasks: names of the tasks whose labels it can use.
+        parts: its options that name other rules.
+        aliases: former names of its options, with the present ones.
     """
 
     name: str
@@ -81,15 +81,15 @@ class Rule:
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """What a caller may choose, by name."""
+        """The options that a caller may set, by name."""
         parameters = inspect.signature(self.select).parameters
         return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
 
     def renamed(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options under their present names.
+        """The options under their present names.
 
         Raises:
-            ValueError: one is given under both names.
+            ValueError: an option is given under both names.
         """
         for old, new in self.aliases.items():
             if {old, new} <= set(options):
@@ -98,18 +98,18 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {}
-"""By name; import it from `aselect_hf.selection.rules`, which fills it."""
+"""All rules by name. Import it from `aselect_hf.selection.rules`, which fills it."""
 
 
 def rule(name: str, **description: Any) -> Callable[[Select], Select]:
-    """Register the function below as a rule.
+    """Register the decorated function as a rule.
 
     Args:
-        description: the fields of `Rule`. `name`, `labels` and `explanation` must be literal strings, because the
-            command line reads them, and the options from the function's signature and docstring, without importing it.
+        description: the fields of `Rule`. `name`, `labels` and `explanation` must be literal strings: the command line
+            reads them, and the options in the signature and docstring, from the source.
 
     Raises:
-        ValueError: another function has the name.
+        ValueError: a function of another module has the name.
     """
 
     def register(select: Select) -> Select:

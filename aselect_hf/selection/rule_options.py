@@ -1,4 +1,4 @@
-"""The options of the rules, as help, tables and argument dataclasses show them: read from signatures and docstrings."""
+"""The options of the rules for help, tables and argument dataclasses, read from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENTRY = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 
 
 def option_sentences(rule: Rule) -> dict[str, str]:
-    """What every option of a rule does, in one sentence, from the `Args:` of its function.
+    """What each option of a rule does, in one sentence, from the `Args:` of its function.
 
     Raises:
         ValueError: an option is not described there.
@@ -30,7 +30,7 @@ def option_sentences(rule: Rule) -> dict[str, str]:
 
 
 def option_help() -> dict[str, str]:
-    """What every option does, after the rules that have it: `"hfr: Cycles per token above which ..."`."""
+    """What each option does, after the names of the rules that have it: `"hfr: Cycles per token above which ..."`."""
     owners: dict[str, dict[str, list[str]]] = {}
     for rule in RULES.values():
         for option, sentence in option_sentences(rule).items():
@@ -42,7 +42,7 @@ def option_help() -> dict[str, str]:
 
 
 def rule_option_fields(without: Collection[str] = ()) -> list[tuple[str, Any, Any]]:
-    """Fields for `dataclasses.make_dataclass`, one an option of any rule: type, help, and the default `None`.
+    """Fields for `dataclasses.make_dataclass`, one per option of any rule: name, type, and default `None` with help.
 
     Args:
         without: options to leave out.

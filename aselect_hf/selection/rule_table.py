@@ -1,4 +1,4 @@
-"""The rules in words: the list in a docstring, and the tables of the documentation."""
+"""The rules in words: the list in a docstring, and the page of the documentation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def by_labels() -> list[Rule]:
 
 
 def rule_list(indent: int) -> str:
-    """A line a rule, for a docstring: its name, its labels, what it does."""
+    """One line per rule, for a docstring: its name, its labels and what it does."""
     lines = [f'- `"{rule.name}"` ({LABELS[rule.labels]} labels): {rule.explanation}' for rule in by_labels()]
     return f"\n{' ' * indent}".join(lines)
 
 
 def rule_table() -> str:
-    """A row a rule, in Markdown."""
+    """One row per rule, in Markdown."""
     return str(
         markdown_table(
             [
@@ -40,7 +40,7 @@ def rule_table() -> str:
 
 
 def option_list(rule: Rule) -> str:
-    """A line an option of a rule, in Markdown."""
+    """One line per option of a rule, in Markdown."""
     return "\n".join(f"- `{name}`: {sentence}" for name, sentence in option_sentences(rule).items())
 
 
@@ -52,15 +52,15 @@ def rules_page() -> str:
 
 PAGE = f"""# The rules that choose a timestep
 
-Made by `python -m benchmarks.selection.rules_page` from the rules themselves. How well they do:
-[evidence.md](evidence.md).
+`python -m benchmarks.selection.rules_page` makes this page from the rules themselves. [evidence.md](evidence.md) shows
+how well they do.
 
-Images: how many it looks at by default. Runs: of the network, per image and timestep, by default.
-`{AUTO}` is `{WITH_LABELS}` where there are labels of two classes or masks, else `{WITHOUT_LABELS}`.
+In the table, "images" is the default number of images that a rule looks at, and "runs" is the default number of network
+runs per image and timestep. `{AUTO}` is `{WITH_LABELS}` with masks or labels of two classes, else `{WITHOUT_LABELS}`.
 
 {{table}}
 
-Options below are keyword arguments of `select_timestep`, `audit_timestep` and `compare_strategies`
-(`strategy_options`), options of `aselect`, and arguments of the training scripts, under the same names.
+The options below have the same names everywhere: as keyword arguments of `select_timestep` and `audit_timestep`, in
+`strategy_options` of `compare_strategies`, as options of `aselect`, and as arguments of the training scripts.
 
 {{sections}}"""

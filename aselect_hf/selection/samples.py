@@ -1,4 +1,4 @@
-"""The images that a rule is given: as many as it looks at, with the labels or masks that it needs."""
+"""The images that a rule is given: as many as it uses, with the labels or masks that it needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from aselect_hf.data.splits import share_classes, share_mask_classes
 from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION, Task, find_task
 
 LEAST_PER_CLASS = 2
-"""Images that a leave-one-out probe needs of a class: a random sample takes so many of every class where it can."""
+"""Images of a class that a leave-one-out probe needs. A random sample holds as many of every class if it can."""
 
 
 def resolve_task(images: ImageData, task: str | None) -> Task:
-    """The task of this name; by default segmentation where the images have masks."""
+    """The task of this name (default: segmentation if the images have masks, else classification)."""
     if task is not None:
         return find_task(task)
     return CLASSIFICATION if images.masks is None else SEGMENTATION
@@ -24,7 +24,7 @@ def check_truth(data: ImageData, task: Task, purpose: str) -> None:
     """Refuse images without the labels or masks of a task.
 
     Args:
-        purpose: the beginning of the message: what needs them.
+        purpose: beginning of the message, which says what needs them.
     """
     if task.needs == "labels" and data.labels is None:
         raise ValueError(f"{purpose} labels; {data.name} has none: {data.no_labels}")
@@ -35,7 +35,7 @@ def check_truth(data: ImageData, task: Task, purpose: str) -> None:
 def sample_for(
     task: Task | None, data: ImageData, held_out: ImageData | None, num_images: int | None, seed: int, on_error: str
 ) -> tuple[ImageData, ImageData | None]:
-    """Random images for a task, and those held out: with labels or masks of the same classes where it needs them."""
+    """A random sample for a task, and the held-out images; the classes of both are matched if the task needs them."""
     splits = {"training": data} | ({"validation": held_out} if held_out is not None else {})
     needs = None if task is None else task.needs
     if needs == "labels" and all(each.labels is not None for each in splits.values()):
@@ -49,10 +49,10 @@ def sample_for(
 
 
 def refuse_copies(data: ImageData) -> None:
-    """Refuse several images of which all are the same: they cannot tell one timestep from another.
+    """Refuse several images that are all the same, because they cannot tell one timestep from another.
 
     Raises:
-        ValueError: they are; decoding stops at the first that differs.
+        ValueError: all are the same. Decoding stops at the first image that differs.
     """
     if len(data) < 2:
         return
@@ -60,6 +60,6 @@ def refuse_copies(data: ImageData) -> None:
     equal = torch.equal if isinstance(first, torch.Tensor) else np.array_equal
     if all(equal(first, data.decode(index)) for index in range(1, len(data))):
         raise ValueError(
-            f"nothing to choose: all {len(data)} images of {data.name} are the same; "
-            "give different images, or a timestep by method 'fixed'"
+            f"no timestep can be chosen: all {len(data)} images of {data.name} are the same; "
+            "give different images, or set the timestep with method 'fixed'"
         )

@@ -1,7 +1,7 @@
-"""What rules with a criterion share: one sweep of the candidates over a sample of images, then a judge.
+"""What rules with a criterion share: one sweep over all candidates, then a judge.
 
-With `feature="auto"` many blocks and kinds come from the same sweep, and block and kind are chosen together with the
-timestep.
+With `feature="auto"`, one sweep gives the features of many blocks and kinds, and the best score chooses block, kind and
+timestep together.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def select_without_labels(
     """Select by the criterion of a rule without labels, on the views of the images that it sees.
 
     Args:
-        name: of the rule.
-        num_views: of every image, the same at every timestep; `None` where the criterion sees one.
-        judge: default the criterion, with standard errors by the jackknife.
+        name: name of the rule.
+        num_views: views of each image, the same at every timestep; `None` if the criterion sees the images themselves.
+        judge: how to judge (default: by the criterion, with standard errors by the jackknife).
 
     Raises:
         ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
@@ -74,20 +74,13 @@ def check_count(name: str, inputs: SelectionInputs) -> None:
 
 
 def select_by_judge(
-    inputs: SelectionInputs,
-    judge: Judge,
-    views: Views,
-    rows: KeptRows,
-    kinds: Sequence[str],
-    options: dict[str, Any],
+    inputs: SelectionInputs, judge: Judge, views: Views, rows: KeptRows, kinds: Sequence[str], options: dict[str, Any]
 ) -> TimestepSelection:
-    """Sweep, judge every feature at every candidate, take the best."""
+    """Judge every feature at every timestep and take the best."""
     started, model, auto = time.perf_counter(), inputs.model, inputs.feature == AUTO
     features = _features_of(kinds, model.config) if auto else [inputs.feature]
-    swept = sweep_features(
-        model, views, inputs.timesteps, features, rows,
-        batch_size=inputs.fixed_batch_size, progress=inputs.progress, name=judge.rule,
-    )  # fmt: skip
+    run: dict[str, Any] = {"batch_size": inputs.fixed_batch_size, "progress": inputs.progress, "name": judge.rule}
+    swept = sweep_features(model, views, inputs.timesteps, features, rows, **run)
     cells = [swept.values[name][column] for name in features for column in range(len(inputs.timesteps))]
     for name in features:
         inputs.check_finite(swept.values[name], name)
@@ -118,7 +111,7 @@ def select_by_judge(
 
 
 def _perturbed(inputs: SelectionInputs, judge: Judge, cells: np.ndarray) -> list[int]:
-    """See `TimestepSelection.perturbed_timesteps`: the picks among changed `cells` `(timesteps, rows, ...)`."""
+    """Picks after small changes of `cells` `(timesteps, rows, ...)`, see `TimestepSelection.perturbed_timesteps`."""
     rng, picks = np.random.default_rng(inputs.seed), []
     for _ in range(PERTURBATIONS):
         changed = [cell * (1 + ROUNDING * rng.standard_normal(cell.shape)) for cell in cells]

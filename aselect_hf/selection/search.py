@@ -1,8 +1,8 @@
 """Finding the best candidate without scoring every candidate on every image.
 
-`race` drops candidates as soon as the images seen so far tell them apart from the leader; `coarse_to_fine` scores
-every fourth candidate and closes in on the leaders. Both read scores through one function and compare candidates image
-by image: what an image adds to all of its scores cancels.
+`race` drops candidates as soon as they are significantly worse than the leader. `coarse_to_fine` scores every fourth
+candidate and closes in on the leaders. Both compare candidates image by image, so an image that adds the same to all
+of its scores changes nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy.stats import t as student_t
 from aselect_hf.selection.ties import best_of, ranking
 
 Scores = Callable[[list[int], int], np.ndarray]
-"""`scores(candidates, num_images)`: those of the first images, `(num_images, len(candidates))`."""
+"""`scores(candidates, num_images)`: the scores of the first images, `(num_images, len(candidates))`."""
 
 FIRST_LOOK = 16
 STRIDE = 4
 SEARCHES = ("full", "coarse_to_fine")
 LEADERS_ALPHA = 0.05
-"""Without early stopping: how sure a coarse search has to be that a candidate is no leader."""
+"""Error probability at which a coarse search without early stopping rules out a leader."""
 
 
 def choose(scores: Scores, num: int, num_images: int, search: str = "full", early_stopping: float | None = None) -> int:
@@ -47,17 +47,16 @@ def looks_at(num_images: int) -> list[int]:
 
 
 def race(scores: Scores, candidates: list[int], looks: list[int], level: float) -> list[int]:
-    """The candidates that are not beaten, best mean first (of equals the first).
+    """The candidates that are not beaten, best mean first; equal means keep their order.
 
-    A candidate is beaten, and dropped for good, where a one-sided paired t test says at `level` that the leader's mean
-    score is higher. That ends when one is left or the images are used up.
+    A candidate is dropped for good when a one-sided paired t test says at `level` that the leader's mean score is
+    higher. The race ends when one candidate is left or the images are used up.
 
     This is a blocking race (Moore & Lee 1994), stopped early as in successive elimination (Even-Dar et al. 2006). With
-    `level = alpha / (other candidates * looks)` (Bonferroni) the probability to drop the truly best candidate, and so
-    to stop on a worse one, is at most `alpha`, whatever the number of images: the best is dropped only if one of the
-    others beats it at one of the looks. The t test is exact where differences between candidates are normally
-    distributed over images, and conservative where they have heavy symmetric tails; it errs more often where they are
-    strongly skewed (no test of so few images can promise anything for all distributions).
+    `level = alpha / (other candidates * looks)` (Bonferroni), the probability of dropping the truly best candidate is
+    at most `alpha` for any number of images, because another candidate must beat it at one of the looks. The t test is
+    exact if differences between candidates are normally distributed over images, and conservative if they have heavy
+    symmetric tails. It errs more often if they are strongly skewed.
 
     Args:
         scores: see `Scores`.
@@ -75,7 +74,7 @@ def race(scores: Scores, candidates: list[int], looks: list[int], level: float) 
 
 
 def beaten(values: np.ndarray, level: float) -> np.ndarray:
-    """Which columns of `(images, candidates)` have a mean significantly below the highest, one-sided at `level`."""
+    """Which columns of `(images, candidates)` have a mean significantly below the highest (one-sided, at `level`)."""
     num_images = len(values)
     leader = best_of(values.mean(axis=0))
     differences = values[:, [leader]] - values
@@ -84,14 +83,14 @@ def beaten(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def coarse_to_fine(leaders_of: Callable[[list[int]], list[int]], num: int, stride: int = STRIDE) -> int:
-    """The best of `num` ordered candidates, reached from every `stride`-th one.
+    """The best of `num` ordered candidates, starting from every `stride`-th one.
 
-    Gaps beside a leader are halved until none is left. Where scores rise to a peak and fall from there (flat stretches
-    allowed) that is the very candidate that scoring all of them would give. On any other curve it is the best of those
-    around the best coarse ones: a peak narrower than `stride` candidates elsewhere is missed.
+    Gaps beside a leader are halved until none is left. If scores rise to a single peak and then fall, with or without
+    flat stretches, the result is the same as from scoring all candidates. On other curves, a peak that is narrower than
+    `stride` candidates and away from the coarse leaders is missed.
 
     Args:
-        leaders_of: the best of some candidates first, and with it those that cannot be told apart from it.
+        leaders_of: returns the best of some candidates, followed by those not significantly worse.
     """
     scored = sorted({*range(0, num, stride), num - 1})
     while True:

@@ -40,38 +40,36 @@ def select_timestep(
     progress: bool = True,
     **options: Any,
 ) -> TimestepSelection:
-    """Choose the timestep at which a DiT's features say most.
+    """Choose the timestep at which a DiT's features are most informative.
 
     Args:
-        model: the backbone.
         images: a pixel tensor `(batch, channels, height, width)` in [-1, 1], a list of PIL images or paths, a
-            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. Rules that need labels
-            take class labels, or segmentation masks (a column `mask`, `annotation`, `segmentation` or `label` of
-            images; for others see `ImageData.of`), except `"gate"`, which needs class labels.
+            `datasets.Dataset`, a folder of images, a Hub id, a DataLoader, or an `ImageData`. Labels are classes or
+            segmentation masks (a column of images named `mask`, `annotation`, `segmentation` or `label`; for other
+            names see `ImageData.of`). `"gate"` needs classes.
         method: one of the rules below, or `"auto"`, see `automatic_method`.
-        feature: `blocks.<i>.<kind>` (default: `model.config.feature`). `"auto"` chooses it together with the timestep,
-            where the rule can.
+        feature: `blocks.<i>.<kind>` (default: `model.config.feature`). `"auto"` chooses the feature together with the
+            timestep, if the rule can.
         timesteps: candidates, or how many of the default ones (default: 20, dense at low noise; `"gate"`: 16, even in
             log-SNR).
-        num_images: random images to use, of every class its share; all where there are no more (default: the rule's).
-            Rules that need all labels always use all. Images without a label are left out where labels are needed.
-        seed: of the sample of images and of every other random draw.
-        validation: images with labels or masks on which `"grid"` compares (default: a fifth of `images`).
-        batch_size: forward passes run at once (default: 64; `"hfr"` on an accelerator: as many as fit its memory).
+        num_images: size of the random sample (default: the rule's own). For rules that need labels, images without a
+            label are left out and each class keeps its share. Rules that need all labels ignore it.
+        seed: seed of the sample and of every other random draw.
+        validation: images with labels or masks on which `"grid"` compares timesteps (default: a fifth of `images`).
+        batch_size: forward passes per batch (default: 64; `"hfr"` on an accelerator: 256, halved until they fit).
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
         cache_dir: folder for VAE latents and for the features of `"grid"`.
-        progress: show a progress bar.
-        options: of the rule; `docs/rules.md` lists them all.
+        options: options of the rule, see `docs/rules.md`.
 
     Rules:
         {rules}
 
     Returns:
-        A `TimestepSelection`; `.apply(model)` writes it into the model's config. Scores that differ by rounding only
-        are equal, and of equal ones the cleanest timestep is taken; see `TimestepSelection.tied` and `doubts`.
+        A `TimestepSelection`; `.apply(model)` writes it into the model's config. Scores that differ only by rounding
+        count as equal, and the cleanest of equal timesteps is taken; see `TimestepSelection.tied` and `doubts`.
 
     Raises:
-        ValueError: an argument is wrong, or all images are the same; the message names the argument, what was given
+        ValueError: an argument is wrong, or all images are the same. The message names the argument, what was given
             and what is accepted.
     """
     if batch_size is not None and batch_size < 1:
@@ -112,7 +110,7 @@ select_timestep.__doc__ = (select_timestep.__doc__ or "").replace("{rules}", rul
 
 
 def _run(rule: Rule, inputs: SelectionInputs, options: dict[str, Any]) -> TimestepSelection:
-    """Run a rule, the model in evaluation mode."""
+    """Run a rule with the model in evaluation mode."""
     training = inputs.model.training
     inputs.model.eval()
     try:

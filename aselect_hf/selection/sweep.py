@@ -1,4 +1,4 @@
-"""High-Frequency Ratios of images, and of pure noise, at candidate timesteps: run when first asked for, and once."""
+"""High-Frequency Ratios of images and of pure noise at candidate timesteps, each computed once, on demand."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from aselect_hf.selection.result import SelectionCost
 
 LARGEST_BATCH = {"cpu": 64}
 LARGEST_ELSEWHERE = 256
-"""Runs at once by default, halved until they fit: larger batches help neither a CPU nor an H100, where 1,024 runs at
-once made 2,309 to 5,966 passes a second and 256 made 3,150 to 17,570 (`benchmarks/results/on-gpu-*.md`)."""
+"""Default batch size, halved until a batch fits. Larger ones help neither a CPU nor an H100, which did 2,309 to 5,966
+passes per second with a batch size of 1,024 and 3,150 to 17,570 with 256 (`benchmarks/results/on-gpu-*.md`)."""
 
 
 @dataclass
 class _Runs:
-    """Runs of the network, each of an image times a scale (0: pure noise) at a timestep; `done`: ratios so far."""
+    """Network runs, each of an image times a scale (0: pure noise) at a timestep; `done` holds the ratios so far."""
 
     rows: torch.Tensor
     scales: torch.Tensor
@@ -35,20 +35,20 @@ class _Runs:
 
 
 class HFRSweep:
-    """Ratios of the first images at any candidates, `nan` where they were not asked for.
+    """Ratios of the first images at any candidates.
 
-    Timesteps, images and their controls share batches, each sample at its own timestep. Every image is encoded once
-    (`SelectionInputs.latents`) and has one noise, which its control is.
+    A batch mixes timesteps, images and their controls. Every image is encoded once and has one noise, which also is its
+    control.
 
     Args:
         inputs: a `batch_size` of `None` is found automatically, see `LARGEST_BATCH`.
-        spectrum_options: of `high_frequency_ratio`.
-        standardize: standardize channels over all images of a timestep first; then all images must be asked for.
+        spectrum_options: options of `high_frequency_ratio`.
+        standardize: standardize channels over all images of a timestep first; every call must then ask for all images.
         noise_correction: subtract the ratios of noise in `scores`.
 
     Attributes:
-        raw, control: `(images, candidates)`, of the images and of their noise.
-        batch_size: runs at once; what was found, after the first call.
+        raw, control: `(images, candidates)`, ratios of the images and of their noise; NaN if not yet computed.
+        batch_size: runs per batch, as found by the calls so far.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class HFRSweep:
         self.bar = tqdm(total=2 * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
 
     def scores(self, candidates: list[int], num_images: int) -> np.ndarray:
-        """Scores of the first images at these candidates (indices): `(num_images, len(candidates))`."""
+        """Scores of the first images at candidates, given by index: `(num_images, len(candidates))`."""
         self.run(candidates, num_images)
         raw, control = (x[:num_images, candidates] for x in (self.raw, self.control))
         return raw - control if self.noise_correction else raw
 
     def run(self, candidates: list[int], num_images: int) -> None:
-        """Fill `raw` and `control` for the first images at these candidates (indices)."""
+        """Fill `raw` and `control` for the first images at candidates, given by index."""
         self._encode(num_images)
         columns = np.asarray(candidates)
         missing, images = np.nonzero(np.isnan(self.raw[:num_images, columns].T))
@@ -87,7 +87,7 @@ class HFRSweep:
         self.raw[images, columns], self.control[images, columns] = ratios.reshape(2, -1)
 
     def cost(self) -> SelectionCost:
-        """Of everything so far; seconds are those of encoding and of runs, as if no latents had been cached."""
+        """Cost of everything so far, with the time that encoding takes without a cache."""
         self.bar.close()
         model, passes = self.inputs.model, 2 * int(np.isfinite(self.raw).sum())
         flops = len(self.latents) * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
@@ -104,7 +104,7 @@ class HFRSweep:
         self.latents = torch.cat([self.latents, new])
 
     def _ratios(self, images: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Ratio of every run, float64: of image `i` times its weight (0: pure noise) at a candidate."""
+        """Ratio of every run, float64: an image times its weight (0: pure noise) at a candidate."""
         started = time.perf_counter()
         steps = torch.tensor(self.inputs.timesteps)[columns]
         rows, scales = torch.from_numpy(images), torch.from_numpy(weights).float().view(-1, 1, 1, 1)
@@ -120,7 +120,7 @@ class HFRSweep:
         return ratios
 
     def _finish(self, batch_size: int, runs: _Runs) -> None:
-        """Run what is left; what has been run stays where a batch does not fit."""
+        """Do the remaining runs; those that are done are kept if a batch does not fit."""
         while (start := sum(map(len, runs.done))) < len(runs.rows):
             together = slice(start, start + (len(self.raw) if self.standardize else batch_size))
             parts = zip(*(x[together].split(batch_size) for x in (runs.rows, runs.scales, runs.steps)), strict=True)

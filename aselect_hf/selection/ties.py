@@ -1,7 +1,7 @@
-"""Choosing among scores so that every machine chooses the same: what differs by rounding only is equal.
+"""Choosing among scores so that every machine chooses the same.
 
-Processors, batch sizes and numbers of threads give features that differ in the last bits. Whatever picks a maximum of
-scores that come from features picks it here.
+Features differ in the last bits between processors, batch sizes and numbers of threads. Scores that differ only by
+rounding therefore count as equal. All code that picks a maximum of such scores does it here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDING = 1e-5
-"""Relative change of features, and of scores, that has no meaning (ours)."""
+"""Relative change of features and scores that counts as rounding (ours)."""
 
 Scores = np.ndarray | Sequence[float]
 
@@ -20,7 +20,7 @@ def near_best(scores: Scores, scale: float | None = None) -> np.ndarray:
     """Which scores equal the highest, along the last axis; the shape of `scores`.
 
     Args:
-        scale: what the tolerance of 1e-5 is relative to; default the largest absolute score.
+        scale: what the tolerance of 1e-5 is relative to (default: the largest absolute score).
     """
     values = np.asarray(scores, dtype=float)
     size = np.abs(values).max(axis=-1, keepdims=True) if scale is None else scale
@@ -28,7 +28,7 @@ def near_best(scores: Scores, scale: float | None = None) -> np.ndarray:
 
 
 def best_of(scores: Scores, scale: float | None = None) -> int:
-    """Index of the highest score; of equal ones (see `near_best`) the first.
+    """Index of the highest score; among equals (see `near_best`), the first.
 
     Raises:
         ValueError: a score is NaN or infinite.
@@ -39,7 +39,7 @@ def best_of(scores: Scores, scale: float | None = None) -> int:
 
 
 def ranking(scores: Scores) -> list[int]:
-    """Indices from the best to the worst score, by repeated `best_of`: of equal ones the first comes first."""
+    """Indices from the best to the worst score; equal scores (see `near_best`) keep their order."""
     values, left, order = np.asarray(scores, dtype=float), np.arange(len(scores)), []
     scale = float(np.abs(values).max(initial=0.0))
     while len(left):

@@ -1,4 +1,4 @@
-"""A learnable gate over candidate timesteps: one set of weights a data set, trained with the task, ending in one.
+"""A learnable gate over candidate timesteps: one set of weights per data set, trained with the task until one is left.
 
 The published note asks for a light attention-based gate that reads the transformer's own hidden states, is trained end
 to end with the task and costs no forward passes beyond those of training. The form below is ours:
@@ -6,10 +6,10 @@ to end with the task and costs no forward passes beyond those of training. The f
     weights w = softmax(query . key / temperature),      key_k = linear(mean feature at k) + embedding(log-SNR of k)
     loss = sum_k w_k loss(head(feature_k)), estimated from the M candidates an image visits (Horvitz & Thompson 1952)
 
-It is the expected loss of inference at one timestep drawn from the weights. The loss of the weighted feature,
-loss(head(sum_k w_k feature_k)), is another: a mixture tells what its parts do not, and its favorites scattered over
-the axis. Visits follow the weights, so that little is computed where the gate has lost interest; while training, the
-temperature falls until the weights are practically one-hot.
+This is the expected loss of inference at one timestep drawn from the weights. The loss of the weighted feature,
+loss(head(sum_k w_k feature_k)), is not used: a mixture holds information that none of its parts has, and the timesteps
+that it favored were scattered over the axis. Visits follow the weights, so unlikely candidates cost little. During
+training the temperature falls until the weights are practically one-hot.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from torch import nn
 from aselect_hf.selection.ties import best_of
 
 MAX_LOG_SNR = 20.0
-"""Cleaner inputs than this (a sigma of 1/20,000), up to exactly clean ones, are the same to the gate."""
+"""The gate does not tell apart cleaner inputs than this (a sigma of 1/20,000), up to exactly clean ones."""
 FINAL_TEMPERATURE = 0.05
 ANNEALED_AT = 0.75
 FREQUENCIES = 16
-MIN_EXPLORATION = 0.01  # what rounding does to an inclusion probability stays far below the least one
+MIN_EXPLORATION = 0.01  # keeps inclusion probabilities far above their rounding
 MEMORY = 1000
 """Visits over which a candidate's mean feature and mean losses are averaged."""
 UNIT = 2**30
-"""Inclusion probabilities are whole multiples of `1 / UNIT`: sums of them are exact, so no candidate is drawn twice."""
+"""Inclusion probabilities are multiples of `1 / UNIT`, so their sums are exact and no candidate is drawn twice."""
 
 
 def gate_temperature(progress: float) -> float:
@@ -51,8 +51,8 @@ class Visits:
 
     Args:
         indices: `(batch, num_visited)`, distinct within an image.
-        importance: `(batch, num_visited)` float32: weight over inclusion probability; differentiable in the weight.
-        weights: `(candidates,)`: all weights at that moment.
+        importance: `(batch, num_visited)` float32, weight over inclusion probability; differentiable in the weight.
+        weights: `(candidates,)`, all weights at that moment.
     """
 
     indices: torch.Tensor
@@ -61,20 +61,18 @@ class Visits:
 
 
 class TimestepGate(nn.Module):
-    """Attention of one learned query over candidate timesteps; one choice for a data set, not one an image.
-
-    Several queries whose logits are averaged would be one query, so there is one.
+    """Attention of one learned query over candidate timesteps; one choice per data set, not per image.
 
     Args:
-        width: of the feature.
+        width: width of the feature.
         timesteps: candidates.
-        log_snr: of each candidate; may be infinite.
-        num_heads: heads that train side by side, whose losses are told apart; the best one leads the gate.
-        key_width: of query and keys.
+        log_snr: log-SNR of each candidate; may be infinite.
+        num_heads: heads that train side by side with separate losses; the best one leads the gate.
+        key_width: width of query and keys.
         exploration: share of the visits that is spread evenly over the candidates, in [0.01, 1].
 
     Raises:
-        ValueError: no candidates, one `log_snr` too few or too many, or an exploration outside its range.
+        ValueError: no candidates, another number of `log_snr`, or an exploration outside its range.
     """
 
     timesteps: torch.Tensor
@@ -98,9 +96,9 @@ class TimestepGate(nn.Module):
         if not timesteps:
             raise ValueError("timesteps must not be empty")
         if len(log_snr) != len(timesteps):
-            raise ValueError(f"log_snr must hold one value a timestep, got {len(log_snr)} for {len(timesteps)}")
+            raise ValueError(f"log_snr must hold one value per timestep, got {len(log_snr)} for {len(timesteps)}")
         if not MIN_EXPLORATION <= exploration <= 1:
-            raise ValueError(f"exploration must lie in [{MIN_EXPLORATION}, 1], got {exploration}")
+            raise ValueError(f"exploration must be in [{MIN_EXPLORATION}, 1], got {exploration}")
         self.exploration = exploration
         self.query = nn.Parameter(torch.zeros(key_width))  # weights start uniform; keys differ, so it gets a gradient
         self.key = nn.Linear(width, key_width, bias=False)
@@ -114,7 +112,7 @@ class TimestepGate(nn.Module):
         self.register_buffer("settled", torch.tensor(-1))
 
     def weights(self, temperature: float = 1.0) -> torch.Tensor:
-        """Weight of every candidate, `(candidates,)` float32 with sum 1; differentiable."""
+        """Weights of all candidates, `(candidates,)` float32 with sum 1; differentiable."""
         with torch.autocast(self.query.device.type, enabled=False):
             periods = 2 * MAX_LOG_SNR / 2 ** torch.linspace(0, 6, FREQUENCIES, device=self.query.device)
             angles = 2 * math.pi * self.log_snr.float()[:, None] / periods
@@ -125,9 +123,9 @@ class TimestepGate(nn.Module):
             return (logits / temperature).softmax(dim=0)
 
     def inclusion_probabilities(self, num_visited: int, temperature: float = 1.0) -> torch.Tensor:
-        """Probability that an image visits each candidate, `(candidates,)` in (0, 1]; they sum to `num_visited`.
+        """Probability that an image visits each candidate, `(candidates,)` in (0, 1], with sum `num_visited`.
 
-        Proportional to the weights (mixed with an even spread), but where that would be above 1.
+        They are proportional to the weights (mixed with an even spread), and at most 1.
         """
         return self._inclusion_units(self.weights(temperature).detach(), num_visited).float() / UNIT
 
@@ -135,10 +133,10 @@ class TimestepGate(nn.Module):
         """Draw distinct candidates for every image: systematic sampling in a random order (Madow 1949).
 
         Args:
-            uniforms: `(batch, candidates + 1)` float32 in [0, 1): the order of the candidates, then an offset. Drawn an
-                image at a time by the caller, they make its visits the same in any batch.
-            num_visited: candidates an image. A single one is allowed, but it is compared with no other: a weight then
-                follows the scale of its feature rather than what it tells.
+            uniforms: `(batch, candidates + 1)` float32 in [0, 1): the order of the candidates, then an offset. If each
+                image has uniforms of its own, its visits do not depend on the batch.
+            num_visited: candidates per image. With a single one nothing is compared, and weights follow the scales of
+                the features instead of what they tell.
         """
         candidates = len(self.timesteps)
         if uniforms.ndim != 2 or uniforms.shape[1] != candidates + 1:
@@ -152,9 +150,9 @@ class TimestepGate(nn.Module):
         return Visits(indices, weights[indices] * UNIT / units[indices], weights)
 
     def settle(self, batch_size: int) -> Visits:
-        """Every image visits the favorite alone, which is the choice from now on, whatever the weights become.
+        """Fix the current favorite as the choice, whatever the weights become; every image visits it alone.
 
-        The parameters stay in the graph with zero gradients: distributed training wants a gradient for each.
+        The parameters stay in the graph with zero gradients, because distributed training needs a gradient for each.
         """
         weights = self.weights()
         if self.settled < 0:
@@ -166,9 +164,9 @@ class TimestepGate(nn.Module):
     def expected_losses(self, losses: torch.Tensor, visits: Visits) -> torch.Tensor:
         """Unbiased estimates of `sum_k w_k loss_k` over all candidates, `(heads,)`.
 
-        Each loss is taken as the difference from its candidate's running mean, which comes in whole (a control
-        variate): what tells timesteps apart but not images adds no variance. Every head learns from its own losses,
-        weighted; the weights learn from that head alone which has had the least expected loss.
+        Only the difference of each loss from its candidate's running mean is estimated; the means themselves enter
+        exactly (a control variate), so differences between timesteps add no variance. Every head learns from its own
+        weighted losses. The weights learn only from the head with the least expected loss so far.
 
         Args:
             losses: `(heads, batch, num_visited)`, in the order of `visits.indices`.
@@ -185,9 +183,9 @@ class TimestepGate(nn.Module):
 
     @torch.no_grad()
     def observe(self, pooled: torch.Tensor, losses: torch.Tensor, visits: Visits) -> None:
-        """Take pooled features `(batch, num_visited, width)` and losses `(heads, batch, num_visited)` into the means.
+        """Update the means with pooled features `(batch, num_visited, width)` and losses `(heads, batch, num_visited)`.
 
-        Plain means at first, later ones that forget. Averaged over all processes, so that all hold the same.
+        The means are plain at first and forget later. All processes share them.
         """
         values = torch.cat([pooled.float().flatten(0, 1), losses.float().flatten(1).T], dim=1)
         seen = nn.functional.one_hot(visits.indices.flatten(), len(self.timesteps)).to(values.dtype)
@@ -205,7 +203,7 @@ class TimestepGate(nn.Module):
 
     @property
     def timestep(self) -> int:
-        """The candidate of the highest weight, or the one that was settled on."""
+        """The candidate with the highest weight, or the one that was settled on."""
         favorite = int(self.settled)
         return int(self.timesteps[favorite if favorite >= 0 else best_of(self.weights().tolist())])
 
@@ -217,10 +215,10 @@ class TimestepGate(nn.Module):
         """Inclusion probabilities in units of `1 / UNIT`, as integers with sum `num_visited * UNIT`."""
         candidates = len(weights)
         if not 1 <= num_visited <= candidates:
-            raise ValueError(f"num_visited must lie in 1..{candidates} (the candidates), got {num_visited}")
+            raise ValueError(f"num_visited must be in 1..{candidates} (the number of candidates), got {num_visited}")
         shares = (1 - self.exploration) * weights + self.exploration / candidates
         largest = shares.sort(descending=True).values
-        # With the s largest certain, the others share the remaining num_visited - s visits; the least s that fits.
+        # If the s largest are certain, the others share the other num_visited - s visits. Take the least s that fits.
         rest = largest.flip(0).cumsum(0).flip(0)[:num_visited]
         scales = (num_visited - torch.arange(num_visited, device=weights.device)) / rest
         fits = scales * largest[:num_visited] <= 1 + 1e-6

@@ -14,7 +14,7 @@ from aselect_hf.selection.inputs import SelectionInputs
 
 
 class ChosenTokens(NamedTuple):
-    """Tokens to use: the images they are of, their numbers over those (see `token_features`), classes and images."""
+    """The images to use, and for each token its index over these images (see `token_features`), class and image."""
 
     data: ImageData
     tokens: np.ndarray
@@ -23,10 +23,10 @@ class ChosenTokens(NamedTuple):
 
 
 def choose_tokens(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> ChosenTokens:
-    """At most `max_tokens` random tokens that are not ignored; images without any are left out.
+    """At most `max_tokens` random tokens that are not ignored; images without such tokens are left out.
 
     Raises:
-        ValueError: no token is left, or `max_tokens` is below 1.
+        ValueError: all tokens are ignored, or `max_tokens` is below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")

@@ -1,9 +1,9 @@
-"""How sure a score is, over images; and the mean IoU of tokens, with every image's part in it.
+"""Standard errors of scores over images, and the mean IoU of tokens with each image's part in it.
 
-Where every image is right or wrong by itself, the standard error is that of the mean over images, which is what a
-bootstrap of them tends to, classifiers and whitening held fixed. For the mean IoU of tokens it is by bootstrap of
-images. Elsewhere it is the jackknife over 10 random tenths of the images, because a bootstrap's duplicates lower a
-rank, and are found by their copies.
+If each image is right or wrong by itself, the standard error is that of the mean over images, the limit of a bootstrap
+with classifiers and whitening held fixed. For the mean IoU of tokens it comes from a bootstrap over images. For other
+scores it comes from a jackknife over 10 random tenths of the images, because duplicates in a bootstrap lower a rank and
+retrieve each other.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ RESAMPLES = 500
 
 
 class Evidence(NamedTuple):
-    """How sure a score is.
+    """How certain a score is.
 
     Args:
         standard_error: over images.
-        per_image: `(images,)`, where the score is their mean.
+        per_image: `(images,)`, if the score is their mean.
     """
 
     standard_error: float
@@ -31,13 +31,13 @@ class Evidence(NamedTuple):
 
 
 def of_outcomes(outcomes: np.ndarray) -> Evidence:
-    """The evidence of a mean over images, from what each of them adds to it."""
+    """The evidence of a mean over images, from the outcomes `(images,)`."""
     return Evidence(float(outcomes.std(ddof=1) / len(outcomes) ** 0.5), outcomes)
 
 
 @dataclass
 class Jackknife:
-    """Standard errors of a score, from the rows of all images but those of one group.
+    """Standard errors of a score by leaving out one group of images at a time.
 
     Args:
         group_of: `(rows,)`, the group of each row's image.
@@ -52,8 +52,8 @@ class Jackknife:
         """At most 10 random groups of images.
 
         Args:
-            images: which image each row is of; by default each row is one.
-            strata: a class of each image, to be alike in all groups.
+            images: the image of each row (default: each row is an image).
+            strata: the class of each image; every group gets its share of each class.
         """
         images = np.arange(num_rows) if images is None else images
         num_images = int(images.max()) + 1
@@ -65,18 +65,18 @@ class Jackknife:
         return cls(group_of[images], num_groups)
 
     def evidence(self, score: Callable[[np.ndarray], float]) -> Evidence:
-        """The standard error of `score(rows)`, a function of the rows that are kept."""
+        """The standard error of `score`, a function of the indices of the rows that are kept."""
         left = np.array([score(np.flatnonzero(self.group_of != group)) for group in range(self.num_groups)])
         return Evidence(float(np.sqrt((self.num_groups - 1) * left.var())))
 
 
 def class_score(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray | None) -> float:
-    """Accuracy of images; or the mean IoU of tokens, where `images` say which image each one is of."""
+    """Accuracy of images, or the mean IoU of tokens if `images` holds the image of each."""
     return float((truth == predicted).mean()) if images is None else mean_iou_of(truth, predicted)
 
 
 def iou_counts(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Samples in the intersection and in the union of truth and prediction: `(images, classes, 2)`."""
+    """Numbers of samples in the intersection and union of truth and prediction: `(images, classes, 2)`."""
     shape = (1 + images.max(), 1 + max(truth.max(), predicted.max()))
     hit, true, guessed = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     np.add.at(hit, (images[truth == predicted], truth[truth == predicted]), 1)
@@ -98,9 +98,9 @@ def mean_iou_of(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def iou_influence(counts: np.ndarray) -> np.ndarray:
-    """Every image's part in the mean IoU of all, `(images, classes, 2)` to `(images,)`; their mean is the mean IoU.
+    """Each image's part in the mean IoU, `(images, classes, 2)` to `(images,)`; the mean of the parts is the mean IoU.
 
-    The jackknife's pseudo-values (Tukey 1958), so that images can be resampled as if they had scores of their own.
+    These are the jackknife's pseudo-values (Tukey 1958). Images can be resampled as if the parts were their scores.
     """
     count, whole = len(counts), counts.sum(axis=0)
     parts = count * mean_iou(whole) - (count - 1) * mean_iou(whole - counts)
@@ -108,7 +108,7 @@ def iou_influence(counts: np.ndarray) -> np.ndarray:
 
 
 def iou_error(counts: np.ndarray, seed: int) -> float:
-    """Standard error of the mean IoU of all images, by bootstrap over them: `(images, classes, 2)`."""
+    """Standard error of the mean IoU by bootstrap over images, from counts `(images, classes, 2)`."""
     num_images = len(counts)
     draws = np.random.default_rng(seed).multinomial(num_images, [1 / num_images] * num_images, size=RESAMPLES)
     return float(mean_iou(np.tensordot(draws, counts, axes=1)).std(ddof=1))

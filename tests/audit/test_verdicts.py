@@ -75,7 +75,7 @@ def test_few_images_leave_it_open():
 def test_flat_curves_are_called_flat():
     verdict, sentence = probed([0.8] * 5, shared=1.0)
     assert verdict == TRUST
-    assert sentence.startswith("the curve is flat: any timestep from 0 to 400 is as good; t = 0 is within")
+    assert sentence.startswith("the curve is flat: all timesteps from 0 to 400 are about equally good; t = 0 is within")
     verdict, sentence = probed([0.5] * 5, images=60, shared=0.5)
     assert verdict == UNCERTAIN
     assert sentence.startswith("the curve is flat within its error")
@@ -88,7 +88,7 @@ def test_a_probe_at_chance_tells_nothing():
     probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes)
     verdict, sentence = judge_by_probe(probe, 0, regret_by(probe, 0, 0), 2.0, informative=False)
     assert verdict == DO_NOT_TRUST
-    assert sentence.startswith("features tell nothing about these labels at any timestep")
+    assert sentence.startswith("at no timestep do the features predict these labels significantly better than chance (")
 
 
 @settings(max_examples=20)
@@ -113,7 +113,7 @@ def test_more_tolerance_never_means_less_trust(seed, tolerances):
     ids=["flat", "hill", "one"],
 )
 def test_bounds_cover_the_truth(accuracies, images):
-    """In at least 90 of 100 repetitions the true regret is within either bound, where 95 are asked for."""
+    """In at least 90 of 100 repetitions the true regret is within either bound, where 95 are expected."""
     truth, below, above = 100 * (max(accuracies) - accuracies[0]), 0, 0
     for seed in range(100):
         outcomes = answers(accuracies, images, seed)
@@ -180,10 +180,8 @@ def test_equal_scores_are_no_pick_and_no_check():
     equal, falling = selection("rankme", [0.3] * 8), selection("consensus", -np.arange(8))
     verdict, sentence = judge_by_agreement(equal, falling, "rankme", equal.timesteps, 0.0, False)
     assert verdict == DO_NOT_TRUST
-    assert sentence.startswith(
-        "no labels, and nothing to choose: all 8 candidates score the same by rankme; label 100 images"
-    )
-    assert doubt_of_agreement(falling, selection("hfr", [0.3] * 8)) == "HFR scores all timesteps the same"
+    assert sentence.startswith("no labels, and rankme gives all 8 candidates the same score; label 100 images")
+    assert doubt_of_agreement(falling, selection("hfr", [0.3] * 8)) == "HFR gives all timesteps the same score"
     shaky = selection("rankme", -np.arange(8), perturbed_timesteps=[0, 300, 0])
     assert doubt_of_agreement(shaky, falling) == "the pick of rankme depends on rounding"
 
@@ -192,7 +190,9 @@ def test_a_probe_that_picked_says_so():
     outcomes = answers([0.8, 0.7, 0.5], 500)
     probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes, num_images=500)
     _, sentence = judge_by_probe(probe, 0, regret_by(probe, 0, 0), 2.0, True, itself=True)
-    assert sentence.endswith("500 images, which also made the pick: it checks itself, and the bounds are optimistic)")
+    assert sentence.endswith(
+        "500 images; the same rule made the pick, so it checks itself and the bounds are optimistic)"
+    )
 
 
 def test_hfr_as_a_check_is_bounded_on_its_own_scale():
@@ -220,7 +220,7 @@ def test_suspicious_curves_are_warned_of(model):
     assert "98% of the images' HFR" in noise
     assert doubt_of_pick(good, good, "hfr", np.eye(10)[0]) == doubt_of_pick(good, good, "hfr", None) == ""
     assert doubt_of_pick(good, good, "hfr", np.full(10, 0.1)) == "the pick of HFR is unstable"
-    assert doubt_of_pick(bad, bad, "hfr", np.eye(10)[0]) == "the feature is mostly noise or position there"
+    assert doubt_of_pick(bad, bad, "hfr", np.eye(10)[0]) == "the feature is mostly noise or position at this timestep"
     guess = selection("fixed", [], timestep=0)
     assert warn_of_pick(bad, guess, "fixed", None) == [noise]
     raw = selection("hfr", bad.raw_scores, schedule=schedule)
@@ -255,7 +255,7 @@ def test_small_functions():
 
 
 def test_the_grid_of_a_pick(model):
-    """A rule that scored some of its candidates only is seen on all of them, and is not called by its whole curve."""
+    """If a rule scored only some of its candidates, the audit shows all, and the name says that HFR searched."""
     whole = selection("hfr", [1, 2, 3])
     assert audited_timesteps(model, whole, None) == whole.timesteps
     assert rule_name(whole, whole.timesteps) == "hfr"

@@ -70,7 +70,7 @@ def test_the_shell_completes_without_torch(words, found):
 
 
 def test_it_costs_little_more_than_the_libraries_that_print_help():
-    """Twice and a quarter of a second leave room for other load; torch alone takes ten times as long."""
+    """Twice plus a quarter of a second leaves room for other load; torch alone takes ten times as long."""
     libraries = min(cpu_seconds("import typer, rich.markdown") for _ in range(3))
     for arguments in (["--help"], ["--version"]):
         statement = RUN.format(arguments=arguments) + "main()"

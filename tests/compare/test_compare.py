@@ -154,7 +154,7 @@ def test_wrong_requests_are_refused_before_any_work(model, splits, monkeypatch, 
 
 
 def test_splits_and_labels_are_required(model, splits, normal):
-    with pytest.raises(ValueError, match="test missing"):
+    with pytest.raises(ValueError, match="missing: test"):
         compare_strategies(model, {name: splits[name] for name in ("train", "validation")})
     with pytest.raises(ValueError, match="test has none"):
         compare_strategies(model, splits | {"test": ImageData(normal(4, 2, 8, 8))})

@@ -137,7 +137,7 @@ def test_the_audit_probes_labelled_images(model, bright, tmp_path):
     expected = audit_timestep(model, ImageData(pixels[known], classes[known]), **run)
     assert audit.checked.scores == expected.checked.scores
     assert (audit.chance, audit.verdict) == (expected.chance, expected.verdict)
-    assert "10 of 40 images have no label: not used" in audit.warnings
+    assert "10 of 40 images have no label and are not used" in audit.warnings
 
 
 @pytest.mark.parametrize("held_out", [[0, 1, 2], [1, 2]])

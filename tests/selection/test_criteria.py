@@ -108,7 +108,7 @@ class TestInvariances:
 
     @pytest.mark.parametrize("name", EVERY)
     def test_dead_channels_change_nothing(self, name):
-        """Also one that is large and constant but for float32's rounding."""
+        """Also a channel that is large and constant except for the rounding of float32."""
         score, rng = judge(name, 4), np.random.default_rng(0)
 
         def with_dead(x):
@@ -316,7 +316,7 @@ class TestNearestNeighbours:
     @pytest.mark.parametrize(("k", "groups"), [(0, None), (20, None), (18, [0] * 3 + list(range(1, 18)))])
     def test_k_must_leave_enough_others(self, k, groups):
         features, labels = classed(20, 4, 2)
-        with pytest.raises(ValueError, match=rf"k must lie in 1\.\.1[79] .* got {k}"):
+        with pytest.raises(ValueError, match=rf"k must be in 1\.\.1[79] .* got {k}"):
             knn_loo(features, labels, k, groups=groups)
 
 
@@ -410,7 +410,8 @@ class TestBadInput:
 
     @pytest.mark.parametrize("criterion", [ridge_loo, knn_loo])
     @pytest.mark.parametrize(
-        ("groups", "message"), [([0] * 6, "groups must be of at least 2"), ([0, 1], "groups must be 6 integers")]
+        ("groups", "message"),
+        [([0] * 6, "groups must name at least 2 images, got 1"), ([0, 1], "groups must be 6 integers")],
     )
     def test_groups(self, criterion, groups, message):
         with pytest.raises(ValueError, match=message):
@@ -418,7 +419,7 @@ class TestBadInput:
 
 
 class TestConsensus:
-    """Candidates of which some tell the same groups of samples, more or less clearly."""
+    """Candidates, some of which show the same groups of samples more or less clearly."""
 
     @staticmethod
     def candidates(seed: int = 0, noises: tuple = (6.0, 1.0, 0.2, 1.0, 6.0)) -> tuple[list[np.ndarray], np.ndarray]:

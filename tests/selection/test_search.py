@@ -47,7 +47,7 @@ class TestCoarseToFine:
 
     @given(st.integers(0, 2**32 - 1), st.floats(0, 3))
     def test_leaders_that_cannot_be_told_apart_are_all_refined(self, seed, noise):
-        """Noisy means have more than one peak: around all that are not surely lower than the best is searched."""
+        """Noisy means have several peaks: all that are not significantly lower are refined."""
         rng = np.random.default_rng(seed)
         values = noise * rng.standard_normal((32, 20)) - 0.3 * np.abs(np.arange(20) - rng.integers(20))
         best = coarse_to_fine(lambda c: race(lambda c, n: values[:n, c], c, [32], 0.05 / 19), 20)

@@ -109,9 +109,12 @@ def test_default_timesteps_are_dense_at_low_noise(num):
         ),
         ({"method": "fixed", "timestep": 1000}, "0..999"),
         ({"method": "gate", "num_visited_timesteps": 1}, "num_visited_timesteps must be at least 2, got 1"),
-        ({"method": "gate", "num_visited_timesteps": 5}, "num_visited must lie in 1..4 \\(the candidates\\), got 5"),
+        (
+            {"method": "gate", "num_visited_timesteps": 5},
+            "num_visited must be in 1..4 \\(the number of candidates\\), got 5",
+        ),
         ({"method": "gate", "num_epochs": 0}, "num_epochs must be at least 1, got 0"),
-        ({"method": "gate", "timesteps": 1000}, "number of timesteps must lie in 1..950, got 1000"),
+        ({"method": "gate", "timesteps": 1000}, "number of timesteps must be in 1..950, got 1000"),
         ({"method": "grid", "probe": "forest"}, "probe must be one of linear, knn"),
     ],
     ids=str,
@@ -123,7 +126,7 @@ def test_bad_requests(run, options, message):
 
 def test_selection_of_another_schedule_is_refused(run, make_model):
     other = make_model(noise_schedule={"type": "flow_matching"})
-    with pytest.raises(ValueError, match="another noise schedule"):
+    with pytest.raises(ValueError, match="a noise schedule other than the model's"):
         run("fixed").apply(other)
 
 

@@ -20,7 +20,7 @@ SEEDS = range(10)
 
 
 def shaken(model, seed: int):
-    """The model, its features multiplied by 1 + 1e-5 times noise: by more than what processors differ by."""
+    """The model with its features multiplied by 1 + 1e-5 times noise, which is more than processors differ."""
     generator = torch.Generator().manual_seed(seed)
 
     def shake(name: str):
@@ -77,11 +77,11 @@ def test_the_pick_is_stable_under_small_relative_changes_of_the_features(pick, v
 class TestNothingToChoose:
     def test_images_that_are_all_the_same_are_refused(self, pick, colours, method):
         copies = ImageData(colours.items[:1].repeat(12, 1, 1, 1), np.arange(12) % 2)
-        with pytest.raises(ValueError, match="nothing to choose: all 12 images of images are the same; give"):
+        with pytest.raises(ValueError, match="no timestep can be chosen: all 12 images of images are the same; give"):
             pick(method, images=copies)
 
     def test_equal_scores_are_said(self, veiled, pick, method, caplog, monkeypatch):
-        """Of features that are the same whatever the image and the timestep."""
+        """All features are the same for every image and timestep."""
         options = {"num_epochs": 1, "gate_learning_rate": 0.0} if method == "gate" else {}
         for name in ("features_of_noisy", "extract_features"):
             plain = getattr(veiled, name)
@@ -89,8 +89,8 @@ class TestNothingToChoose:
             monkeypatch.setattr(veiled, name, constant)
         selection = pick(method, **options)
         assert selection.tied
-        assert selection.describe().endswith("; nothing to choose: all candidates score the same")
-        assert f"nothing to choose: all 4 candidates score the same by {method}" in caplog.text
+        assert selection.describe().endswith("; all candidates have the same score")
+        assert f"{method} cannot choose: all 4 candidates have the same score" in caplog.text
         assert TimestepSelection.from_dict(dataclasses.asdict(selection)).tied
 
     def test_features_that_are_not_finite_are_refused(self, veiled, pick, method, monkeypatch):
@@ -135,7 +135,7 @@ def test_mutual_neighbours_and_offsets_do_not_change_the_clusters():
 
 
 def test_copies_and_single_dimensions_all_vote():
-    """Of 9 copies, in two classes, any 5 would be nearest: by the last bits alone."""
+    """Among 9 copies in two classes, the last bits alone would choose the nearest 5."""
     rows = np.repeat([[1.0], [-1.0]], [9, 9], axis=0)
     labels = np.array([0] * 5 + [1] * 4 + [1] * 5 + [0] * 4)
     expected = criteria.knn_predictions(rows, labels, 5)

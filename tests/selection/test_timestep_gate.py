@@ -285,11 +285,11 @@ def test_exactly_clean_input_is_a_candidate() -> None:
     ("call", "message"),
     [
         (lambda: TimestepGate(4, [], []), "timesteps must not be empty"),
-        (lambda: TimestepGate(4, [0, 1], [0.0]), "one value a timestep, got 1 for 2"),
-        (lambda: make_gate(exploration=0.0), "exploration must lie in \\[0.01, 1\\], got 0.0"),
+        (lambda: TimestepGate(4, [0, 1], [0.0]), "one value per timestep, got 1 for 2"),
+        (lambda: make_gate(exploration=0.0), "exploration must be in \\[0.01, 1\\], got 0.0"),
         (lambda: make_gate().visit(uniforms(2, 15), 2), "uniforms must be \\(batch, 16 candidates \\+ 1\\)"),
-        (lambda: make_gate().visit(uniforms(2, 16), 17), "num_visited must lie in 1..16 .*got 17"),
-        (lambda: make_gate().inclusion_probabilities(0), "num_visited must lie in 1..16 .*got 0"),
+        (lambda: make_gate().visit(uniforms(2, 16), 17), "num_visited must be in 1..16 .*got 17"),
+        (lambda: make_gate().inclusion_probabilities(0), "num_visited must be in 1..16 .*got 0"),
     ],
     ids=["empty", "lengths", "exploration", "uniforms", "too many", "none"],
 )

@@ -1,4 +1,4 @@
-"""The rules, one file a family: each registers itself in `RULES` when it is imported, and this imports them all."""
+"""The rules, one file per family. Importing a file registers its rules in `RULES`; this package imports all files."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,4 +1,4 @@
-"""Consensus: how well a candidate tells the clusters of images that the candidates agree on."""
+"""Consensus: how well a candidate recovers the clusters of images that the candidates agree on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aselect_hf.selection.uncertainty import Evidence, Jackknife
 logger = logging.get_logger(__name__)
 
 LEAST_FOR_CLUSTERS = 128
-"""Images below which `consensus` is often far off (`docs/evidence.md`, the column of 64 images)."""
+"""With fewer images `consensus` is often far off (`docs/evidence.md`, the column of 64 images)."""
 SCORE_NAME = "LogME of the clusters that timesteps agree on"
 
 
@@ -32,17 +32,17 @@ SCORE_NAME = "LogME of the clusters that timesteps agree on"
     criterion=Criterion(lambda candidates: consensus(candidates).scores, "images", SCORE_NAME, together=True),
 )
 def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS) -> TimestepSelection:
-    """Score each candidate by the clusters that they share, see `criteria.consensus`; with the stored noise.
+    """Score each candidate by `criteria.consensus`, with the stored noise.
 
-    Clusters are of all features together where `feature="auto"`. The jackknife of the standard errors holds them fixed.
+    With `feature="auto"` all features share the clusters. The jackknife of the standard errors keeps them fixed.
 
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     count = len(inputs.images)
     if count < LEAST_FOR_CLUSTERS:
-        logger.warning("consensus has %d images: below %d its pick is often far off", count, LEAST_FOR_CLUSTERS)
+        logger.warning("consensus has %d images: with fewer than %d it is often far off", count, LEAST_FOR_CLUSTERS)
     jackknife = Jackknife.of(count, inputs.seed)
     judge = Judge("consensus", SCORE_NAME, partial(_judge, jackknife=jackknife, seed=inputs.seed), together=True)
     return select_without_labels(inputs, "consensus", pool_size=pool_size, kinds=kinds, judge=judge)

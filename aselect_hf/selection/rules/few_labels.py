@@ -1,6 +1,6 @@
-"""A few labels: leave-one-out ridge regression, nearest neighbors, LogME.
+"""Rules for a few labels: leave-one-out ridge regression, nearest neighbors, LogME.
 
-Classification: a row is an image. Segmentation: a row is a token, and all tokens of an image are left out together.
+In classification a row is an image. In segmentation a row is a token, and all tokens of an image are left out together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEIGHBORS = 5
 
 
 def ridge_classes(values: np.ndarray, labels: np.ndarray, images: np.ndarray | None) -> np.ndarray:
-    """The class of every row by ridge regression on all others."""
+    """The class of each row by ridge regression on the others."""
     return criteria.ridge_predictions(values, labels, groups=images).classes
 
 
@@ -35,7 +35,7 @@ def ridge_score(values: np.ndarray, labels: np.ndarray, images: np.ndarray | Non
 def knn_classes(
     values: np.ndarray, labels: np.ndarray, images: np.ndarray | None, neighbors: int = NEIGHBORS
 ) -> np.ndarray:
-    """The class of every row by its nearest others; by all of them where there are fewer than `neighbors`."""
+    """The class of each row by its nearest others, or by all others if there are fewer than `neighbors`."""
     largest = 1 if images is None else int(np.bincount(images).max())
     return criteria.knn_predictions(values, labels, min(neighbors, len(labels) - largest), groups=images)
 
@@ -68,13 +68,13 @@ def select_ridge(
     """Score each candidate by leave-one-out ridge regression: accuracy of images, or mean IoU of tokens.
 
     Args:
-        task: What to tell, "classification" or "segmentation" (default: segmentation where the images have masks).
+        task: "classification" or "segmentation" (default: segmentation if the images have masks).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        max_tokens: Random tokens to learn from at most, for segmentation (default: 4000).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        max_tokens: Maximum number of random tokens to learn from in segmentation (default: 4000).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
 
     Raises:
-        ValueError: no labels (or masks), fewer than 2 classes with 2 images each, fewer than 3 images, NaN pixels, an
+        ValueError: no labels or masks, fewer than 2 classes with 2 images each, fewer than 3 images, NaN pixels, an
             unknown kind.
     """
     data = labeled_rows("ridge", inputs, task, pool_size, max_tokens)
@@ -103,11 +103,14 @@ def select_knn(
     """Score each candidate by leave-one-out nearest neighbors: accuracy of images, or mean IoU of tokens.
 
     Args:
-        neighbors: Neighbors that vote; all where there are fewer (default: 5).
-        task: What to tell, "classification" or "segmentation" (default: segmentation where the images have masks).
+        neighbors: Maximum number of neighbors that vote (default: 5).
+        task: "classification" or "segmentation" (default: segmentation if the images have masks).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        max_tokens: Random tokens to learn from at most, for segmentation (default: 4000).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        max_tokens: Maximum number of random tokens to learn from in segmentation (default: 4000).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+
+    Raises:
+        ValueError: `neighbors` below 1, and as `select_ridge`.
     """
     if neighbors < 1:
         raise ValueError(f"neighbors must be at least 1, got {neighbors}")
@@ -134,13 +137,16 @@ def select_logme(
     max_tokens: int = MAX_TOKENS,
     kinds: Sequence[str] = KINDS,
 ) -> TimestepSelection:
-    """Score each candidate by the log evidence of the labels of images, or of tokens: `criteria.logme`.
+    """Score each candidate by `criteria.logme`, the log evidence of the labels of images or tokens.
 
     Args:
-        task: What to tell, "classification" or "segmentation" (default: segmentation where the images have masks).
+        task: "classification" or "segmentation" (default: segmentation if the images have masks).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        max_tokens: Random tokens to learn from at most, for segmentation (default: 4000).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        max_tokens: Maximum number of random tokens to learn from in segmentation (default: 4000).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+
+    Raises:
+        ValueError: as `select_ridge`.
     """
     data = labeled_rows("logme", inputs, task, pool_size, max_tokens)
     strata = data.labels if data.images is None else None
@@ -150,7 +156,7 @@ def select_logme(
 
 
 def _by_classes(name: str, data: LabeledRows, predict: partial[np.ndarray], seed: int) -> Judge:
-    """By predicted classes: which images are right, or the mean IoU of tokens."""
+    """Judge by predicted classes: accuracy of images, or mean IoU of tokens."""
     if data.images is not None:
         return by_token_classes(RULES[name], predict, data.labels, data.images, seed)
     return by_outcomes(RULES[name], lambda values: (predict(values) == data.labels).astype(float))

@@ -1,4 +1,4 @@
-"""A fixed timestep: the baseline of everyone who guesses."""
+"""A fixed timestep: the baseline of a guess."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aselect_hf.selection.rule import rule
 
 @rule("fixed", labels="none", explanation="Takes the timestep that is given.", num_images=64, runs=0, audited=False)
 def select_fixed(inputs: SelectionInputs, *, timestep: int | None = None) -> TimestepSelection:
-    """Take a timestep as given; by default where DDAE found DiT-XL/2's optimum, about (t = 81 to 121).
+    """Take a given timestep. The default is near the optimum that DDAE found for DiT-XL/2 (t = 81 to 121).
 
     Args:
         timestep: The timestep (default: a tenth of the schedule).

@@ -1,8 +1,8 @@
 """The learnable gate: weights over candidate timesteps, trained together with a linear head on the frozen backbone.
 
-Every image visits a few candidates a step, in one batched run, with the noise that inference sees. Features are
-layer-normalised and classified; the cross-entropy, weighted by the gate, trains head and gate alike. See
-`TimestepGate`; the recipe is ours.
+In each step every image visits a few candidates, with the noise of inference. Features are layer-normalized and
+classified, and the cross-entropy, weighted by the gate, trains both head and gate. See `TimestepGate`; the recipe is
+ours.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from aselect_hf.tasks import CLASSIFICATION
 
 IMAGES_PER_STEP = 32
 LEAST_IMAGES = 4000
-"""Images to train on by default, repeated ones included: 125 steps."""
+"""Images to train on by default, counting repeats: 125 steps."""
 
 
 @rule(
     "gate",
     labels="all",
     explanation="Trains weights over the timesteps together with a linear classifier on all labeled images, "
-    "and takes the timestep of the highest weight.",
+    "and takes the timestep with the highest weight.",
     num_images=None,
     even_in_log_snr=True,
     tasks=(CLASSIFICATION.name,),
@@ -45,16 +45,15 @@ def select_gate(
     num_epochs: int | None = None,
     gate_learning_rate: float = 0.01,
 ) -> TimestepSelection:
-    """Train the gate and take the timestep of the highest weight.
+    """Train the gate and take the timestep with the highest weight.
 
-    Scores are the final weights, practically one-hot. They come from one training, so their standard errors are 0.
-    An image visits at least 2 candidates: a lone one is compared with none, and its weight follows the scale of the
-    feature instead of what it tells.
+    Scores are the final weights, which are practically one-hot. They come from one training, so their standard errors
+    are 0.
 
     Args:
         num_visited_timesteps: Candidates that each image visits in a step, at least 2 (default: 2).
-        num_epochs: Passes over the images (default: 1, or more until 4,000 images have been seen).
-        gate_learning_rate: Learning rate of AdamW, for head and gate (default: 0.01).
+        num_epochs: Passes over the images (default: as many as it takes to see 4,000 images).
+        gate_learning_rate: Learning rate of AdamW for head and gate (default: 0.01).
 
     Raises:
         ValueError: no labels, a single class, fewer than 2 visits or more than there are candidates.
@@ -67,7 +66,7 @@ def select_gate(
         raise ValueError(f"gate trains a classifier and needs images of at least 2 classes; {images.name} has one")
     if num_visited_timesteps < 2:
         raise ValueError(
-            f"num_visited_timesteps must be at least 2, got {num_visited_timesteps}: a lone visit compares no timesteps"
+            f"num_visited_timesteps must be at least 2, got {num_visited_timesteps}: a single visit compares nothing"
         )
     if num_epochs is None:
         num_epochs = -(-LEAST_IMAGES // len(images))
@@ -105,7 +104,7 @@ def select_gate(
 def _train(
     inputs: SelectionInputs, labels: np.ndarray, num_visited: int, num_epochs: int, learning_rate: float
 ) -> TimestepGate:
-    """The gate, trained beside a head for classes `labels` `(images,)`, numbered from 0."""
+    """Train the gate beside a head for `labels` `(images,)`, classes numbered from 0."""
     model, count, seen = inputs.model, len(inputs.images), 0
     gate, head = _build(inputs, int(labels.max()) + 1)
     gate.inclusion_probabilities(num_visited)  # refuses a bad number early
@@ -146,7 +145,7 @@ def _build(inputs: SelectionInputs, num_classes: int) -> tuple[TimestepGate, nn.
 
 @torch.no_grad()
 def _pooled(inputs: SelectionInputs, pixel_values: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Token means `(batch, visits, width)` of every image at its own `timesteps` `(batch, visits)`, float32."""
+    """Token means `(batch, visits, width)` float32 of each image at its own `timesteps` `(batch, visits)`."""
     model: NoisyBackbone = inputs.model
     batch, visits = timesteps.shape
     latents = model.prepare_latents(pixel_values.to(model.device)).float()

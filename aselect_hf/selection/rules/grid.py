@@ -1,8 +1,9 @@
-"""Exhaustive grid search: a probe at every timestep, of images or of tokens, compared on validation images."""
+"""Exhaustive grid search: a probe of images or tokens at every timestep, compared on validation images."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,11 +30,11 @@ HELD_OUT = 0.2
 
 @dataclass
 class Samples:
-    """What a probe sees of a data set: an image's pooled feature with its label, or a token with its class.
+    """The samples of a probe: images with their pooled features and labels, or tokens with their classes.
 
     Args:
-        features: one row a sample, at every timestep.
-        labels, images: `(samples,)`, the class, and the image it is of.
+        features: one row per sample, at every timestep.
+        labels, images: `(samples,)`, class and image of each sample.
     """
 
     features: CachedFeatures
@@ -58,19 +59,20 @@ def select_grid(
 ) -> TimestepSelection:
     """Train and validate a probe on the feature at every candidate timestep and take the best.
 
-    Classification: a sample is an image, its feature pooled; the score is accuracy, with its binomial standard error.
-    Segmentation: a sample is a token, its class the commonest of its patch's pixels (tokens of ignored pixels are left
-    out); the score is the mean IoU over validation tokens, averaged over the classes that are there or predicted; its
-    standard error is by bootstrap over validation images, the same resamples at every timestep.
+    In classification a sample is an image with its pooled feature. The score is accuracy with its binomial standard
+    error. In segmentation a sample is a token, labeled with the most common class of its patch's pixels; tokens of
+    ignored pixels are left out. The score is the mean IoU of validation tokens over the classes that occur in truth or
+    predictions. Its standard error comes from a bootstrap over validation images, with the same resamples at every
+    timestep.
 
     Args:
-        task: What to tell, "classification" or "segmentation" (default: segmentation where the images have masks).
+        task: "classification" or "segmentation" (default: segmentation if the images have masks).
         probe: "linear" for logistic regression, or "knn" for nearest neighbors (default: linear).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        max_tokens: Random tokens to train on, and to validate on, at most, for segmentation (default: 20000).
+        max_tokens: Maximum number of random tokens to train on, and to validate on, in segmentation (default: 20000).
 
     Raises:
-        ValueError: the images have no labels (or masks).
+        ValueError: the images have no labels or masks.
     """
     resolved = resolve_task(inputs.images, task)
     options: dict[str, Any] = {"task": resolved.name, "probe": probe}
@@ -85,9 +87,8 @@ def select_grid(
         inputs.check_finite(values)
     started = time.perf_counter()
     columns = range(len(inputs.timesteps))
-    fits = fit_in_parallel(
-        partial(_score, train, validation, column, probe, resolved, inputs.seed) for column in columns
-    )
+    score = partial(_score, train, validation, probe=probe, task=resolved, seed=inputs.seed)
+    fits = fit_in_parallel(partial(score, column) for column in columns)
     bar = tqdm(fits, total=len(columns), desc="probes", unit="timestep", disable=not inputs.progress)
     scores, errors = zip(*bar, strict=True)
     seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
@@ -112,7 +113,7 @@ def select_grid(
 
 
 def split(inputs: SelectionInputs, task: Task) -> tuple[ImageData, ImageData]:
-    """Training and validation images with labels or masks; without the latter images, a fifth of the former."""
+    """Training and validation images with labels or masks; if none are given for validation, a fifth is held out."""
     images, validation = inputs.images, inputs.validation
     for data in filter(None, (images, validation)):
         check_truth(data, task, "grid trains probes and needs")
@@ -122,31 +123,30 @@ def split(inputs: SelectionInputs, task: Task) -> tuple[ImageData, ImageData]:
 
 
 def image_samples(inputs: SelectionInputs, data: ImageData, pool_size: int) -> Samples:
-    """Every image, with its label."""
-    features = pooled_features(
-        inputs.model, data, inputs.timesteps, inputs.feature,
-        pool_size=pool_size, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
-    )  # fmt: skip
+    """One sample per image."""
+    features = _features(pooled_features, inputs, data, pool_size=pool_size)
     return Samples(features, np.asarray(data.labels), np.arange(len(data)))
 
 
 def token_samples(inputs: SelectionInputs, data: ImageData, max_tokens: int) -> Samples:
-    """At most `max_tokens` random tokens that are not ignored; images without any are not run."""
+    """At most `max_tokens` random tokens that are not ignored."""
     chosen = choose_tokens(inputs, data, max_tokens)
-    features = token_features(
-        inputs.model, chosen.data, inputs.timesteps, inputs.feature,
-        tokens=chosen.tokens, batch_size=inputs.fixed_batch_size, cache_dir=inputs.cache_dir, progress=inputs.progress,
-    )  # fmt: skip
+    features = _features(token_features, inputs, chosen.data, tokens=chosen.tokens)
     return Samples(features, chosen.labels, chosen.images)
+
+
+def _features(
+    compute: Callable[..., CachedFeatures], inputs: SelectionInputs, data: ImageData, **options: Any
+) -> CachedFeatures:
+    options |= {"batch_size": inputs.fixed_batch_size, "cache_dir": inputs.cache_dir, "progress": inputs.progress}
+    return compute(inputs.model, data, inputs.timesteps, inputs.feature, **options)
 
 
 def _score(train: Samples, validation: Samples, column: int, probe: str, task: Task, seed: int) -> tuple[float, float]:
     """Validation score of a probe at one timestep, and its standard error."""
     features, truth = validation.features.values[column], validation.labels
-    fitted = fit_probe(
-        train.features.values[column], train.labels, features, truth,
-        kind=probe, metric=mean_iou_of if task.dense else accuracy_score,
-    )  # fmt: skip
+    metric = mean_iou_of if task.dense else accuracy_score
+    fitted = fit_probe(train.features.values[column], train.labels, features, truth, kind=probe, metric=metric)
     score = fitted.validation_score
     if not task.dense:
         return score, (score * (1 - score) / len(truth)) ** 0.5

@@ -1,8 +1,8 @@
 """High-Frequency Ratio (A-SelecT): the timestep whose feature has the largest share of high frequencies.
 
-One forward process, one run per (image, timestep) up to the feature's block, no labels. Injected noise is itself
-broadband, so the raw ratio also rises where the input is mostly noise and the features say nothing; by default the
-ratio of pure noise of the same sigma, run through the same network, is subtracted (ours; the raw curve is kept).
+Each image is run once per timestep, up to the feature's block, without labels. Injected noise is itself broadband, so
+the raw ratio also rises where the input is mostly noise and the features say nothing. By default the ratio of pure
+noise of the same sigma, run through the same network, is therefore subtracted (ours; the raw curve is kept).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCORE_NAME = "HFR minus HFR of pure noise"
 
 
 def hfr_score(ratios: np.ndarray, noise_correction: bool = True) -> float:
-    """Mean over images of the ratio, less that of the image's noise: of `(images, 2)`."""
+    """Mean over images of the ratio of the image less that of its noise, from `(images, 2)`."""
     return float((ratios[:, 0] - ratios[:, 1] if noise_correction else ratios[:, 0]).mean())
 
 
@@ -50,27 +50,26 @@ def select_hfr(
 ) -> TimestepSelection:
     """Score candidate timesteps by HFR and take the highest.
 
-    Each image has its own noise, and its score is the difference of the two runs with it. Candidates that were not
-    scored are not in the result's `timesteps`. With `early_stopping`, candidates are dropped after different numbers of
-    images: every score is the mean over the images that its candidate has seen (the others are `None` in
-    `per_image_scores`), and `num_images` is the number that the last one has seen. See `search.race`,
-    `search.coarse_to_fine` and `high_frequency_ratio`.
+    Each image has its own noise; its score is its HFR less that of this noise. Candidates that were not scored are not
+    in the result's `timesteps`. With `early_stopping`, candidates see different numbers of images. Each score is then
+    the mean over the images that its candidate has seen (the others are `None` in `per_image_scores`), and `num_images`
+    is the largest of these numbers. See `search.race`, `search.coarse_to_fine` and `high_frequency_ratio`.
 
     Args:
         noise_correction: Subtract the HFR of pure noise from that of the images (default: True).
-        search: "full" scores every candidate; "coarse_to_fine" about half of them, with the same choice where the
-            curve has one peak (default: full).
-        early_stopping: Accepted probability of a worse timestep; candidates that are surely worse than the leader are
-            dropped while images are added (default: None, every image is scored).
+        search: "full" scores every candidate; "coarse_to_fine" scores about half of them and chooses the same if the
+            curve has a single peak (default: full).
+        early_stopping: Accepted probability of missing the best timestep. Candidates that are significantly worse than
+            the leader are dropped while images are added (default: None, every image is scored).
         cutoff: Cycles per token above which a frequency is high (default: 0.15).
-        dims: 2 for the spectrum over the patch grid, 1 for that of the token sequence (default: 2).
+        dims: 2 for the spectrum over the patch grid, 1 for the spectrum over the token sequence (default: 2).
         spectrum: "power" for squared magnitudes, or "amplitude" (default: power).
         remove_mean: Leave the zero frequency out of the total (default: False).
         standardize: Standardize channels over all images first; not with early stopping (default: False).
 
     Raises:
-        ValueError: fewer than two images (no standard error), NaN pixels, a cutoff that leaves no bins, an unknown
-            search, an `early_stopping` that is no probability or comes with `standardize`.
+        ValueError: fewer than 2 images, NaN pixels, a cutoff that leaves no bins, an unknown search, an
+            `early_stopping` that is not a probability or comes with `standardize`.
     """
     count = len(inputs.images)
     if count < 2:
@@ -80,13 +79,9 @@ def select_hfr(
     if early_stopping is not None and not 0 < early_stopping < 1:
         raise ValueError(f"early_stopping must be a probability between 0 and 1, or None; got {early_stopping!r}")
     if early_stopping is not None and standardize:
-        raise ValueError("early_stopping compares images one by one, standardize mixes them: give one of the two")
-    spectrum_options: dict[str, Any] = {
-        "cutoff": cutoff,
-        "dims": dims,
-        "spectrum": spectrum,
-        "remove_mean": remove_mean,
-    }
+        raise ValueError("early_stopping compares images one by one, but standardize mixes them: give one of the two")
+    spectrum_options: dict[str, Any] = {"cutoff": cutoff, "dims": dims, "spectrum": spectrum}
+    spectrum_options["remove_mean"] = remove_mean
     grid = inputs.model.config.grid_size
     high_frequency_ratio(torch.zeros(1, grid[0] * grid[1], 1), grid, **spectrum_options)  # refuses bad options early
 

@@ -1,4 +1,4 @@
-"""One rule's best candidates, confirmed by another: by default a shortlist without labels, then a few labels."""
+"""Two rules in turn: one lists the best candidates, by default without labels; another chooses among them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_CANDIDATES = 5
 
 
 def shortlisted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Scores of the second rule, `(timesteps,)`, below all others where the first does not list the timestep."""
+    """Scores of the second rule, `(timesteps,)`; minus infinity for timesteps that the first does not list."""
     listed = ranking(first)[:NUM_CANDIDATES]
     scores = np.full(len(second), -np.inf)
     scores[listed] = second[listed]
@@ -30,8 +30,8 @@ def shortlisted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 @rule(
     "shortlist",
     labels="few",
-    explanation="Lets one rule list the best timesteps, by default without labels, and another one choose among them, "
-    "by default with a few.",
+    explanation="Lets one rule list the best timesteps, by default without labels, and another rule choose among them, "
+    "by default with a few labels.",
     num_images=500,
     runs=3,
     chooses_feature=True,
@@ -43,8 +43,8 @@ def select_shortlist(
 ) -> TimestepSelection:
     """Score the best candidates of one rule by another, each with its default options.
 
-    The result is the second rule's, over the shortlist; the first one's scores are in its options. A rule without
-    labels sees no more images than it does by default. With `feature="auto"`, `first` chooses the feature.
+    The result is that of the second rule on the shortlist; its options hold the scores of the first. A first rule
+    without labels sees at most its default number of images. With `feature="auto"`, the first rule chooses the feature.
 
     Args:
         first: Rule that makes the shortlist (default: retrieval).
@@ -52,7 +52,7 @@ def select_shortlist(
         num_candidates: Timesteps on the shortlist, at least 2 (default: 5).
 
     Raises:
-        ValueError: an unknown name, a shortlist shorter than 2, and as the two rules.
+        ValueError: an unknown name, a shortlist shorter than 2, and the errors of both rules.
     """
     names = [name for name, each in RULES.items() if each.chooses_feature and not each.parts]
     for argument, name in (("first", first), ("second", second)):

@@ -1,4 +1,4 @@
-"""The spectrum of the features over images: RankMe and alpha-ReQ."""
+"""The spectrum of the features over images: RankMe and alpha-ReQ. `scoring.select_without_labels` lists the errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def select_rankme(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequenc
 
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     return select_without_labels(inputs, "rankme", pool_size=pool_size, kinds=kinds)
 
@@ -42,6 +42,6 @@ def select_alpha_req(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequ
 
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     return select_without_labels(inputs, "alpha_req", pool_size=pool_size, kinds=kinds)

@@ -1,4 +1,7 @@
-"""Several views of every image: LiDAR, retrieval, signal to noise. Each view has noise of its own."""
+"""Several views of every image, each with its own noise: LiDAR, retrieval, signal to noise.
+
+`scoring.select_without_labels` lists the errors.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from aselect_hf.selection.scoring import KINDS, select_without_labels
 def select_lidar(
     inputs: SelectionInputs, *, num_views: int = 4, pool_size: int = 1, kinds: Sequence[str] = KINDS
 ) -> TimestepSelection:
-    """Score each candidate by `criteria.lidar`, of random crops and flips.
+    """Score each candidate by `criteria.lidar` on random crops and flips.
 
     Args:
         num_views: Views of every image, at least 2, the same at every timestep (default: 4).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     return select_without_labels(inputs, "lidar", num_views=num_views, pool_size=pool_size, kinds=kinds)
 
@@ -47,17 +50,16 @@ def select_lidar(
 def select_retrieval(
     inputs: SelectionInputs, *, num_views: int = 2, pool_size: int = 1, kinds: Sequence[str] = KINDS
 ) -> TimestepSelection:
-    """Score each candidate by `criteria.retrieved`, of random crops and flips.
+    """Score each candidate by `criteria.retrieved` on random crops and flips.
 
     Args:
         num_views: Views of every image, at least 2, the same at every timestep (default: 2).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     judge = by_outcomes(RULES["retrieval"], criteria.retrieved)
-    return select_without_labels(
-        inputs, "retrieval", num_views=num_views, pool_size=pool_size, kinds=kinds, judge=judge
-    )
+    views = {"num_views": num_views, "pool_size": pool_size}
+    return select_without_labels(inputs, "retrieval", **views, kinds=kinds, judge=judge)
 
 
 @rule(
@@ -72,11 +74,11 @@ def select_retrieval(
 def select_snr(
     inputs: SelectionInputs, *, num_views: int = 2, pool_size: int = 1, kinds: Sequence[str] = KINDS
 ) -> TimestepSelection:
-    """Score each candidate by `criteria.signal_to_noise`, of the same image under different noise.
+    """Score each candidate by `criteria.signal_to_noise` on the same images under different noise.
 
     Args:
         num_views: Views of every image, at least 2, the same at every timestep (default: 2).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among where `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
+        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     return select_without_labels(inputs, "snr", num_views=num_views, pool_size=pool_size, kinds=kinds)
