@@ -5,12 +5,13 @@
 Protocol. 20 candidate timesteps, dense at low noise; all blocks, the kinds of `feature="auto"`; token means, or single
 tokens with their class for segmentation. The truth is the validation score (accuracy, or mean IoU of tokens) of a ridge
 classifier (penalty by generalised cross-validation on training features), mean over three seeds that train on their own
-80 % each. Every rule sees random samples, without replacement, of up to 1,000 training images (300 for views, 128 for
-HFR), of the size that it has by default (HFR 64, label-free criteria 256, few labels 500 images, of every class its
-share, or 4,000 tokens of 500 images), and the views: 1 sample for every feature; for the checkpoint's own one 20, and
-20 of 64 images (of masks 8 tokens each), and where features depend on the stored noise, 20 with another draw of it. The
-audit is that of every timestep by leave-one-out ridge, on 1,000 labeled images and on 5 samples of 500 (of masks: 6
-samples of 4,000 tokens).
+80 % each. Every rule runs as the package runs it by default: number of images (HFR 64, criteria without labels 256,
+with labels 500, of every class its share; of masks 500, at most 4,000 tokens of them), views, neighbors. Its samples
+are random, without replacement, from up to 1,000 training images (300 for rules with views and, of masks, for those
+without labels; 128 for HFR): 1 sample for every feature; for the checkpoint's own one 20, and 20 of 64 images (of masks
+about 8 tokens of each), and where features depend on the stored noise, 20 with another draw of it. The audit is that of
+every timestep by leave-one-out ridge, on 1,000 labeled images and on 5 samples of 500 (of masks: 6 samples of 4,000
+tokens).
 Writes `benchmarks/results/selection/<pair>.json`; `report.py` makes tables and picture.
 """
 
@@ -28,9 +29,10 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from aselect_hf.audit import NUM_AUDITED
+from aselect_hf.audit import NUM_AUDITED, audit_timestep
 from aselect_hf.audit.regret import best_exceeds, paired_regret
 from aselect_hf.data.classes import stratified_sample
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_text
 from aselect_hf.selection.probe import fit_in_parallel
 from aselect_hf.selection.rule import Rule
@@ -82,6 +84,7 @@ class Measurement:
             "scores": {rule: {name: _rounded(x) for name, x in found.items()} for rule, found in scores.items()},
             "own_scores": {name: self._own_scores(rule) for name, rule in MEASURED.items()},
             "audit": self._audit(),
+            "default_audit": self._default_audit(),
             "images": {"train": len(sources.train), "validation": len(sources.validation)},
             "protocol": (__doc__ or "").split("Protocol. ")[1].split("\nWrites")[0].replace("\n", " "),
             "hardware": self._hardware(),
@@ -178,6 +181,21 @@ class Measurement:
                 "regrets": [[round(x, 2) for x in (each.estimate, each.lower, each.upper)] for each in regrets],
             })  # fmt: skip
         return found
+
+    def _default_audit(self) -> dict[str, Any]:
+        """What `aselect audit` says of the default rule's pick, and the best scores of its probe."""
+        images = self.sources.train
+        if self.pair.coarse is not None:
+            images = ImageData(images.items, coarse_labels(np.asarray(images.labels), self.pair.coarse))
+        found = audit_timestep(self.sources.model, images, progress=False)
+        return {
+            "timestep": found.timestep,
+            "verdict": found.verdict,
+            "sentence": found.sentence,
+            "warnings": found.warnings,
+            "probe": max(found.selections["ridge"].scores),
+            "untrained": found.untrained,
+        }
 
     def _outcomes(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         labels, images = self.labels[rows], None if self.images is None else self.images[rows]

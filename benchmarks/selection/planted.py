@@ -16,8 +16,8 @@ standardize.) So the class drowns in nuisance away from `TIMESTEP` in `mlp`, in 
 read; what precedes that MLP knows only linear maps. Towards large t the noise does the rest. The bump is symmetric in
 the square root of t, in which the candidates are evenly spaced.
 
-Accuracy of a ridge probe on 1,000 images, 1,000 validate (chance: 33 %): 34 % at t = 0, 68 % at 42, 88 % at 129, 86 %
-at 168, 69 % at 318, 36 % at 515. Without the fine bands it would be 99 % at t = 0 and fall from there.
+Accuracy of a ridge probe on 1,000 images, 1,000 validate (chance: 33 %): 34 % at t = 0, 70 % at 42, 88 % at 129, 86 %
+at 168, 69 % at 318, 37 % at 515. Without the fine bands it would be 99 % at t = 0 and fall from there.
 """
 
 from __future__ import annotations

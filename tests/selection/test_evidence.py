@@ -136,6 +136,12 @@ def test_verdicts_of_picks_beside_what_they_truly_lose(content):
     assert report.audit_cases(content, "fixed t = 0", 1000) == [(pytest.approx(20), "do not trust")]
 
 
+def test_verdict_of_the_default_pick_beside_what_it_truly_loses(content):
+    audit = {"timestep": 100, "verdict": "trust", "probe": 0.71, "untrained": 0.5}
+    *_, row = report.default_audits([content | {"pair": "p", "default_audit": audit}]).splitlines()
+    assert row == "| p | 100 | 10.0 | trust | 71.0 | 50.0 |"
+
+
 def test_agreement_of_rules_beside_what_their_picks_lose(content):
     own = content["own_scores"]
     own["consensus"] = {"usual": [[[0, 2, 1], [2, 0, 1]]]}
