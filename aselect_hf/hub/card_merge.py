@@ -37,7 +37,7 @@ def merge_cards(new: ModelCard, old: ModelCard) -> ModelCard:
     segments = list(_segments(old.text))
     for name, text in segments:
         if name is None and (lone := MARKER.search(text)):
-            raise ValueError(f"README.md: {lone[0]} has no matching begin or end marker; restore it, or remove both")
+            raise ValueError(f"README.md: {lone[0]} has no matching marker; restore that one, or remove this one")
     generated = {name: text for name, text in _segments(new.text) if name}
     segments = [(name, text) for name, text in segments if name is None or name in generated]
     position = 0
