@@ -14,14 +14,20 @@ from aselect_cli.command import as_command
 from aselect_cli.rules import rule_options, rules_table
 from aselect_cli.source import SourceOption, options_of_class
 
-FORMER_NAMES = {"strategies": "methods", "fixed-timestep": "timestep"}
+OTHER_NAMES = {
+    "strategies": "methods",
+    "fixed-timestep": "timestep",
+    "image-column-name": "image-column",
+    "label-column-name": "label-column",
+}
+"""Names of options in earlier versions and in the training scripts."""
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DIFFUSERS_VERBOSITY": "error"}  # diffusers warns about every cast
 
 
 def one_spelling(name: str) -> str:
     """The present name of an option or command, with dashes."""
     name = name.replace("_", "-")
-    return FORMER_NAMES.get(name, name)
+    return OTHER_NAMES.get(name, name)
 
 
 app = typer.Typer(

@@ -24,7 +24,7 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.splits import share_classes
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
-from aselect_hf.selection import select_timestep
+from aselect_hf.selection import AUTO, select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.request import check_request, rules_with
@@ -62,7 +62,8 @@ def compare_strategies(
         strategies: names of rules in `aselect_hf.selection.RULES`.
         num_images: random images for rules that do not need all (default: each rule's own number).
         num_seeds: probes per rule, each on its own 80 % of the training split.
-        pool_size: cells per side into which tokens are averaged for the probes, see `pooled_features`.
+        pool_size: cells per side into which tokens are averaged, for the probes and for every rule that has this
+            option; see `pooled_features`.
         strategy_options: options by name of the rule.
 
     Raises:
@@ -74,7 +75,10 @@ def compare_strategies(
     splits = _checked_splits(splits)
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
-    chosen["grid"] = {"probe": probe, "pool_size": pool_size, "task": CLASSIFICATION.name} | chosen.get("grid", {})
+    chosen["grid"] = {"probe": probe, "task": CLASSIFICATION.name} | chosen.get("grid", {})
+    for name in strategies:
+        if name == AUTO or "pool_size" in RULES[name].options:
+            chosen[name] = {"pool_size": pool_size} | chosen.get(name, {})
     rows: list[ComparisonRow] = []
     scored: dict[tuple[str, int], tuple[float, list[float]]] = {}
     for strategy in strategies:

@@ -428,7 +428,8 @@ def test_a_foreign_card_is_kept_below(card):
 
 def test_a_lost_marker_is_named(card):
     broken = ModelCard(str(card).replace("<!-- aselect:results:end -->", ""))
-    with pytest.raises(ValueError, match="<!-- aselect:results:begin --> has no matching marker; restore that one, or remove this one"):
+    message = "<!-- aselect:results:begin --> has no matching marker; restore that one, or remove this one"
+    with pytest.raises(ValueError, match=message):
         merge_cards(card, broken)
 
 
