@@ -102,6 +102,6 @@ def _check_stream(data: ImageData, stream: datasets.IterableDataset, reader: Spl
         return
     kind = "masks" if reader.task.dense else f"labels ({feature})"
     raise ValueError(
-        f"the classes of a stream must be known before it is read, but its {kind} have no names: give their names or "
-        "number, such as --classes 10, or do not use --streaming"
+        f"the classes of a stream must be known before it is read, but its {kind} have no names: give --classes with "
+        "their names or number, such as --classes 10, or do not use --streaming"
     )

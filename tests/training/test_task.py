@@ -289,7 +289,7 @@ def test_training_goes_on_from_a_task_model(run, tmp_path):
 
 
 def test_a_mean_over_classes_says_how_many_it_is_over():
-    """A class that is neither in the images nor predicted has no IoU; its absence is told beside the mean."""
+    """A class that is neither in the images nor predicted has no IoU; the report counts the others."""
     metrics = [MeanIoU(4, label_names=["a", "b", "c", "d"])]
     metrics[0].add_batch(predictions=torch.tensor([[[0, 1]]]), references=torch.tensor([[[0, 0]]]))
     values = HeadEvaluation._compute(metrics)
@@ -297,7 +297,7 @@ def test_a_mean_over_classes_says_how_many_it_is_over():
     assert not {"iou_c", "iou_d"} & values.keys()
     facts = SimpleNamespace(data=SimpleNamespace(label_names=["a", "b", "c", "d"]))
     told = RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation=values))
-    assert told == {"classes": "mean over 2 of 4; the others are neither in these images nor predicted"}
+    assert told == {"classes": "mean over 2 of 4; the others neither occur nor are predicted"}
     assert RunReport._scored_classes(SimpleNamespace(facts=facts, test=None, validation={"accuracy": 1.0})) == {}
 
 
