@@ -144,9 +144,9 @@ def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> t
     data, warnings = ImageData.of(images, num_images), []
     labeled = data.masks is not None or has_classes(data.labels)
     if labeled and data.masks is None:
-        if data.num_unlabelled:
-            warnings.append(f"{data.num_unlabelled:,} of {len(data):,} images have no label and are not used")
-        data = data.labelled()
+        if data.num_unlabeled:
+            warnings.append(f"{data.num_unlabeled:,} of {len(data):,} images have no label and are not used")
+        data = data.labeled()
     data = data.sample(num_images, seed, per_class=LEAST_PER_CLASS if labeled else 0)
     return data.readable(on_error), labeled, warnings
 

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-UNLABELLED = -1
+UNLABELED = -1
 """The class of an image that has no label, as in test splits on the Hub."""
 IGNORE_INDEX = -100
 """The target that PyTorch's losses ignore by default; here it also means that an image has no label."""
@@ -38,34 +38,34 @@ def read_labels(
         what: how errors refer to the labels.
 
     Returns:
-        `(images,)` int64, `UNLABELLED` for images without a label; and the class names, `None` for unnamed integers.
+        `(images,)` int64, `UNLABELED` for images without a label; and the class names, `None` for unnamed integers.
 
     Raises:
         ValueError: an image has several classes, a value is not a class, or a class has no name.
     """
     column = _column(values)
-    labelled = ~(column.isna() | column.map(lambda value: isinstance(value, str) and not value)).to_numpy(bool)
-    found = column[labelled]
+    labeled = ~(column.isna() | column.map(lambda value: isinstance(value, str) and not value)).to_numpy(bool)
+    found = column[labeled]
     kind = pd.api.types.infer_dtype(found)
-    labels = np.full(len(column), UNLABELLED)
+    labels = np.full(len(column), UNLABELED)
     if kind in FLOATS and (found.astype(float) % 1 == 0).all():
         kind = "integer"
     if kind == "integer":
-        labels[labelled] = _integers(found, names, what)
+        labels[labeled] = _integers(found, names, what)
     elif kind in ("string", "boolean", *FLOATS):
         if kind in FLOATS and found.nunique() > 2 * len(found) ** 0.5:
             raise ValueError(f"{what} are continuous numbers such as {found.iloc[0]:g}, not classes; {ACCEPTED}")
         if names is None:
             names = ["False", "True"] if kind == "boolean" else [_name(value) for value in sorted(found.unique())]
-        labels[labelled] = _numbers([_name(value) for value in found], names, what, "their names")
+        labels[labeled] = _numbers([_name(value) for value in found], names, what, "their names")
     elif kind != "empty":
         raise ValueError(f"{what} hold {_described(found.iloc[0])}; {ACCEPTED}")
     return labels, None if names is None else list(names)
 
 
-def is_labelled(value: Any) -> bool:
+def is_labeled(value: Any) -> bool:
     """Whether a value is a label, and not one of the values that mean "no label"."""
-    return value is not None and value == value and value not in (UNLABELLED, IGNORE_INDEX, "")
+    return value is not None and value == value and value not in (UNLABELED, IGNORE_INDEX, "")
 
 
 def match_labels(
@@ -75,7 +75,7 @@ def match_labels(
     what: str = "the images",
     whose: str = "the given names",
 ) -> np.ndarray:
-    """Renumber labels from their `own` names to `names`; images without a label keep `UNLABELLED`.
+    """Renumber labels from their `own` names to `names`; images without a label keep `UNLABELED`.
 
     Args:
         own: class names that the labels index. If `None`, each integer is its own name; if `names` are not integers,
@@ -87,10 +87,10 @@ def match_labels(
     """
     if own is None and not all(name.removeprefix("-").isdecimal() for name in names):
         own = [*names, *map(str, range(len(names), 1 + int(labels.max(initial=0))))]
-    known = labels != UNLABELLED
+    known = labels != UNLABELED
     present, index = np.unique(labels[known], return_inverse=True)
     found = [str(number) if own is None else own[number] for number in present]
-    matched = np.full(len(labels), UNLABELLED)
+    matched = np.full(len(labels), UNLABELED)
     matched[known] = np.array(_numbers(found, names, what, whose), dtype=np.int64)[index]
     return matched
 
@@ -99,7 +99,7 @@ def present_names(labels: np.ndarray | None, names: Sequence[str] | None) -> lis
     """Names of the classes that images have, in order; the name of an unnamed integer is the integer itself."""
     if labels is None:
         return []
-    return [str(number) if names is None else names[number] for number in np.unique(labels[labels != UNLABELLED])]
+    return [str(number) if names is None else names[number] for number in np.unique(labels[labels != UNLABELED])]
 
 
 def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2, num_images: int = 2) -> bool:
@@ -107,7 +107,7 @@ def has_classes(labels: np.ndarray | Sequence[int] | None, num_classes: int = 2,
     if labels is None:
         return False
     present = np.asarray(labels)
-    counts = np.unique(present[present != UNLABELLED], return_counts=True)[1]
+    counts = np.unique(present[present != UNLABELED], return_counts=True)[1]
     return int((counts >= num_images).sum()) >= num_classes
 
 
@@ -158,8 +158,8 @@ def _integers(found: pd.Series, names: Sequence[str] | None, what: str) -> np.nd
     if highest > np.iinfo(np.int64).max:
         raise ValueError(f"{what} hold {highest}, which does not fit in 64 bits; {ACCEPTED}")
     numbers = found.to_numpy().astype(np.int64)
-    numbers[numbers == IGNORE_INDEX] = UNLABELLED
-    if names is not None and not UNLABELLED <= numbers.min() <= numbers.max() < len(names):
+    numbers[numbers == IGNORE_INDEX] = UNLABELED
+    if names is not None and not UNLABELED <= numbers.min() <= numbers.max() < len(names):
         number = highest if highest >= len(names) else lowest
         raise ValueError(f"{what} hold the class {number}, but only {len(names)} classes have names: {listed(names)}")
     return numbers

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from aselect_hf.data.classes import UNLABELLED, listed, match_labels, present_names, read_labels, stratified_sample
+from aselect_hf.data.classes import UNLABELED, listed, match_labels, present_names, read_labels, stratified_sample
 from aselect_hf.data.images import (
     check_range,
     fingerprint_images,
@@ -144,8 +144,8 @@ class ImageData:
 
     def __getitem__(self, index: int) -> tuple[Image.Image | torch.Tensor, int | None]:
         """One decoded image with its label (`None`: no label)."""
-        label = UNLABELLED if self.labels is None else int(self.labels[index])
-        return self.decode(index), None if label == UNLABELLED else label
+        label = UNLABELED if self.labels is None else int(self.labels[index])
+        return self.decode(index), None if label == UNLABELED else label
 
     def subset(self, indices: Iterable[int]) -> ImageData:
         """The images at `indices`, in that order."""
@@ -173,7 +173,7 @@ class ImageData:
             return self.subset(stratified_sample(self.labels, num_images, seed, per_class))
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:num_images])
 
-    def labelled(self) -> ImageData:
+    def labeled(self) -> ImageData:
         """The images that have a label; a warning counts those that have none.
 
         Raises:
@@ -181,15 +181,15 @@ class ImageData:
         """
         if self.labels is None:
             raise ValueError(f"{self.name} has no labels: {self.no_labels}")
-        if not self.num_unlabelled:
+        if not self.num_unlabeled:
             return self
-        logger.warning_once(f"{self.num_unlabelled:,} of {len(self):,} images of {self.name} have no label: not used")
-        return self.subset(np.flatnonzero(self.labels != UNLABELLED))
+        logger.warning_once(f"{self.num_unlabeled:,} of {len(self):,} images of {self.name} have no label: not used")
+        return self.subset(np.flatnonzero(self.labels != UNLABELED))
 
     @property
-    def num_unlabelled(self) -> int:
+    def num_unlabeled(self) -> int:
         """How many images have no label."""
-        return len(self) if self.labels is None else int((self.labels == UNLABELLED).sum())
+        return len(self) if self.labels is None else int((self.labels == UNLABELED).sum())
 
     @property
     def class_names(self) -> list[str]:
@@ -220,7 +220,7 @@ class ImageData:
         """How many images every class has, for messages."""
         if self.labels is None:
             return f"no labels ({self.no_labels})"
-        counts = np.unique(self.labels[self.labels != UNLABELLED], return_counts=True)[1]
+        counts = np.unique(self.labels[self.labels != UNLABELED], return_counts=True)[1]
         names = present_names(self.labels, self.label_names)
         return "images by class: " + listed(names, counts.tolist())
 
@@ -229,7 +229,7 @@ class ImageData:
         if len(labels) != len(self):
             raise ValueError(f"{self.name}: {len(labels)} labels for {len(self)} images")
         self.labels, self.label_names = labels, names
-        if not (labels != UNLABELLED).any():
+        if not (labels != UNLABELED).any():
             self.labels, self.no_labels = None, f"all {len(labels):,} are missing (-1, None or NaN)"
 
     def _changed(self, **attributes: Any) -> ImageData:

@@ -38,11 +38,11 @@ def share_classes(
         ValueError: a split has no labels, or has a class that the first split does not have; the message names it.
     """
     first = next(iter(splits))
-    labelled = {split: data.labelled() for split, data in splits.items()}
+    labeled = {split: data.labeled() for split, data in splits.items()}
     whose = "the given names" if names else f"the {first} images"
-    names = list(names or labelled[first].class_names)
+    names = list(names or labeled[first].class_names)
     shared = {
-        split: data.with_classes(names, f"the {split} images ({data.name})", whose) for split, data in labelled.items()
+        split: data.with_classes(names, f"the {split} images ({data.name})", whose) for split, data in labeled.items()
     }
     if whole and len(splits) > 1:
         _report_absent(shared, names)

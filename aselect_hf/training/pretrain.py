@@ -92,10 +92,10 @@ def make_collate(config: NoisyBackboneConfig) -> Callable[[list[tuple[Any, int |
     return partial(_collate, image_pixels(config), bool(config.null_class))
 
 
-def _collate(pixels: Any, labelled: bool, rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
+def _collate(pixels: Any, labeled: bool, rows: list[tuple[Any, int | None]]) -> dict[str, torch.Tensor]:
     images, labels = zip(*rows, strict=True)
     batch = {"pixel_values": pixels(list(images))}
-    if labelled:
+    if labeled:
         batch["labels"] = torch.tensor(labels)
     return batch
 
@@ -133,7 +133,7 @@ def pretrain(
         model = ASelectDiTModel(build_config(model_args))
     model.set_attn_implementation(model_args.attn_implementation)
     if model.config.null_class and data.labels is not None:
-        data = data.labelled()
+        data = data.labeled()
     check_labels(data, model.config)
     data = data.sample(data_args.max_train_samples, training_args.seed, per_class=1).readable(data_args.on_error)
     if model.vae is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import datasets
 from transformers.utils import logging
 
-from aselect_hf.data.classes import is_labelled, present_names
+from aselect_hf.data.classes import is_labeled, present_names
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import DEFAULT_CACHE
 from aselect_hf.data.splits import share_classes, share_mask_classes, split_train_validation
@@ -61,7 +61,7 @@ def load_task_data(args: TaskDataArguments, task: Task, seed: int) -> TaskData:
     if len(present) < 2:
         raise ValueError(f"the training images have {len(present)} class(es); at least 2 are needed")
     if stream is not None and not task.dense:
-        stream = stream.filter(is_labelled, input_columns=[reader.label_column])
+        stream = stream.filter(is_labeled, input_columns=[reader.label_column])
     return TaskData(train, splits["validation"], splits.get("test"), stream, names)
 
 

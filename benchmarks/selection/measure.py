@@ -4,7 +4,7 @@
 
 Protocol. 20 candidate timesteps, dense at low noise; all blocks, the kinds of `feature="auto"`; token means, or single
 tokens with their class for segmentation. The truth is the validation score (accuracy, or mean IoU of tokens) of a ridge
-classifier (penalty by generalised cross-validation on training features), mean over three seeds that train on their own
+classifier (penalty by generalized cross-validation on training features), mean over three seeds that train on their own
 80 % each. Every rule runs as the package runs it by default: number of images (HFR 64, criteria without labels 256,
 with labels 500, of every class its share; of masks 500, at most 4,000 tokens of them), views, neighbors. Its samples
 are random, without replacement, from up to 1,000 training images (300 for rules with views and, of masks, for those
@@ -176,7 +176,7 @@ class Measurement:
                 paired_regret(self.sources.timesteps, outcomes, pick, seed=0) for pick in range(outcomes.shape[1])
             ]
             found.append({
-                "labelled": count,
+                "labeled": count,
                 "informative": self.images is not None or best_exceeds(outcomes, chance, 0),
                 "regrets": [[round(x, 2) for x in (each.estimate, each.lower, each.upper)] for each in regrets],
             })  # fmt: skip

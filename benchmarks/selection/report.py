@@ -264,7 +264,7 @@ def audit_cases(content: Content, rule: str, labeled: int) -> list[tuple[float, 
     curve = 100 * np.array(content["truth"][content["default_feature"]]["mean"])
     cases = []
     for sample, audit in enumerate(content["audit"]):
-        if audit["labelled"] == labeled:
+        if audit["labeled"] == labeled:
             picks = range(len(curve))
             if rule != "every timestep":
                 scores = scores_of(content, rule, "usual")

@@ -26,30 +26,30 @@ def sample_model():
     return load_model("sample")
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_sample_from_end_to_end(sample_model, labelled, tmp_path):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_sample_from_end_to_end(sample_model, labeled, tmp_path):
     import datasets
 
     from aselect_hf.data.sources import load_images
 
     images: datasets.Dataset = load_images("sample", "train").select(range(120))
-    if not labelled:
+    if not labeled:
         images = images.select_columns(["image"])
     audit = audit_timestep(sample_model, images, method="hfr", timesteps=[0, 300, 949], num_images=100, progress=False)
     assert audit.timestep == 0
     assert audit.verdict in VERDICTS
-    assert list(audit.selections) == ["hfr", "ridge" if labelled else "consensus"]
+    assert list(audit.selections) == ["hfr", "ridge" if labeled else "consensus"]
     assert (audit.method, audit.picked.timestep) == ("hfr", 0)
     assert sum(audit.pick_shares) == pytest.approx(1)
     assert any("would pick t = 949" in warning for warning in audit.warnings)
-    assert (audit.regret is not None) == (audit.chance is not None) == labelled
+    assert (audit.regret is not None) == (audit.chance is not None) == labeled
     assert audit.describe().startswith(f"{audit.verdict}: {audit.sentence}\nwarning: ")
     assert Audit.load(audit.save(tmp_path / "audit.json")) == audit
     assert audit.plot(tmp_path / "audit.png").stat().st_size > 30_000
 
 
 @pytest.fixture
-def labelled_images(normal) -> ImageData:
+def labeled_images(normal) -> ImageData:
     """Two classes that differ in brightness, with noise on top."""
     labels = np.arange(30) % 2
     return ImageData(0.3 * normal(30, 2, 8, 8) + torch.from_numpy(labels - 0.5).float().view(-1, 1, 1, 1), labels)
@@ -65,10 +65,10 @@ RULES = {
 
 
 @pytest.mark.parametrize("method", RULES)
-def test_any_rule_is_audited(model, labelled_images, method, tmp_path):
+def test_any_rule_is_audited(model, labeled_images, method, tmp_path):
     name, selections, itself = RULES[method]
     audit = audit_timestep(
-        model, labelled_images, method=method, timesteps=[0, 300, 600, 900], cache_dir=tmp_path, progress=False
+        model, labeled_images, method=method, timesteps=[0, 300, 600, 900], cache_dir=tmp_path, progress=False
     )
     assert (audit.method, [*audit.selections]) == (name, selections)
     assert audit.timestep == audit.picked.timestep in audit.selections["hfr"].timesteps
@@ -96,8 +96,8 @@ class TestUntrainedNetwork:
         assert not torch.equal(*(each["0.mlp.fc1.weight"] for each in weights[:2]))
         assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
 
-    def test_a_model_that_never_learned_is_noticed(self, model, labelled_images):
-        audit = audit_timestep(model.untrained_twin(), labelled_images, timesteps=[0, 900], progress=False)
+    def test_a_model_that_never_learned_is_noticed(self, model, labeled_images):
+        audit = audit_timestep(model.untrained_twin(), labeled_images, timesteps=[0, 900], progress=False)
         assert audit.untrained == max(audit.checked.scores)
         assert any("untrained network" in warning for warning in audit.warnings)
 
@@ -119,47 +119,47 @@ def test_without_labels_the_check_is_independent_of_the_rule(model, normal, meth
     assert audit.plot(tmp_path / "audit.png").is_file()
 
 
-def test_a_guess_is_audited_where_it_stands(model, labelled_images):
-    audit = audit_timestep(model, labelled_images, method="fixed", timestep=77, timesteps=[0, 900], progress=False)
+def test_a_guess_is_audited_where_it_stands(model, labeled_images):
+    audit = audit_timestep(model, labeled_images, method="fixed", timestep=77, timesteps=[0, 900], progress=False)
     assert audit.timestep == 77
     assert audit.selections["hfr"].timesteps == audit.checked.timesteps == [0, 77, 900]
     assert audit.rank_correlation is None
 
 
-def test_a_pick_that_was_made_is_audited(model, labelled_images):
-    pick = partial(select_timestep, model, labelled_images, timesteps=[0, 400, 900], progress=False)
+def test_a_pick_that_was_made_is_audited(model, labeled_images):
+    pick = partial(select_timestep, model, labeled_images, timesteps=[0, 400, 900], progress=False)
     made = pick(method="hfr", feature="blocks.0.key")
-    audit = audit_timestep(model, labelled_images, selection=made, progress=False)
+    audit = audit_timestep(model, labeled_images, selection=made, progress=False)
     assert audit.picked is audit.selections["hfr"] is made
     assert audit.checked.feature == "blocks.0.key"
     raw = pick(method="hfr", noise_correction=False)
-    audit = audit_timestep(model, labelled_images, selection=raw, progress=False)
+    audit = audit_timestep(model, labeled_images, selection=raw, progress=False)
     assert audit.picked is raw
     assert audit.method == "hfr, uncorrected"
     assert audit.selections["hfr"].options["noise_correction"]
     with pytest.raises(ValueError, match="selection has its own method, feature and timesteps"):
-        audit_timestep(model, labelled_images, selection=made, timesteps=[0, 5])
+        audit_timestep(model, labeled_images, selection=made, timesteps=[0, 5])
     made.schedule = made.schedule | {"beta_end": 0.5}
     with pytest.raises(ValueError, match="made for a noise schedule other than the model's"):
-        audit_timestep(model, labelled_images, selection=made)
+        audit_timestep(model, labeled_images, selection=made)
 
 
-def test_a_pick_that_hangs_on_rounding_is_judged_by_the_worst_it_may_be(model, labelled_images, monkeypatch):
+def test_a_pick_that_hangs_on_rounding_is_judged_by_the_worst_it_may_be(model, labeled_images, monkeypatch):
     monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda probe, pick, *_: (VERDICTS[pick], f"at {pick}"))
-    made = select_timestep(model, labelled_images, method="logme", timesteps=[0, 400, 999], progress=False)
+    made = select_timestep(model, labeled_images, method="logme", timesteps=[0, 400, 999], progress=False)
     assert (made.timestep, made.perturbed_timesteps) == (0, [0, 0, 0])
-    assert audit_timestep(model, labelled_images, selection=made, progress=False).sentence == "at 0"
+    assert audit_timestep(model, labeled_images, selection=made, progress=False).sentence == "at 0"
     made.perturbed_timesteps = [0, 999, 400]
-    audit = audit_timestep(model, labelled_images, selection=made, progress=False)
+    audit = audit_timestep(model, labeled_images, selection=made, progress=False)
     assert audit.verdict == DO_NOT_TRUST
     assert audit.sentence == "the pick depends on rounding, which may change it to t = 999; at 2"
     assert "the pick of logme depends on rounding" in audit.warnings[0]
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labeled", [True, False])
 @pytest.mark.parametrize("method", ["auto", "hfr", "rankme"])
-def test_images_that_are_all_the_same_are_not_audited(model, normal, labelled, method):
-    copies = ImageData(normal(1, 2, 8, 8).repeat(12, 1, 1, 1), np.arange(12) % 2 if labelled else None)
+def test_images_that_are_all_the_same_are_not_audited(model, normal, labeled, method):
+    copies = ImageData(normal(1, 2, 8, 8).repeat(12, 1, 1, 1), np.arange(12) % 2 if labeled else None)
     with pytest.raises(ValueError, match="no timestep can be chosen: all 12 images of images are the same"):
         audit_timestep(model, copies, method=method, timesteps=[0, 300, 900], progress=False)
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aselect_hf.data.classes import UNLABELLED, has_classes, is_labelled, listed, read_labels, stratified_sample
+from aselect_hf.data.classes import UNLABELED, has_classes, is_labeled, listed, read_labels, stratified_sample
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.splits import share_classes, split_train_validation
 
@@ -42,7 +42,7 @@ def test_any_column_of_classes_is_read(column):
     read, read_names = read_labels(values)
     assert (read.tolist(), read_names) == (labels, names)
     assert read.dtype == np.int64
-    assert [is_labelled(value) for value in values] == [label != UNLABELLED for label in labels]
+    assert [is_labeled(value) for value in values] == [label != UNLABELED for label in labels]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_images_without_a_label_are_left_out_and_counted(missing, caplog):
     nothing = images_of([missing] * 3)
     assert nothing.labels is None
     with pytest.raises(ValueError, match="has no labels: all 3 are missing"):
-        nothing.labelled()
+        nothing.labeled()
 
 
 def test_what_a_leave_one_out_probe_needs():

@@ -54,7 +54,7 @@ def choose(model, tmp_path):
 
 @pytest.mark.parametrize("missing", MISSING)
 @pytest.mark.parametrize("rule", LABELED)
-def test_a_rule_with_labels_sees_the_labelled_images_only(choose, bright, rule, missing, caplog):
+def test_a_rule_with_labels_sees_the_labeled_images_only(choose, bright, rule, missing, caplog):
     classes = np.arange(30) % 3
     labels = [MISSING[missing] if row % 5 == 4 else float(label) for row, label in enumerate(classes)]
     known = np.arange(30)[np.arange(30) % 5 != 4]
@@ -128,7 +128,7 @@ def test_useless_labels_are_not_used_and_the_reason_is_said(choose, bright, labe
             ImageData.of(dataset, label_column="label")
 
 
-def test_the_audit_probes_labelled_images(model, bright, tmp_path):
+def test_the_audit_probes_labeled_images(model, bright, tmp_path):
     classes = np.arange(40) % 2
     pixels, run = bright(classes), {"timesteps": [0, 400, 900], "cache_dir": tmp_path, "progress": False}
     labels = [-1 if row % 4 == 3 else label for row, label in enumerate(classes)]

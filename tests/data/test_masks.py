@@ -152,7 +152,7 @@ def test_a_class_without_a_name_is_an_error(pictures, classes):
         (Image.new("I", SHAPE[::-1], -1), "mask 1 of images holds the negative class -1"),
         (np.zeros(SHAPE), "mask 1 of images must be integers"),
     ],
-    ids=["colours", "transparent", "turned", "negative", "floats"],
+    ids=["colors", "transparent", "turned", "negative", "floats"],
 )
 def test_bad_masks_are_named_and_can_be_skipped(pictures, classes, mask, message):
     data = ImageData(pictures, masks=[classes[0], mask, *classes[2:]])

@@ -32,12 +32,12 @@ PICTURES = [Image.fromarray(grey) for grey in GREYS]
 
 
 @pytest.fixture
-def labelled() -> datasets.Dataset:
+def labeled() -> datasets.Dataset:
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     return datasets.Dataset.from_dict({"image": PICTURES, "label": [0, 1] * 4}, features=datasets.Features(features))
 
 
-def forms(labelled: datasets.Dataset) -> dict[str, Any]:
+def forms(labeled: datasets.Dataset) -> dict[str, Any]:
     array_of = datasets.Features({"image": datasets.Array2D((8, 8), "uint8"), "label": datasets.Value("int64")})
     lists = datasets.Features({"image": datasets.List(datasets.List(datasets.Value("uint8")))})
     labels = [0, 1] * 4
@@ -45,12 +45,12 @@ def forms(labelled: datasets.Dataset) -> dict[str, Any]:
         "arrays": list(GREYS),
         "colored arrays": [np.repeat(grey[..., None], 3, axis=-1) for grey in GREYS],
         "bytes": [png(grey) for grey in GREYS],
-        "data set": labelled,
+        "data set": labeled,
         "bytes column": datasets.Dataset.from_dict({"image": [png(grey) for grey in GREYS], "label": labels}),
         "array column": datasets.Dataset.from_dict({"image": GREYS, "label": labels}, features=array_of),
         "list column": datasets.Dataset.from_dict({"image": [grey.tolist() for grey in GREYS]}, features=lists),
-        **{f"with {kind}": labelled.with_format(kind) for kind in ("pandas", "numpy", "torch", "arrow")},
-        "one column": labelled.with_format("torch", columns=["label"]),
+        **{f"with {kind}": labeled.with_format(kind) for kind in ("pandas", "numpy", "torch", "arrow")},
+        "one column": labeled.with_format("torch", columns=["label"]),
     }
 
 
@@ -61,9 +61,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_pixels(labelled: Any, form: str, make_config: Any) -> None:
+def test_every_form_gives_the_same_pixels(labeled: Any, form: str, make_config: Any) -> None:
     config = make_config(num_channels=1)
-    data = ImageData.of(forms(labelled)[form])
+    data = ImageData.of(forms(labeled)[form])
     assert torch.equal(torch.cat(list(data.batches(config, 3))), image_pixels(config)(PICTURES))
     if isinstance(data.items, datasets.Dataset) and form != "list column":
         assert data.labels is not None
@@ -71,9 +71,9 @@ def test_every_form_gives_the_same_pixels(labelled: Any, form: str, make_config:
     assert len(data.subset([1, 3]).readable("skip")) == 2
 
 
-def test_a_transform_is_refused(labelled: datasets.Dataset) -> None:
+def test_a_transform_is_refused(labeled: datasets.Dataset) -> None:
     with pytest.raises(ValueError, match=r"has a transform .*: pass dataset.with_format\(None\)"):
-        ImageData.of(labelled.with_transform(lambda rows: {"pixel_values": rows["image"]}))
+        ImageData.of(labeled.with_transform(lambda rows: {"pixel_values": rows["image"]}))
 
 
 @pytest.mark.parametrize("item", [b"x" * 5000, {"bytes": b"x" * 5000, "path": None}, 3, {"bytes": None, "path": None}])

@@ -318,7 +318,7 @@ def test_a_checkpoint_without_its_positions_is_damaged(make_model: Any, tmp_path
         load_model(tmp_path)
 
 
-def test_a_fresh_fixed_model_is_initialised(make_model: Any) -> None:
+def test_a_fresh_fixed_model_is_initialized(make_model: Any) -> None:
     """As transformers does for whatever a checkpoint lacks: positions of a plain grid, gates of 1."""
     fixed = ASelectDiTModel(make_model(num_noise_draws=2).fix_timestep(feature=list_features(3)).config)
     positions = fixed.compute_positions((4, 4))

@@ -50,18 +50,18 @@ def count_calls(module: torch.nn.Module) -> Counter[str]:
 
 
 @pytest.mark.parametrize("noise_schedule", [{}, SIT], ids=["ddpm", "sit"])
-@pytest.mark.parametrize("labelled", [False, True], ids=["null-class", "classes"])
+@pytest.mark.parametrize("labeled", [False, True], ids=["null-class", "classes"])
 def test_every_feature_of_every_block_equals_the_reference(
     make_model: Any,
     normal: Any,
     reference_dit: Any,
     original_state: Any,
     noise_schedule: dict[str, Any],
-    labelled: bool,
+    labeled: bool,
 ) -> None:
     model = make_model(noise_schedule=noise_schedule)
     clean, noise = normal(4, 2, 8, 8), normal(4, 2, 8, 8, seed=1)
-    labels = torch.tensor([0, 4, 5, 2]) if labelled else None
+    labels = torch.tensor([0, 4, 5, 2]) if labeled else None
     timesteps = [700, 0, 999, 30]
     found = model.extract_features(
         latents=clean, noise=noise, features=list_features(3), timesteps=timesteps, class_labels=labels
@@ -192,10 +192,10 @@ def test_stored_noise_is_used_unless_noise_is_given(model: Any, normal: Any) -> 
     assert (other - stored).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_features_average_over_noise_draws(make_model: Any, normal: Any, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_features_average_over_noise_draws(make_model: Any, normal: Any, labeled: bool) -> None:
     model = make_model(num_noise_draws=3)
-    images, labels = normal(2, 2, 8, 8), torch.tensor([1, 4]) if labelled else None
+    images, labels = normal(2, 2, 8, 8), torch.tensor([1, 4]) if labeled else None
     names = ["blocks.0.key", "blocks.2.hidden"]
     options: dict[str, Any] = {"features": names, "timesteps": [600, 20], "class_labels": labels}
     assert model.evaluation_noise.shape == (3, 2, 8, 8)
@@ -551,7 +551,7 @@ def test_only_the_encoder_is_kept_unless_asked(make_latent_model: Any, vae: Any,
         assert torch.equal(loaded.encode(pixels), model.encode(pixels))
 
 
-def test_a_vae_that_was_trained_is_not_initialised_again(make_latent_model: Any, vae: Any, tmp_path: Path) -> None:
+def test_a_vae_that_was_trained_is_not_initialized_again(make_latent_model: Any, vae: Any, tmp_path: Path) -> None:
     make_latent_model().save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).vae.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in vae.state_dict().items() if name in loaded)
@@ -740,17 +740,17 @@ def test_images_of_every_mode_become_pixel_values(make_config: Any, mode: str, c
 @pytest.mark.parametrize("channels", [1, 3])
 def test_black_and_white_span_minus_one_to_one(make_config: Any, channels: int) -> None:
     processor = make_image_processor(make_config(num_channels=channels))
-    for colour, value in ((0, -1.0), (255, 1.0)):
-        pixels = processor(Image.new("RGB", (10, 8), (colour,) * 3), return_tensors="pt").pixel_values
+    for color, value in ((0, -1.0), (255, 1.0)):
+        pixels = processor(Image.new("RGB", (10, 8), (color,) * 3), return_tensors="pt").pixel_values
         assert pixels.unique().tolist() == pytest.approx([value])
 
 
-def test_colour_becomes_luminance(make_config: Any) -> None:
+def test_color_becomes_luminance(make_config: Any) -> None:
     processor = make_image_processor(make_config(num_channels=1))
-    for colour, luminance in (((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29)):
+    for color, luminance in (((255, 0, 0), 76), ((0, 255, 0), 150), ((0, 0, 255), 29)):
         expected = pytest.approx(luminance / 127.5 - 1, abs=0.01)
-        assert processor(Image.new("RGB", (8, 8), colour), return_tensors="pt").pixel_values.mean() == expected
-        array = np.full((8, 8, 3), colour, dtype=np.uint8)
+        assert processor(Image.new("RGB", (8, 8), color), return_tensors="pt").pixel_values.mean() == expected
+        array = np.full((8, 8, 3), color, dtype=np.uint8)
         assert processor(array, return_tensors="pt").pixel_values.mean() == expected
 
 

@@ -13,7 +13,7 @@ TIMESTEPS = [0, 100, 500, 900]
 
 
 @pytest.fixture
-def labelled(normal) -> ImageData:
+def labeled(normal) -> ImageData:
     """Two classes that differ in the sign of their mean."""
     labels = np.arange(40) % 2
     signs = torch.from_numpy(2.0 * labels - 1).float().view(-1, 1, 1, 1)
@@ -21,11 +21,11 @@ def labelled(normal) -> ImageData:
 
 
 @pytest.fixture
-def run(model, labelled, tmp_path):
+def run(model, labeled, tmp_path):
     def run(method: str, **options) -> TimestepSelection:
         options = {"timesteps": TIMESTEPS, "cache_dir": tmp_path, "progress": False, "num_images": 8} | options
         if method == "gate":
             options = {"num_epochs": 1} | options
-        return select_timestep(model, options.pop("images", labelled), method=method, **options)
+        return select_timestep(model, options.pop("images", labeled), method=method, **options)
 
     return run

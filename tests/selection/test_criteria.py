@@ -151,8 +151,8 @@ class TestAlphaReQ:
     def of_decay(alpha: float, samples: int, width: int) -> np.ndarray:
         """Centered features whose covariance has the eigenvalues `i ** -alpha`."""
         rank = min(samples - 1, width)
-        centred = draw(samples, rank)
-        left = np.linalg.qr(centred - centred.mean(axis=0))[0]
+        centered = draw(samples, rank)
+        left = np.linalg.qr(centered - centered.mean(axis=0))[0]
         return left * np.arange(1, rank + 1) ** (-alpha / 2) @ rotation(width, 1)[:rank]
 
     @pytest.mark.parametrize("shape", [(400, 120), (60, 120)])

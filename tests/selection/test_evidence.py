@@ -126,8 +126,8 @@ def test_pairs_cover_both_roles_and_tasks():
 
 def test_verdicts_of_picks_beside_what_they_truly_lose(content):
     good, bad = [0.0, 0.0, 1.0], [9.0, 5.0, 12.0]
-    sure = {"labelled": 500, "informative": True, "regrets": [bad, good, good]}
-    content["audit"] = [sure, sure | {"labelled": 1000, "informative": False}]
+    sure = {"labeled": 500, "informative": True, "regrets": [bad, good, good]}
+    content["audit"] = [sure, sure | {"labeled": 1000, "informative": False}]
     assert report.audit_cases(content, "ridge", 500) == [(pytest.approx(10), "trust")]
     assert [verdict for _, verdict in report.audit_cases(content, "every timestep", 500)] == [
         "do not trust",

@@ -59,12 +59,12 @@ def planted(make_config, randomize, request) -> PlantedModel:
 
 
 @pytest.fixture
-def labelled(normal) -> ImageData:
+def labeled(normal) -> ImageData:
     """Images of one color each with a little texture; the class is in the first channel."""
     labels = np.arange(36) % 2
-    colours = normal(36, 2, 1, 1, seed=1)
-    colours[:, 0] += torch.from_numpy(4.0 * labels - 2).float()[:, None, None]
-    return ImageData(colours + 0.05 * normal(36, 2, 8, 8), labels)
+    colors = normal(36, 2, 1, 1, seed=1)
+    colors[:, 0] += torch.from_numpy(4.0 * labels - 2).float()[:, None, None]
+    return ImageData(colors + 0.05 * normal(36, 2, 8, 8), labels)
 
 
 @pytest.fixture
@@ -82,16 +82,16 @@ def run(model, images, method: str, **options) -> TimestepSelection:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestEveryCriterion:
-    def test_the_planted_timestep_is_found(self, planted, labelled, method):
-        selection = run(planted, labelled, method)
+    def test_the_planted_timestep_is_found(self, planted, labeled, method):
+        selection = run(planted, labeled, method)
         assert selection.timestep == 30
         others = [score for t, score in zip(selection.timesteps, selection.scores, strict=True) if t != 30]
         assert max(selection.scores) > max(others)
         assert selection.feature == "blocks.1.value"
         assert selection.feature_scores is None
 
-    def test_the_planted_feature_is_found(self, planted, labelled, method, tmp_path):
-        selection = run(planted, labelled, method, feature="auto")
+    def test_the_planted_feature_is_found(self, planted, labeled, method, tmp_path):
+        selection = run(planted, labeled, method, feature="auto")
         assert (selection.feature, selection.timestep) == PlantedModel.planted
         assert list(selection.feature_scores) == [f"blocks.{block}.{kind}" for block in range(3) for kind in KINDS]
         curve = selection.feature_scores["blocks.1.value"]
@@ -102,56 +102,56 @@ class TestEveryCriterion:
         assert (config.feature, config.timestep) == PlantedModel.planted
         assert config.selection["method"] == method
 
-    def test_all_features_cost_one_sweep(self, planted, labelled, method):
-        one, every = (run(planted, labelled, method, feature=feature).cost for feature in ("blocks.2.hidden", "auto"))
+    def test_all_features_cost_one_sweep(self, planted, labeled, method):
+        one, every = (run(planted, labeled, method, feature=feature).cost for feature in ("blocks.2.hidden", "auto"))
         assert one.forward_passes == every.forward_passes
         assert every.flops < 1.2 * one.flops
 
-    def test_batching_changes_nothing(self, model, labelled, method):
-        expected = run(model, labelled, method)
-        selection = run(model, labelled, method, batch_size=7)
+    def test_batching_changes_nothing(self, model, labeled, method):
+        expected = run(model, labeled, method)
+        selection = run(model, labeled, method, batch_size=7)
         np.testing.assert_allclose(selection.scores, expected.scores, atol=1e-3)
 
-    def test_cost_counts_the_passes_that_were_run(self, make_model, labelled, method):
+    def test_cost_counts_the_passes_that_were_run(self, make_model, labeled, method):
         model, passes = make_model(num_noise_draws=3), []
         model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
         model.layers[2].register_forward_hook(lambda *_: pytest.fail("the block after the feature was run"))
-        selection = run(model, labelled, method)
+        selection = run(model, labeled, method)
         counting = 2 if method == "shortlist" else 1
         expected = {"shortlist": 36 * 4 * 2 + 36 * 4 * 3}.get(method, 36 * 4 * VIEWS.get(method, 3))
         assert sum(passes) - counting == selection.cost.forward_passes == expected
         assert selection.cost.flops > 0
 
 
-def test_seeds_differ_and_leave_the_callers_alone(model, labelled):
+def test_seeds_differ_and_leave_the_callers_alone(model, labeled):
     state = torch.get_rng_state()
     for method in VIEWS:
-        assert run(model, labelled, method, seed=1).scores != run(model, labelled, method).scores
+        assert run(model, labeled, method, seed=1).scores != run(model, labeled, method).scores
     assert torch.equal(torch.get_rng_state(), state)
-    first, other = (run(model, labelled, "rankme", seed=seed).scores for seed in (0, 1))
+    first, other = (run(model, labeled, "rankme", seed=seed).scores for seed in (0, 1))
     np.testing.assert_allclose(first, other, atol=1e-6)  # all images are used: no draw is left
 
 
 @pytest.mark.parametrize("method", ["rankme", "ridge", "knn", "logme"])
-def test_scores_are_the_criterions_of_the_models_own_features(model, labelled, method):
+def test_scores_are_the_criterions_of_the_models_own_features(model, labeled, method):
     """Unaugmented images with the stored noise: what a probe at the chosen timestep will see."""
-    scores = run(model, labelled, method, pool_size=2).scores
+    scores = run(model, labeled, method, pool_size=2).scores
     found = model.extract_features(
-        torch.stack([*labelled.items]), features=["blocks.1.value"], timesteps=TIMESTEPS, output_format="map"
+        torch.stack([*labeled.items]), features=["blocks.1.value"], timesteps=TIMESTEPS, output_format="map"
     )["blocks.1.value"]
     pooled = torch.nn.functional.adaptive_avg_pool2d(found.flatten(0, 1), 2).flatten(1).unflatten(0, (36, 4))
     judge = {
         "rankme": criteria.rankme,
-        "ridge": lambda x: ridge_loo(x, labelled.labels),
-        "knn": lambda x: knn_loo(x, labelled.labels, 5),
-        "logme": lambda x: criteria.logme(x, labelled.labels),
+        "ridge": lambda x: ridge_loo(x, labeled.labels),
+        "knn": lambda x: knn_loo(x, labeled.labels, 5),
+        "logme": lambda x: criteria.logme(x, labeled.labels),
     }[method]
     np.testing.assert_allclose(scores, [judge(pooled[:, column]) for column in range(4)], atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["ridge", "knn", "retrieval"])
-def test_right_and_wrong_images_allow_paired_comparisons(model, labelled, method):
-    selection = run(model, labelled, method)
+def test_right_and_wrong_images_allow_paired_comparisons(model, labeled, method):
+    selection = run(model, labeled, method)
     outcomes = np.array(selection.per_image_scores)
     assert outcomes.shape == (36, 4)
     np.testing.assert_allclose(outcomes.mean(axis=0), selection.scores)
@@ -209,7 +209,7 @@ class TestSegmentation:
             parts = np.array(selection.per_image_scores)
             assert parts.shape == (30, 3)
             np.testing.assert_allclose(parts.mean(axis=0), selection.scores, atol=1e-12)
-        if method != "knn":  # with one noise for all, tokens of a place have the right neighbours at any timestep
+        if method != "knn":  # with one noise for all, tokens of a place have the right neighbors at any timestep
             assert min(selection.standard_errors[1:]) > 0
         if method != "logme":
             assert selection.scores[0] > 0.9
@@ -228,13 +228,13 @@ class TestSegmentation:
 
 
 class TestShortlist:
-    def test_the_second_confirms_the_firsts_best(self, planted, labelled):
-        selection = run(planted, labelled, "shortlist", first="snr", second="knn", num_candidates=2)
-        first = run(planted, labelled, "snr")
+    def test_the_second_confirms_the_firsts_best(self, planted, labeled):
+        selection = run(planted, labeled, "shortlist", first="snr", second="knn", num_candidates=2)
+        first = run(planted, labeled, "snr")
         assert selection.options["first_scores"] == first.scores
         assert selection.timesteps == sorted(np.array(TIMESTEPS)[np.argsort(first.scores)[-2:]])
         assert selection.score_name == "leave-one-out accuracy (knn)"
-        alone = run(planted, labelled, "knn", timesteps=selection.timesteps)
+        alone = run(planted, labeled, "knn", timesteps=selection.timesteps)
         assert selection.scores == alone.scores
         assert selection.cost.forward_passes == first.cost.forward_passes + alone.cost.forward_passes
 
@@ -268,17 +268,17 @@ def test_default_numbers_of_images(model, normal):
     ],
     ids=str,
 )
-def test_bad_requests(model, labelled, method, options, message):
+def test_bad_requests(model, labeled, method, options, message):
     with pytest.raises(ValueError, match=message):
-        run(model, labelled, method, **options)
+        run(model, labeled, method, **options)
 
 
 @pytest.mark.parametrize("method", [*FEW_LABELS, "shortlist"])
-def test_labels_of_two_classes_are_needed(model, labelled, normal, method):
+def test_labels_of_two_classes_are_needed(model, labeled, normal, method):
     with pytest.raises(ValueError, match=r"needs (a few )?labels( or masks)?; images has none"):
-        run(model, ImageData(labelled.items), method)
+        run(model, ImageData(labeled.items), method)
     with pytest.raises(ValueError, match="at least 2 classes with 2 images each"):
-        run(model, ImageData(labelled.items, np.arange(36)), method)
+        run(model, ImageData(labeled.items, np.arange(36)), method)
 
 
 def test_nan_is_refused(model):

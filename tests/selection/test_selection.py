@@ -64,12 +64,12 @@ def test_fixed_defaults_to_a_tenth_of_the_schedule(run):
     assert run("fixed", timestep=7).timestep == 7
 
 
-def test_auto_reads_labels_where_there_are_any(run, labelled):
+def test_auto_reads_labels_where_there_are_any(run, labeled):
     assert run("auto").method == "logme"
     with pytest.raises(ValueError, match=r"method 'auto' has no option cutoff; .*; cutoff is an option of hfr"):
         run("auto", cutoff=0.2)
-    one_class = ImageData(labelled.items, np.zeros(len(labelled), dtype=int))
-    for images in (one_class, ImageData(labelled.items), torch.stack([*labelled.items])):
+    one_class = ImageData(labeled.items, np.zeros(len(labeled), dtype=int))
+    for images in (one_class, ImageData(labeled.items), torch.stack([*labeled.items])):
         assert run("auto", images=images).method == "consensus"
         assert run("auto", images=images, pool_size=2).method == "consensus"
         with pytest.raises(ValueError, match=r"method 'consensus' has no option task; .*; task is an option of"):

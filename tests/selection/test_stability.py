@@ -44,16 +44,16 @@ def veiled(make_config, randomize) -> VeiledModel:
 
 
 @pytest.fixture
-def colours(normal) -> ImageData:
+def colors(normal) -> ImageData:
     labels = np.arange(36) % 2
-    colours = normal(36, 2, 1, 1, seed=1)
-    colours[:, 0] += torch.from_numpy(4.0 * labels - 2).float()[:, None, None]
-    return ImageData(colours + 0.05 * normal(36, 2, 8, 8), labels)
+    colors = normal(36, 2, 1, 1, seed=1)
+    colors[:, 0] += torch.from_numpy(4.0 * labels - 2).float()[:, None, None]
+    return ImageData(colors + 0.05 * normal(36, 2, 8, 8), labels)
 
 
 @pytest.fixture
-def pick(veiled, colours, tmp_path):
-    def pick(method: str, model=veiled, images=colours, **options) -> TimestepSelection:
+def pick(veiled, colors, tmp_path):
+    def pick(method: str, model=veiled, images=colors, **options) -> TimestepSelection:
         options = {"timesteps": TIMESTEPS, "feature": "blocks.1.value", "progress": False} | options
         options = {"cache_dir": tmp_path / "cache"} | options
         return select_timestep(model, images, method=method, **options)
@@ -75,8 +75,8 @@ def test_the_pick_is_stable_under_small_relative_changes_of_the_features(pick, v
 
 @pytest.mark.parametrize("method", [name for name in RULES if name != "fixed"])
 class TestNothingToChoose:
-    def test_images_that_are_all_the_same_are_refused(self, pick, colours, method):
-        copies = ImageData(colours.items[:1].repeat(12, 1, 1, 1), np.arange(12) % 2)
+    def test_images_that_are_all_the_same_are_refused(self, pick, colors, method):
+        copies = ImageData(colors.items[:1].repeat(12, 1, 1, 1), np.arange(12) % 2)
         with pytest.raises(ValueError, match="no timestep can be chosen: all 12 images of images are the same; give"):
             pick(method, images=copies)
 
@@ -124,7 +124,7 @@ class TestEqualScores:
         assert near_best([1e-8, -1e-8], scale=0.4).tolist() == [True, True]
 
 
-def test_mutual_neighbours_and_offsets_do_not_change_the_clusters():
+def test_mutual_neighbors_and_offsets_do_not_change_the_clusters():
     """Rounding of 1e-13 by an offset; k-means that compares trials breaks exact ties by it."""
     for seed in range(8):
         rng = np.random.default_rng(seed)

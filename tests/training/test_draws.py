@@ -50,7 +50,7 @@ def test_shapes_types_and_ranges():
 
 
 @pytest.mark.parametrize("axis", ["position", "epoch", "seed"])
-def test_neighbours_are_independent(axis):
+def test_neighbors_are_independent(axis):
     """Moments and correlations of 400 neighboring streams stay within five standard errors."""
     keys = {
         "position": [(0, 0, i) for i in range(400)],

@@ -37,7 +37,7 @@ def fill(metric: evaluate.Metric, predictions: Any, references: Any, batches: It
 
 
 @st.composite
-def labelled(draw: Any) -> tuple[np.ndarray, np.ndarray, Iterator[slice]]:
+def labeled(draw: Any) -> tuple[np.ndarray, np.ndarray, Iterator[slice]]:
     count = draw(st.integers(1, 30))
     predictions, references = (draw(hnp.arrays(np.int32, count, elements=st.integers(0, 5))) for _ in range(2))
     return predictions, references, chunks(draw, count)
@@ -68,7 +68,7 @@ def counted(predictions: list[np.ndarray], references: list[np.ndarray]) -> tupl
     return predicted[expected != IGNORED], expected[expected != IGNORED].astype(int)
 
 
-@given(labelled())
+@given(labeled())
 def test_accuracy(case):
     predictions, references, batches = case
     result = fill(Accuracy(), predictions, references, batches).compute()

@@ -25,13 +25,13 @@ class TestGate:
         assert selection.scores[0] > 0.9
         assert selection.options["num_epochs"] == 100
 
-    def test_cost_counts_the_passes_that_were_run(self, make_model, labelled):
+    def test_cost_counts_the_passes_that_were_run(self, make_model, labeled):
         model, passes = make_model(num_noise_draws=2), []
         model.patch_embedding.register_forward_hook(lambda module, args, output: passes.append(len(output)))
         model.layers[2].register_forward_hook(lambda *_: pytest.fail("the block after the feature was run"))
         options = {"timesteps": TIMESTEPS, "feature": "blocks.1.query", "progress": False, "batch_size": 7}
         selection = select_timestep(
-            model, labelled, method="gate", num_images=8, num_visited_timesteps=3, num_epochs=2, **options
+            model, labeled, method="gate", num_images=8, num_visited_timesteps=3, num_epochs=2, **options
         )
         assert selection.cost.forward_passes == 40 * 3 * 2 * 2
         assert sum(passes) == selection.cost.forward_passes + 1  # the pass that counts the FLOPs
@@ -48,20 +48,20 @@ class TestGate:
         assert run("gate", seed=1).scores != run("gate").scores
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_labels_may_be_any_integers(self, run, labelled):
-        renamed = ImageData(labelled.items, 7 - 10 * labelled.labels)
+    def test_labels_may_be_any_integers(self, run, labeled):
+        renamed = ImageData(labeled.items, 7 - 10 * labeled.labels)
         assert run("gate", images=renamed).timestep in TIMESTEPS
 
     @pytest.mark.parametrize(("labels", "message"), [(None, "needs labels; images has none"), ([1] * 40, "2 classes")])
-    def test_needs_labels_of_two_classes(self, run, labelled, labels, message):
+    def test_needs_labels_of_two_classes(self, run, labeled, labels, message):
         with pytest.raises(ValueError, match=message):
-            run("gate", images=ImageData(labelled.items, labels))
+            run("gate", images=ImageData(labeled.items, labels))
 
-    def test_noise_is_that_of_inference(self, run, model, labelled, monkeypatch):
+    def test_noise_is_that_of_inference(self, run, model, labeled, monkeypatch):
         """The features it reads are those that the model gives at the timestep by itself."""
         seen = []
         monkeypatch.setattr(TimestepGate, "observe", lambda self, pooled, losses, visits: seen.append((pooled, visits)))
-        images = labelled.subset([0, 1])
+        images = labeled.subset([0, 1])
         run("gate", images=images, num_visited_timesteps=4)
         (pooled, visits), *_ = seen
         expected = model.extract_features(torch.stack(images.items), timesteps=TIMESTEPS, output_format="pooled")

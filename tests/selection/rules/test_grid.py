@@ -10,15 +10,15 @@ from tests.selection.conftest import TIMESTEPS
 
 
 class TestGrid:
-    def test_scores_are_accuracies_of_probes_that_learn(self, run, labelled):
+    def test_scores_are_accuracies_of_probes_that_learn(self, run, labeled):
         selection = run("grid")
         assert selection.scores[0] > 0.9
         assert selection.cost.forward_passes == 40 * len(TIMESTEPS)
-        shuffled = np.random.default_rng(0).permutation(labelled.labels)
-        assert max(run("grid", images=ImageData(labelled.items, shuffled)).scores) < 0.9
+        shuffled = np.random.default_rng(0).permutation(labeled.labels)
+        assert max(run("grid", images=ImageData(labeled.items, shuffled)).scores) < 0.9
 
-    def test_validation_images_are_the_ones_given(self, run, labelled):
-        selection = run("grid", validation=labelled.subset(range(10)))
+    def test_validation_images_are_the_ones_given(self, run, labeled):
+        selection = run("grid", validation=labeled.subset(range(10)))
         assert selection.options["validation_images"] == 10
         assert selection.num_images == 40
 
