@@ -82,11 +82,11 @@ class NoisyPreTrainedModel(PreTrainedModel):
                 fields of the config. Anything else is a `TypeError`.
 
         Raises:
-            ImportError: this class is from a saved folder, and the package has not been imported.
+            ImportError: this class is from the code of a saved folder, not from the package.
         """
         if "diffusers" not in READERS:
             raise ImportError(
-                "from_diffusers needs the whole package: pip install aselect-hf, and import aselect_hf first"
+                "from_diffusers needs the whole package: pip install aselect-hf, and call it on the package's class"
             )
         return READERS["diffusers"](source, model_class=cls, **kwargs)
 
