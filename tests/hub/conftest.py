@@ -1,6 +1,7 @@
 """Fixtures: a loopback Hub, and a process of its own for the real client which talks to it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -42,8 +43,10 @@ class RemoteApi:
 
 
 def set_environment(environment: dict[str, str]) -> None:
+    """Forget the parent's variables, and the folder of remote code that a test may have put on its path."""
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:] = [folder for folder in sys.path if not folder.endswith(os.path.join("huggingface", "modules"))]
 
 
 def call_api(method: str, token: str | bool, *args: Any, **kwargs: Any) -> Any:
