@@ -33,7 +33,7 @@ def one_spelling(name: str) -> str:
 app = typer.Typer(
     help="Diffusion Transformers as vision backbones, at the timestep that their own features choose.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": one_spelling},
 )
@@ -47,10 +47,10 @@ def add(
     Args:
         example: arguments of `aselect`, for the end of the help.
         options: options of the library, see `as_command`; the help lists them under `heading`.
-        notes: Markdown for the end of the help.
+        notes: more text for the end of the help.
     """
     function = getattr(module, module.__name__.rpartition(".")[2])
-    app.command(epilog=f"Example: `aselect {example}`{notes}")(as_command(function, options, heading))
+    app.command(epilog=f"Example: aselect {example}{notes}")(as_command(function, options, heading))
 
 
 RULES = (rule_options(), "Options of rules", f"\n\nRules:\n\n{rules_table()}")

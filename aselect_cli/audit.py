@@ -44,7 +44,7 @@ def audit(
     """Check the timestep of a rule, of a saved selection, or a guess; write `audit.json` and `audit.png`.
 
     With labels, a small probe is trained at every timestep. Without labels, the pick is compared with that of an
-    independent rule. To audit a guess, use `--method fixed --timestep 50`.
+    independent rule. To audit a guess, use --method fixed --timestep 50.
 
     Exit codes: 0 trust, 3 uncertain, 4 do not trust, 2 a mistake in the command.
     """

@@ -15,7 +15,7 @@ def benchmark(
     model: opt.Model,
     *,
     feature: Annotated[
-        str | None, typer.Option(help="Feature, as `blocks.4.query` (default: the output of the middle block).")
+        str | None, typer.Option(help="Feature, as blocks.4.query (default: the output of the middle block).")
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,64",
     pixels: Annotated[bool, typer.Option(help="Also measure from pixels, if the model has a VAE.")] = True,

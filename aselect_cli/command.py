@@ -57,7 +57,8 @@ def as_command(
     switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
     parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in own]
     parameters += [*(_parameter(each, panel) for each in read.values()), switch]
-    run.__name__, run.__doc__, run.__module__ = function.__name__, function.__doc__, function.__module__
+    run.__name__, run.__module__ = function.__name__, function.__module__
+    run.__doc__ = (inspect.getdoc(function) or "").replace("`", "")  # a terminal shows no markup
     run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
@@ -66,6 +67,6 @@ def as_command(
 def _parameter(option: SourceOption, panel: str | None) -> inspect.Parameter:
     kind = str if option.type is list else option.type
     metavar = "NAME,NAME,..." if option.type is list else None
-    info = typer.Option(help=option.help, rich_help_panel=panel, metavar=metavar)
+    info = typer.Option(help=option.help.replace("`", ""), rich_help_panel=panel, metavar=metavar)
     annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -18,12 +18,12 @@ TRAIN_SPLIT = "train"
 
 def features(
     model: opt.Model,
-    data: Annotated[str | None, typer.Argument(help="Images, as for `select`; not needed with `--list`.")] = None,
+    data: Annotated[str | None, typer.Argument(help="Images, as for select; not needed with --list.")] = None,
     list_only: Annotated[bool, typer.Option("--list", help="List names and shapes of all features.")] = False,
     names: Annotated[
         str | None, typer.Option("--features", help="Names, separated by commas (default: the model's own).")
     ] = None,
-    timesteps: Annotated[str | None, typer.Option(help="Timesteps as `0,50,100` (default: the model's own).")] = None,
+    timesteps: Annotated[str | None, typer.Option(help="Timesteps as 0,50,100 (default: the model's own).")] = None,
     pool: Annotated[bool, typer.Option(help="Write the mean over tokens, or every token.")] = True,
     split: Annotated[str, typer.Option(help="Split to read.")] = TRAIN_SPLIT,
     image_column: opt.ImageColumn = "image",
@@ -37,7 +37,7 @@ def features(
 ) -> Answer:
     """Write features to a safetensors file, or list them.
 
-    The file also holds the `labels` (-1: none). Its metadata hold the names of the classes as JSON, `label_names`. Each
+    The file also holds the labels (-1: none). Its metadata hold the names of the classes as JSON, label_names. Each
     class has the same number as in the training split.
     """
     from aselect_cli.inputs import load_backbone, read_images

@@ -12,18 +12,18 @@ from aselect_cli.rules import complete_rule
 DTYPES = ("float32", "bfloat16", "float16")
 ON_ERROR = ("stop", "skip")
 
-Model = Annotated[str, typer.Argument(help="Checkpoint: a folder, a Hub id, or `sample` (ships with the package).")]
-Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or `sample` (ships with the package).")]
-Feature = Annotated[str | None, typer.Option(help="Feature, as `blocks.4.query` (default: the model's own).")]
+Model = Annotated[str, typer.Argument(help="Checkpoint: a folder, a Hub id, or sample (ships with the package).")]
+Data = Annotated[str, typer.Argument(help="Images: a folder, a Hub data set, or sample (ships with the package).")]
+Feature = Annotated[str | None, typer.Option(help="Feature, as blocks.4.query (default: the model's own).")]
 FeatureOrAuto = Annotated[
     str | None,
-    typer.Option(help="Feature, as `blocks.4.query`; `auto` also chooses the feature (default: the model's own)."),
+    typer.Option(help="Feature, as blocks.4.query; auto also chooses the feature (default: the model's own)."),
 ]
 Method = Annotated[
     str, typer.Option(help="Rule that chooses the timestep; the rules are listed below.", autocompletion=complete_rule)
 ]
 Timesteps = Annotated[
-    str | None, typer.Option(help="Candidates as `0,50,100`, or how many of the default ones (default: 20; gate: 16).")
+    str | None, typer.Option(help="Candidates as 0,50,100, or how many of the default ones (default: 20; gate: 16).")
 ]
 NumImages = Annotated[int | None, typer.Option(help="Number of random images for a rule (default: the rule's own).")]
 PoolSize = Annotated[

@@ -49,11 +49,11 @@ def rule_options() -> tuple[SourceOption, ...]:
 
 
 def rules_table() -> str:
-    """What each rule does, as a Markdown list."""
+    """What each rule does, as a list."""
     with_labels, without = automatic_rules()
-    lines = [f"- `auto` (the default): `{with_labels}` with labels, `{without}` without."]
+    lines = [f"- auto (the default): {with_labels} with labels, {without} without."]
     rules = sorted(read_rules(), key=lambda rule: [*LABELS].index(rule.labels))
-    lines += [f"- `{rule.name}` ({LABELS[rule.labels]}): {rule.explanation}" for rule in rules]
+    lines += [f"- {rule.name} ({LABELS[rule.labels]}): {rule.explanation}" for rule in rules]
     return "\n\n".join(lines)
 
 
