@@ -58,15 +58,20 @@ def as_command(
     parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in own]
     parameters += [*(_parameter(each, panel) for each in read.values()), switch]
     run.__name__, run.__module__ = function.__name__, function.__module__
-    run.__doc__ = (inspect.getdoc(function) or "").replace("`", "")  # a terminal shows no markup
+    run.__doc__ = _plain(inspect.getdoc(function) or "")
     run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
+def _plain(text: str) -> str:
+    """Text for a terminal, which shows no markup and wraps lines itself."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.replace("`", "").split("\n\n"))
+
+
 def _parameter(option: SourceOption, panel: str | None) -> inspect.Parameter:
     kind = str if option.type is list else option.type
     metavar = "NAME,NAME,..." if option.type is list else None
-    info = typer.Option(help=option.help.replace("`", ""), rich_help_panel=panel, metavar=metavar)
+    info = typer.Option(help=_plain(option.help), rich_help_panel=panel, metavar=metavar)
     annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
