@@ -52,11 +52,13 @@ def audit(
     from aselect_hf.audit import audit_timestep
     from aselect_hf.files import atomic_files, check_writable, read_json
     from aselect_hf.selection import TimestepSelection
+    from aselect_hf.selection.candidates import read_candidates
     from aselect_hf.selection.request import check_request
 
     check_request(method, options, feature)
     check_writable(output_dir / "audit.json")
     made = TimestepSelection.load(selection) if selection else None
+    candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
     result = audit_timestep(
         backbone,
@@ -64,7 +66,7 @@ def audit(
         method=method,
         selection=made,
         feature=feature,
-        timesteps=opt.candidates(timesteps),
+        timesteps=candidates,
         num_images=num_images,
         tolerance=tolerance,
         pool_size=pool_size,

@@ -32,15 +32,17 @@ def benchmark(
     """Measure speed and memory of your model, as it is and with a fixed timestep, against diffusers and a plain ViT."""
     from aselect_cli.inputs import load_backbone
     from aselect_hf.files import check_writable, read_json
+    from aselect_hf.selection.candidates import read_integers
     from aselect_hf.speed import benchmark_model
 
     check_writable(output)
+    sizes = read_integers(batch_sizes, "batch_sizes")
     backbone = load_backbone(model, device, dtype)
     result = benchmark_model(
         backbone,
         name=Path(model).name,
         feature=feature,
-        batch_sizes=opt.integers(batch_sizes, "batch_sizes"),
+        batch_sizes=sizes,
         pixels=pixels,
         rounds=rounds,
         max_seconds=max_seconds,

@@ -52,6 +52,7 @@ def compare(
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.data.splits import share_classes
     from aselect_hf.files import check_writable, read_json
+    from aselect_hf.selection.candidates import read_candidates
 
     rules = [name.strip() for name in methods.split(",")]
     shared = options_by_rule(rules, options)
@@ -59,6 +60,7 @@ def compare(
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     refuse_shared_splits({f"{name}_split": split for name, split in names.items()})
     check_writable(output_dir / "compare.json")
+    candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
     splits = {name: read_images(data, split, image_column, label_column) for name, split in names.items()}
     comparison = compare_strategies(
@@ -70,7 +72,7 @@ def compare(
         strategies=rules,
         feature=feature,
         strategy_options=shared,
-        timesteps=opt.candidates(timesteps),
+        timesteps=candidates,
         num_images=num_images,
         seed=seed,
         num_seeds=num_seeds,

@@ -43,7 +43,9 @@ def features(
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.data.extract import write_features
     from aselect_hf.files import check_writable
+    from aselect_hf.selection.candidates import read_integers
 
+    steps = read_integers(timesteps, "timesteps") if timesteps else None
     backbone = load_backbone(model, device, dtype)
     if list_only:
         return _list(backbone.config)
@@ -58,7 +60,7 @@ def features(
         images,
         output,
         features=names.split(",") if names else None,
-        timesteps=opt.integers(timesteps, "timesteps") if timesteps else None,
+        timesteps=steps,
         pool=pool,
         batch_size=batch_size,
     )

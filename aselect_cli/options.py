@@ -46,23 +46,3 @@ OutputDir = Annotated[Path, typer.Option(help="Folder to write to.")]
 CacheDir = Annotated[
     Path | None, typer.Option(help="Folder that keeps features between runs (default: in the cache of the Hub client).")
 ]
-
-
-def integers(text: str, name: str) -> list[int]:
-    """Integers from `"0,50,100"`.
-
-    Raises:
-        ValueError: the text is something else; the message calls it `name`.
-    """
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be integers such as '0,50,100'; got {text!r}") from None
-
-
-def candidates(text: str | None) -> list[int] | int | None:
-    """Candidate timesteps, or how many of the default ones."""
-    if text is None:
-        return None
-    values = integers(text, "timesteps")
-    return values[0] if len(values) == 1 else values

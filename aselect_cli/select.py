@@ -41,12 +41,14 @@ def select(
     from aselect_hf.conversion import save_model as write_model
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
     from aselect_hf.selection import select_timestep
+    from aselect_hf.selection.candidates import read_candidates
     from aselect_hf.selection.request import check_request
 
     check_request(method, options, feature)
     check_writable(output_dir / "selection.json")
     if save_model:
         check_absent(save_model)
+    candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
     images = read_images(data, split, image_column, label_column)
     images = images.sample(max_samples, seed, per_class=2).readable(on_error)
@@ -56,7 +58,7 @@ def select(
             images,
             method=method,
             feature=feature,
-            timesteps=opt.candidates(timesteps),
+            timesteps=candidates,
             num_images=num_images,
             seed=seed,
             batch_size=batch_size,

@@ -16,7 +16,7 @@ from aselect_hf.selection import TimestepSelection, default_timesteps, select_ti
 from aselect_hf.selection.rule import WITHOUT_LABELS
 
 NUM_AUDITED = 1000
-"""Default number of labeled images. With 500, errors are as large as typical regrets (`docs/evidence.md`)."""
+"""Default number of labeled images. With 500, the error of a regret is as large as the regrets that matter."""
 LEAST_CURVE = 3
 """Timesteps that two rules must both have scored before their curves are compared."""
 

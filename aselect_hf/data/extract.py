@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +13,11 @@ from tqdm.auto import tqdm
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import as_path, atomic_file, reserved_space
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 
 def write_features(
-    model: Any,
+    model: NoisyBackbone,
     images: ImageData,
     output: str | Path,
     *,
@@ -34,9 +34,8 @@ def write_features(
     the classes as JSON, `label_names`: null where labels are integers of the data set's own.
 
     Args:
-        model: the backbone.
         features: names, as `blocks.4.query` (default: the model's own).
-        timesteps: default: the model's own.
+        timesteps: in this order (default: the model's own).
         pool: whether to average over tokens.
         batch_size: images per batch.
 

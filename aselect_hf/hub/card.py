@@ -27,7 +27,7 @@ from aselect_hf.tasks import FEATURES, Task, task_of_class
 
 logger = logging.getLogger(__name__)
 
-TAGS = ["diffusion-transformer", "timestep-selection", "aselect_dit"]
+TAGS = ["diffusion-transformer", "timestep-selection"]
 WIDGET = [
     {"src": f"{SAMPLE_PICTURES}/{name}.jpg", "example_title": name.capitalize()}
     for name in ("tiger", "teapot", "palace")
@@ -174,7 +174,7 @@ class CardContent:
         return ModelCardData(
             library_name="transformers",
             pipeline_tag=self.task.pipeline,
-            tags=list(TAGS),
+            tags=[*TAGS, self.config.model_type],
             model_name=self.name if published else None,
             **{name: value for name, value in optional.items() if value},
         )

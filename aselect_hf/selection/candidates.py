@@ -55,3 +55,23 @@ def candidate_timesteps(
     if not candidates:
         raise ValueError("timesteps must not be empty")
     return candidates
+
+
+def read_integers(text: str, name: str) -> list[int]:
+    """Integers from `"0,50,100"`.
+
+    Raises:
+        ValueError: the text is something else; the message calls it `name`.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} must be integers such as '0,50,100'; got {text!r}") from None
+
+
+def read_candidates(text: str | None) -> list[int] | int | None:
+    """Candidate timesteps from `"0,50,100"`, or how many of the default ones from `"10"`; `None` if absent."""
+    if text is None:
+        return None
+    values = read_integers(text, "timesteps")
+    return values[0] if len(values) == 1 else values

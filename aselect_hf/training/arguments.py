@@ -16,6 +16,7 @@ from aselect_hf.data.sources import refuse_shared_splits
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import is_hub_id, local_name
 from aselect_hf.selection import AUTO, RULES
+from aselect_hf.selection.candidates import read_candidates
 from aselect_hf.selection.request import check_request, rules_with
 from aselect_hf.selection.rule import WITH_LABELS
 from aselect_hf.selection.rule_options import rule_option_fields
@@ -81,7 +82,7 @@ class TaskModelArguments(RuleOptions, ModelArguments):
     method: Method = argument(AUTO, f"Rule for the timestep: {', '.join((AUTO, *RULES))}.", ["timestep_selection"])
     timesteps: str | None = argument(None, "Candidates such as '0,50,100', or the number of default candidates.")
     num_images: int | None = argument(
-        None, "Training images for the rule (default: 64 for hfr, 256 or 500 for criteria).", ["num_selection_images"]
+        None, "Random training images for the rule (default: the rule's own number).", ["num_selection_images"]
     )
     num_visited_timesteps: Count = argument(2, "gate: Candidates that each image visits per step.")
     gate_learning_rate: float = argument(3e-3, "gate: Learning rate of the gate.")
@@ -105,6 +106,7 @@ class TaskModelArguments(RuleOptions, ModelArguments):
             if name not in rule.options:
                 raise ValueError(f"{name}={value} needs method={' or '.join(rules_with(name))}, got {self.method!r}")
         check_request(self.method, feature=self.feature)
+        read_candidates(self.timesteps)  # refuses a mistake before any work
         if self.freeze_backbone and self.lora_rank:
             raise ValueError("freeze_backbone and lora_rank cannot be combined")
 
@@ -118,13 +120,7 @@ class TaskModelArguments(RuleOptions, ModelArguments):
     @property
     def candidates(self) -> list[int] | int | None:
         """Candidate timesteps, or their number."""
-        if self.timesteps is None:
-            return None
-        try:
-            values = [int(part) for part in str(self.timesteps).split(",")]
-        except ValueError:
-            raise ValueError(f"timesteps must be integers such as '0,50,100'; got {self.timesteps!r}") from None
-        return values[0] if len(values) == 1 else values
+        return read_candidates(self.timesteps)
 
 
 @dataclass
