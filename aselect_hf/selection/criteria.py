@@ -104,6 +104,36 @@ def lidar(views: Array, *, shrinkage: float = 0.1, standardize: bool = True) -> 
     return _effective_rank(_principal(means)[1] ** 2)
 
 
+def icr(views: Array, *, shrinkage: float = 0.1) -> float:
+    """Invariant Contamination Ratio: how much views of one image differ, against images (Li et al., arXiv 2606.09718).
+
+    `1 / (1 + mean(lambda))`, where `lambda` are the eigenvalues of `S v = lambda X v`. `S` is the covariance of the
+    invariant parts, the means over views of one image; `X` is that of the residuals, the views less these means. Views
+    differ by a random crop, a flip and their noise; two are enough. The mean of the eigenvalues is `trace(X^-1 S) / d`,
+    where `d` is the rank of the views.
+
+    The paper adds a multiple of the identity to `X`. Here features are standardized, and `X` is shrunk toward its mean
+    variance, so that the result does not depend on scales (ours). `X` divides by `views - 1`, and the part of the
+    residuals that remains in the means of few views is subtracted from the trace (ours).
+
+    Returns:
+        0 (views of an image are the same) to 1 (images are no more different than views of one). Lower is better.
+    """
+    rows, (images, count, _) = _views(views)
+    left, scales = _principal(rows)
+    coordinates = (left * scales).reshape(images, count, -1)
+    means = coordinates.mean(axis=1)
+    residuals = (coordinates - means[:, None]).reshape(images * count, -1)
+    covariance = residuals.T @ residuals / (images * (count - 1))
+    variance = np.trace(covariance) / max(len(scales), 1)
+    if not variance > 0:
+        return 0.0 if len(scales) else 1.0
+    shrunk = (1 - shrinkage) * covariance + shrinkage * variance * np.eye(len(covariance))
+    invariant = means.T @ means / images - covariance / count
+    ratio = np.trace(np.linalg.solve(shrunk, invariant)) / len(scales)
+    return float(1 / (1 + max(ratio, 0.0)))
+
+
 def view_retrieval(views: Array, *, shrinkage: float = 0.1) -> float:
     """Share of images that are found again among other views: the mean of `retrieved`, from 0 to 1."""
     return float(retrieved(views, shrinkage=shrinkage).mean())

@@ -34,8 +34,8 @@ def check_request(method: str, options: Iterable[str] = (), feature: str | None 
     if feature == AUTO and method != AUTO and not rule.chooses_feature:
         choosing = [name for name, each in RULES.items() if each.chooses_feature]
         raise ValueError(
-            f"feature='auto' needs scores that can be compared between features; those of {method!r} cannot; "
-            f"methods that choose a feature are {', '.join(choosing)}"
+            f"feature='auto' needs labels, and scores that can be compared between features, not those of {method!r}; "
+            f"give a feature by name, or one of the methods {', '.join(choosing)}"
         )
 
 

@@ -57,8 +57,7 @@ class TimestepSelection(Record):
             score single images.
         feature_scores: scores of all candidate features by name; `None` if the feature was given.
         perturbed_timesteps: picks after random relative changes of 1e-5 in the features, about as much as processors
-            differ; all equal if the pick is stable. `None` for `hfr`, `grid`, `gate` and `fixed`, and for `consensus`
-            with `feature="auto"`.
+            differ; all equal if the pick is stable. `None` for `hfr`, `grid`, `gate` and `fixed`.
     """
 
     method: str

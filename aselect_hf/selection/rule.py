@@ -57,7 +57,8 @@ class Rule:
         num_images: default number of images; `None` for all.
         runs: default number of network runs per image and timestep.
         criterion: how it scores arrays; `None` if it trains (`grid`, `gate`) or scores nothing (`fixed`).
-        chooses_feature: whether its scores are comparable between features, so that it can choose one.
+        chooses_feature: whether its scores are comparable between features, so that it can choose one. Those of rules
+            without labels are not: what they chose was worse than the checkpoint's own feature.
         audited: whether a comparison may audit its pick.
         even_in_log_snr: whether its default candidates are even in log-SNR instead of dense at low noise.
         tasks: names of the tasks whose labels it can use.

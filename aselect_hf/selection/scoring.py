@@ -1,7 +1,7 @@
 """What rules with a criterion share: one sweep over all candidates, then a judge.
 
-With `feature="auto"`, one sweep gives the features of many blocks and kinds, and the best score chooses block, kind and
-timestep together.
+With `feature="auto"`, which needs labels, one sweep gives the features of many blocks and kinds, and the best score
+chooses block, kind and timestep together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ def select_without_labels(
     *,
     num_views: int | None = None,
     pool_size: int = 1,
-    kinds: Sequence[str] = KINDS,
     judge: Judge | None = None,
 ) -> TimestepSelection:
     """Select by the criterion of a rule without labels, on the views of the images that it sees.
@@ -48,7 +47,7 @@ def select_without_labels(
         judge: how to judge (default: by the criterion, with standard errors by the jackknife).
 
     Raises:
-        ValueError: fewer than 3 images or 2 views, NaN pixels, an unknown kind.
+        ValueError: fewer than 3 images or 2 views, NaN pixels.
     """
     rule = RULES[name]
     assert rule.criterion is not None
@@ -62,7 +61,7 @@ def select_without_labels(
     else:
         views = VIEWS[rule.criterion.sees](inputs, num_views)
     judge = judge or by_jackknife(rule, Jackknife.of(count, inputs.seed))
-    return select_by_judge(inputs, judge, views, rows, kinds, options | {"pool_size": pool_size})
+    return select_by_judge(inputs, judge, views, rows, options | {"pool_size": pool_size})
 
 
 def check_count(name: str, inputs: SelectionInputs) -> None:
@@ -74,9 +73,18 @@ def check_count(name: str, inputs: SelectionInputs) -> None:
 
 
 def select_by_judge(
-    inputs: SelectionInputs, judge: Judge, views: Views, rows: KeptRows, kinds: Sequence[str], options: dict[str, Any]
+    inputs: SelectionInputs,
+    judge: Judge,
+    views: Views,
+    rows: KeptRows,
+    options: dict[str, Any],
+    kinds: Sequence[str] = (),
 ) -> TimestepSelection:
-    """Judge every feature at every timestep and take the best."""
+    """Judge every feature at every timestep and take the best.
+
+    Args:
+        kinds: kinds of features to choose among if `feature` is `"auto"`.
+    """
     started, model, auto = time.perf_counter(), inputs.model, inputs.feature == AUTO
     features = _features_of(kinds, model.config) if auto else [inputs.feature]
     run: dict[str, Any] = {"batch_size": inputs.fixed_batch_size, "progress": inputs.progress, "name": judge.rule}
@@ -106,7 +114,7 @@ def select_by_judge(
         seed=inputs.seed,
         per_image_scores=np.stack(per_image, axis=1).tolist() if per_image else None,
         feature_scores=dict(zip(features, scores.tolist(), strict=True)) if auto else None,
-        perturbed_timesteps=None if auto and judge.together else _perturbed(inputs, judge, own),
+        perturbed_timesteps=_perturbed(inputs, judge, own),
     )
 
 

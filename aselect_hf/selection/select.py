@@ -49,7 +49,7 @@ def select_timestep(
             names see `ImageData.of`). `"gate"` needs classes.
         method: one of the rules below, or `"auto"`, see `automatic_method`.
         feature: `blocks.<i>.<kind>` (default: `model.config.feature`). `"auto"` chooses the feature together with the
-            timestep, if the rule can.
+            timestep, if the rule can; that takes labels.
         timesteps: candidates, or how many of the default ones (default: 20, dense at low noise; `"gate"`: 16, even in
             log-SNR).
         num_images: size of the random sample (default: the rule's own). For rules that need labels, images without a
@@ -81,7 +81,7 @@ def select_timestep(
         images = ImageData.of(images, num_images or RULES[WITH_LABELS].num_images)
         method = automatic_method(images)
         report_unused_labels(images, method)
-        check_request(method, options)
+        check_request(method, options, feature)
     rule = RULES[method]
     options = rule.renamed(options)
     candidates = candidate_timesteps(model.noise_schedule, timesteps, rule.even_in_log_snr)

@@ -102,13 +102,12 @@ def test_compare_hands_options_to_the_rules_that_have_them(aselect, checkpoint, 
 
 def test_select_has_the_options_of_every_rule(aselect, checkpoint, pictures, tmp_path):
     code, stdout, stderr = aselect(
-        "select", checkpoint, pictures, "--method", "lidar", "--feature", "auto", "--timesteps", "0,400",
-        "--num_views", "3", "--pool_size", "2", "--kinds", "query,hidden", "--output-dir", tmp_path / "out", "--json",
+        "select", checkpoint, pictures, "--method", "lidar", "--timesteps", "0,400", "--num_views", "3",
+        "--pool_size", "2", "--output-dir", tmp_path / "out", "--json",
     )  # fmt: skip
     assert code == 0, stderr
     found = json.loads(stdout)
     assert found["options"].items() >= {"num_views": 3, "pool_size": 2}.items()
-    assert {name.rpartition(".")[2] for name in found["feature_scores"]} == {"query", "hidden"}
 
 
 def test_convert_to_diffusers_and_back(aselect, checkpoint, make_model, tmp_path):

@@ -30,12 +30,12 @@ import pytest
         (["compare", "x", "y", "--strategies", "hfr", "--fixed-timestep", "5"], "timestep of 'fixed' is given, but"),
         (
             ["compare", "x", "y", "--methods", "hfr", "--num-views", "3"],
-            "num_views of 'lidar' or 'retrieval' or 'snr' is",
+            "num_views of 'icr' or 'lidar' or 'retrieval' or 'snr' is",
         ),
         (["audit", "x", "y", "--method", "fixed", "--cutoff", "0.3"], "cutoff is an option of hfr"),
         (
             ["select", "x", "y", "--method", "grid", "--num-views", "3"],
-            "num_views is an option of lidar, retrieval, snr",
+            "num_views is an option of icr, lidar, retrieval, snr",
         ),
         (["select", "x", "y", "--method", "hfr", "--search", "corse"], "'corse' is not one of 'full'"),
         (["select", "x", "y", "--seed", "one"], "Invalid value for '--seed'"),

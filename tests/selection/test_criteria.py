@@ -14,7 +14,12 @@ from sklearn.preprocessing import StandardScaler
 from aselect_hf.selection import criteria
 
 LABEL_FREE = {"rankme": criteria.rankme, "alpha_req": criteria.alpha_req}
-FROM_VIEWS = {"lidar": criteria.lidar, "view_retrieval": criteria.view_retrieval, "snr": criteria.signal_to_noise}
+FROM_VIEWS = {
+    "icr": criteria.icr,
+    "lidar": criteria.lidar,
+    "view_retrieval": criteria.view_retrieval,
+    "snr": criteria.signal_to_noise,
+}
 
 
 def ridge_loo(features, labels, groups=None):
@@ -170,6 +175,34 @@ class TestAlphaReQ:
         assert criteria.alpha_req(np.outer(draw(30), draw(8))) == -9
         assert criteria.alpha_req(np.ones((30, 8))) == -9
         assert criteria.alpha_req(self.of_decay(14, 30, 8), standardize=False) == -9
+
+
+class TestICR:
+    @pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+    def test_is_the_closed_form_of_isotropic_views(self, noise):
+        """Every eigenvalue is the variance between images over that within one."""
+        views = viewed(4000, 2, 4, noise) @ draw(4, 4)
+        assert criteria.icr(views, shrinkage=0) == pytest.approx(1 / (1 + 1 / noise**2), abs=0.02)
+
+    def test_is_the_papers_formula_without_shrinkage(self):
+        """Up to the part of the residuals that remains in the means of views, which lowers every eigenvalue."""
+        views = viewed(200, 5, 6, 0.7) @ draw(6, 6)
+        means = views.mean(axis=1)
+        residual = np.mean([np.cov(image.T) for image in views], axis=0)
+        invariant = np.cov(means.T, bias=True) - residual / 5
+        eigenvalues = np.linalg.eigvals(np.linalg.solve(residual, invariant)).real
+        assert criteria.icr(views, shrinkage=0) == pytest.approx(1 / (1 + eigenvalues.mean()), rel=1e-6)
+
+    @pytest.mark.parametrize("width", [5, 200])
+    def test_ends_of_the_range(self, width):
+        assert criteria.icr(viewed(30, 2, width, 0.0)) == pytest.approx(0, abs=1e-6)
+        assert criteria.icr(draw(1000, 2, width)) > 0.9
+        assert criteria.icr(np.ones((30, 2, width))) == 1
+
+    @given(seed=seeds)
+    def test_grows_with_the_noise_between_views(self, seed):
+        found = [criteria.icr(viewed(60, 2, 8, noise, seed)) for noise in (0.2, 0.6, 1.5)]
+        assert found == sorted(found)
 
 
 class TestLiDAR:

@@ -15,9 +15,10 @@ from aselect_hf.selection.scoring import KINDS
 from tests.selection.test_criteria import knn_loo, ridge_loo
 
 TIMESTEPS = [10, 20, 30, 40]
-METHODS = [name for name, rule in RULES.items() if rule.chooses_feature]
+METHODS = [name for name, rule in RULES.items() if rule.criterion is not None and name != "hfr"]
+CHOOSING = [name for name in METHODS if RULES[name].chooses_feature]
 FEW_LABELS = [name for name in METHODS if RULES[name].labels == "few" and not RULES[name].parts]
-VIEWS = {"lidar": 4, "retrieval": 2, "snr": 2}
+VIEWS = {"icr": 2, "lidar": 4, "retrieval": 2, "snr": 2}
 
 
 class PlantedModel(ASelectDiTModel):
@@ -89,23 +90,6 @@ class TestEveryCriterion:
         assert max(selection.scores) > max(others)
         assert selection.feature == "blocks.1.value"
         assert selection.feature_scores is None
-
-    def test_the_planted_feature_is_found(self, planted, labeled, method, tmp_path):
-        selection = run(planted, labeled, method, feature="auto")
-        assert (selection.feature, selection.timestep) == PlantedModel.planted
-        assert list(selection.feature_scores) == [f"blocks.{block}.{kind}" for block in range(3) for kind in KINDS]
-        curve = selection.feature_scores["blocks.1.value"]
-        assert curve == (selection.options["first_scores"] if method == "shortlist" else selection.scores)
-        assert TimestepSelection.load(selection.save(tmp_path / "selection.json")) == selection
-        selection.apply(planted).save_pretrained(tmp_path / "model")
-        config = ASelectDiTModel.from_pretrained(tmp_path / "model").config
-        assert (config.feature, config.timestep) == PlantedModel.planted
-        assert config.selection["method"] == method
-
-    def test_all_features_cost_one_sweep(self, planted, labeled, method):
-        one, every = (run(planted, labeled, method, feature=feature).cost for feature in ("blocks.2.hidden", "auto"))
-        assert one.forward_passes == every.forward_passes
-        assert every.flops < 1.2 * one.flops
 
     def test_batching_changes_nothing(self, model, labeled, method):
         expected = run(model, labeled, method)
@@ -227,6 +211,26 @@ class TestSegmentation:
             run(model, ImageData(blocks.items, blocks.labels), "ridge", task="segmentation")
 
 
+@pytest.mark.parametrize("method", CHOOSING)
+class TestChoiceOfTheFeature:
+    def test_the_planted_feature_is_found(self, planted, labeled, method, tmp_path):
+        selection = run(planted, labeled, method, feature="auto")
+        assert (selection.feature, selection.timestep) == PlantedModel.planted
+        assert list(selection.feature_scores) == [f"blocks.{block}.{kind}" for block in range(3) for kind in KINDS]
+        curve = selection.feature_scores["blocks.1.value"]
+        assert curve == selection.scores
+        assert TimestepSelection.load(selection.save(tmp_path / "selection.json")) == selection
+        selection.apply(planted).save_pretrained(tmp_path / "model")
+        config = ASelectDiTModel.from_pretrained(tmp_path / "model").config
+        assert (config.feature, config.timestep) == PlantedModel.planted
+        assert config.selection["method"] == method
+
+    def test_all_features_cost_one_sweep(self, planted, labeled, method):
+        one, every = (run(planted, labeled, method, feature=feature).cost for feature in ("blocks.2.hidden", "auto"))
+        assert one.forward_passes == every.forward_passes
+        assert every.flops < 1.2 * one.flops
+
+
 class TestShortlist:
     def test_the_second_confirms_the_firsts_best(self, planted, labeled):
         selection = run(planted, labeled, "shortlist", first="snr", second="knn", num_candidates=2)
@@ -252,18 +256,18 @@ def test_default_numbers_of_images(model, normal):
         (
             "hfr",
             {"feature": "auto"},
-            f"those of 'hfr' cannot; methods that choose a feature are {', '.join(METHODS)}$",
+            f"not those of 'hfr'; give a feature by name, or one of the methods {', '.join(CHOOSING)}$",
         ),
-        ("grid", {"feature": "auto"}, "methods that choose a feature are consensus"),
-        ("rankme", {"feature": "auto", "kinds": ["output"]}, "kinds must be a list of names out of attention_norm"),
-        ("rankme", {"feature": "auto", "kinds": []}, "kinds must be a list of names"),
-        ("rankme", {"num_views": 2}, "no option num_views; accepted are pool_size, kinds"),
+        ("consensus", {"feature": "auto"}, "feature='auto' needs labels"),
+        ("ridge", {"feature": "auto", "kinds": ["output"]}, "kinds must be a list of names out of attention_norm"),
+        ("ridge", {"feature": "auto", "kinds": []}, "kinds must be a list of names"),
+        ("rankme", {"num_views": 2}, "no option num_views; accepted are pool_size"),
         ("rankme", {"pool_size": 5}, r"pool_size must be in 1\.\.4"),
         ("lidar", {"num_views": 1}, "num_views must be at least 2, got 1"),
         ("snr", {"num_images": 2}, "snr needs at least 3 images for its standard errors, got 2"),
         ("knn", {"neighbors": 0}, "neighbors must be at least 1, got 0"),
         ("ridge", {"task": "depth"}, "task must be one of classification, segmentation; got 'depth'"),
-        ("shortlist", {"first": "hfr"}, "first must be one of consensus, .*, rankme, .*; got 'hfr'"),
+        ("shortlist", {"first": "grid"}, "first must be one of consensus, .*, hfr, .*; got 'grid'"),
         ("shortlist", {"num_candidates": 1}, "num_candidates must be at least 2, got 1"),
     ],
     ids=str,

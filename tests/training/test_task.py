@@ -112,7 +112,7 @@ def test_options_of_the_rule_reach_it(run):
 
 def test_the_feature_is_chosen_together_with_the_timestep(run, tmp_path):
     """And the blocks up to it train, whichever it is."""
-    flags = ["--method", "rankme", "--feature", "auto", "--kinds", "mlp", "--pool_size", "2"]
+    flags = ["--method", "logme", "--feature", "auto", "--kinds", "mlp", "--pool_size", "2"]
     selection = run("classify", *flags, "--denoising_loss_weight", "0").selection
     assert len(selection.feature_scores) == load_model("sample").config.num_hidden_layers
     assert selection.options.items() >= {"feature": "auto", "kinds": ["mlp"], "pool_size": 2}.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, Judged
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.selection.rule import Criterion, rule
-from aselect_hf.selection.scoring import KINDS, select_without_labels
+from aselect_hf.selection.scoring import select_without_labels
 from aselect_hf.selection.uncertainty import Evidence, Jackknife
 
 logger = logging.get_logger(__name__)
@@ -28,24 +27,22 @@ SCORE_NAME = "LogME of the clusters that timesteps agree on"
     labels="none",
     explanation="Takes the timestep whose features best recover the clusters of images that all timesteps agree on.",
     num_images=256,
-    chooses_feature=True,
     criterion=Criterion(lambda candidates: consensus(candidates).scores, "images", SCORE_NAME, together=True),
 )
-def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS) -> TimestepSelection:
+def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1) -> TimestepSelection:
     """Score each candidate by `criteria.consensus`, with the stored noise.
 
-    With `feature="auto"` all features share the clusters. The jackknife of the standard errors keeps them fixed.
+    The jackknife of the standard errors keeps the clusters fixed.
 
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
     count = len(inputs.images)
     if count < LEAST_FOR_CLUSTERS:
         logger.warning("consensus has %d images: with fewer than %d it is often far off", count, LEAST_FOR_CLUSTERS)
     jackknife = Jackknife.of(count, inputs.seed)
     judge = Judge("consensus", SCORE_NAME, partial(_judge, jackknife=jackknife, seed=inputs.seed), together=True)
-    return select_without_labels(inputs, "consensus", pool_size=pool_size, kinds=kinds, judge=judge)
+    return select_without_labels(inputs, "consensus", pool_size=pool_size, judge=judge)
 
 
 def _judge(candidates: list[np.ndarray], jackknife: Jackknife, seed: int) -> Judged:

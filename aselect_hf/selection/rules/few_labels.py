@@ -79,7 +79,7 @@ def select_ridge(
     """
     data = labeled_rows("ridge", inputs, task, pool_size, max_tokens)
     judge = _by_classes("ridge", data, partial(ridge_classes, labels=data.labels, images=data.images), inputs.seed)
-    return select_by_judge(inputs, judge, data.views, data.rows, kinds, data.options)
+    return select_by_judge(inputs, judge, data.views, data.rows, data.options, kinds)
 
 
 @rule(
@@ -118,7 +118,7 @@ def select_knn(
     classes = partial(knn_classes, labels=data.labels, images=data.images, neighbors=neighbors)
     judge = _by_classes("knn", data, classes, inputs.seed)
     options = {"neighbors": neighbors} | data.options
-    return select_by_judge(inputs, judge, data.views, data.rows, kinds, options)
+    return select_by_judge(inputs, judge, data.views, data.rows, options, kinds)
 
 
 @rule(
@@ -152,7 +152,7 @@ def select_logme(
     strata = data.labels if data.images is None else None
     jackknife = Jackknife.of(len(data.labels), inputs.seed, data.images, strata)
     judge = by_jackknife(RULES["logme"], jackknife, data.labels, data.images)
-    return select_by_judge(inputs, judge, data.views, data.rows, kinds, data.options)
+    return select_by_judge(inputs, judge, data.views, data.rows, data.options, kinds)
 
 
 def _by_classes(name: str, data: LabeledRows, predict: partial[np.ndarray], seed: int) -> Judge:

@@ -34,7 +34,6 @@ def shortlisted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     "by default with a few labels.",
     num_images=500,
     runs=3,
-    chooses_feature=True,
     criterion=Criterion(shortlisted, "scores", "the second rule's"),
     parts=("first", "second"),
 )
@@ -44,7 +43,7 @@ def select_shortlist(
     """Score the best candidates of one rule by another, each with its default options.
 
     The result is that of the second rule on the shortlist; its options hold the scores of the first. A first rule
-    without labels sees at most its default number of images. With `feature="auto"`, the first rule chooses the feature.
+    without labels sees at most its default number of images.
 
     Args:
         first: Rule that makes the shortlist (default: retrieval).
@@ -54,7 +53,7 @@ def select_shortlist(
     Raises:
         ValueError: an unknown name, a shortlist shorter than 2, and the errors of both rules.
     """
-    names = [name for name, each in RULES.items() if each.chooses_feature and not each.parts]
+    names = [name for name, each in RULES.items() if each.criterion is not None and not each.parts]
     for argument, name in (("first", first), ("second", second)):
         if name not in names:
             raise ValueError(f"{argument} must be one of {', '.join(names)}; got {name!r}")
@@ -69,7 +68,7 @@ def select_shortlist(
     for doubt in listed.doubts():
         logger.warning("%s", doubt)
     timesteps = sorted(listed.timesteps[index] for index in ranking(listed.scores)[:num_candidates])
-    chosen = RULES[second].select(replace(inputs, feature=listed.feature, timesteps=timesteps))
+    chosen = RULES[second].select(replace(inputs, timesteps=timesteps))
     options: dict[str, Any] = {"first": first, "second": second, "num_candidates": num_candidates}
     options |= {"first_timesteps": listed.timesteps, "first_scores": listed.scores, "first_images": listed.num_images}
     return replace(
@@ -77,5 +76,4 @@ def select_shortlist(
         method="shortlist",
         cost=listed.cost + chosen.cost,
         options=options | chosen.options,
-        feature_scores=listed.feature_scores,
     )

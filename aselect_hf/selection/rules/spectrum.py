@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from aselect_hf.selection import criteria
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.selection.rule import Criterion, rule
-from aselect_hf.selection.scoring import KINDS, select_without_labels
+from aselect_hf.selection.scoring import select_without_labels
 
 
 @rule(
@@ -16,17 +14,15 @@ from aselect_hf.selection.scoring import KINDS, select_without_labels
     labels="none",
     explanation="Takes the timestep whose features have the highest effective rank over images (RankMe).",
     num_images=256,
-    chooses_feature=True,
     criterion=Criterion(criteria.rankme, "images", "RankMe (effective rank)"),
 )
-def select_rankme(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS) -> TimestepSelection:
+def select_rankme(inputs: SelectionInputs, *, pool_size: int = 1) -> TimestepSelection:
     """Score each candidate by `criteria.rankme`, with the stored noise.
 
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
-    return select_without_labels(inputs, "rankme", pool_size=pool_size, kinds=kinds)
+    return select_without_labels(inputs, "rankme", pool_size=pool_size)
 
 
 @rule(
@@ -34,14 +30,12 @@ def select_rankme(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequenc
     labels="none",
     explanation="Takes the timestep whose feature spectrum falls most nearly as one over the rank (alpha-ReQ).",
     num_images=256,
-    chooses_feature=True,
     criterion=Criterion(criteria.alpha_req, "images", "alpha-ReQ (-|alpha - 1|)"),
 )
-def select_alpha_req(inputs: SelectionInputs, *, pool_size: int = 1, kinds: Sequence[str] = KINDS) -> TimestepSelection:
+def select_alpha_req(inputs: SelectionInputs, *, pool_size: int = 1) -> TimestepSelection:
     """Score each candidate by `criteria.alpha_req`, with the stored noise.
 
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
-        kinds: Kinds to choose among if `feature` is "auto" (default: query, key, value, attention, mlp, hidden).
     """
-    return select_without_labels(inputs, "alpha_req", pool_size=pool_size, kinds=kinds)
+    return select_without_labels(inputs, "alpha_req", pool_size=pool_size)
