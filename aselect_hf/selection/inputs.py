@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,14 @@ class SelectionInputs:
                 "check the images and the weights" + ("" if dtype == "float32" else ", or load the model in float32")
             )
 
-    def latents(self, data: ImageData, *, whole_image: bool = False) -> tuple[torch.Tensor, float]:
+    def latents(
+        self, data: ImageData, *, whole_image: bool = False, deviations: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, float]:
         """The network's clean input for every image. A VAE's latents are cached under `cache_dir/latents`.
+
+        Args:
+            deviations: standard normal, of the shape of the result: samples of the VAE's posterior instead of its mean.
+                Without effect in pixel space and with an `AutoencoderTiny`, where nothing is random.
 
         Returns:
             `(images, channels, height, width)` float32 on the CPU, and the seconds that encoding all of them takes.
@@ -72,7 +79,12 @@ class SelectionInputs:
             parts = [model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]
             return torch.cat(parts), time.perf_counter() - started
         folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
-        cache = cached_latents(
-            model, data, whole_image=whole_image, batch_size=batch_size, cache_dir=folder, progress=self.progress
-        )
-        return cache.gather(range(len(data))).float(), cache.seconds
+        if type(model.vae).__name__ == "AutoencoderTiny":
+            deviations = None
+        options: dict[str, Any] = {"whole_image": whole_image, "batch_size": batch_size}
+        options["log_variance"] = deviations is not None
+        cache = cached_latents(model, data, cache_dir=folder, progress=self.progress, **options)
+        latents = cache.gather(range(len(data))).float()
+        if deviations is not None:
+            latents += (cache.log_variance(range(len(data))).float() / 2).exp() * deviations
+        return latents, cache.seconds

@@ -20,7 +20,7 @@ WITH_LABELS, WITHOUT_LABELS = "logme", "consensus"
 """The rules of `method="auto"`, with labels of two classes and without; `docs/evidence.md` says why."""
 
 Labels = Literal["none", "few", "all"]
-Seen = Literal["images", "augmented views", "noise views", "ratios", "labeled rows", "scores"]
+Seen = Literal["images", "augmented views", "noise views", "ratios", "sequence ratios", "labeled rows", "scores"]
 Select = Callable[..., "TimestepSelection"]
 
 
@@ -32,8 +32,9 @@ class Criterion:
         score: `score(values)`; for `"labeled rows"`, `score(values, labels, images)`.
         sees: what the `values` of a candidate are. `"images"`: `(images, width)`, with the stored noise.
             `"augmented views"`, `"noise views"`: `(images, views, width)`, of random crops or of fresh noise.
-            `"ratios"`: `(images, 2)`, HFR of the image and of its noise. `"labeled rows"`: `(rows, width)`, one row
-            per image or per token; for tokens, `images` holds the image of each. `"scores"`: curves of other rules.
+            `"ratios"`: `(images, 2)`, HFR of the image and of its noise. `"sequence ratios"`: `(images,)`, HFR over the
+            token sequence, of sampled latents. `"labeled rows"`: `(rows, width)`, one row per image or per token; for
+            tokens, `images` holds the image of each. `"scores"`: curves of other rules.
         score_name: what a score is called.
         together: whether a score depends on the other candidates. If so, `score` takes a list with the values of all
             candidates and returns all scores.

@@ -45,6 +45,8 @@ class HFRSweep:
         spectrum_options: options of `high_frequency_ratio`.
         standardize: standardize channels over all images of a timestep first; every call must then ask for all images.
         noise_correction: subtract the ratios of noise in `scores`.
+        control: also run the noise alone.
+        sample_latents: draw each image's latents from the VAE's posterior, once, instead of taking its mean.
 
     Attributes:
         raw, control: `(images, candidates)`, ratios of the images and of their noise; NaN if not yet computed.
@@ -57,17 +59,23 @@ class HFRSweep:
         spectrum_options: dict[str, Any],
         standardize: bool = False,
         noise_correction: bool = True,
+        *,
+        control: bool = True,
+        sample_latents: bool = False,
     ) -> None:
         self.inputs, self.spectrum_options = inputs, spectrum_options
         self.standardize, self.noise_correction = standardize, noise_correction
+        self.weights = (1.0, 0.0) if control else (1.0,)
         self.seconds = 0.0
         count = len(inputs.images)
         self.raw, self.control = np.full((2, count, len(inputs.timesteps)), np.nan)
         shape = latent_shape(inputs.model, inputs.images)
-        self.noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(inputs.seed))
+        generator = torch.Generator().manual_seed(inputs.seed)
+        self.noise = torch.randn((count, *shape), generator=generator)
+        self.deviations = torch.randn((count, *shape), generator=generator) if sample_latents else None
         self.latents = torch.empty(0, *shape)
         self.batch_size = inputs.batch_size or LARGEST_BATCH.get(inputs.model.device.type, LARGEST_ELSEWHERE)
-        self.bar = tqdm(total=2 * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
+        self.bar = tqdm(total=len(self.weights) * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
 
     def scores(self, candidates: list[int], num_images: int) -> np.ndarray:
         """Scores of the first images at candidates, given by index: `(num_images, len(candidates))`."""
@@ -83,13 +91,15 @@ class HFRSweep:
         if not len(images):
             return
         columns = columns[missing]
-        ratios = self._ratios(np.tile(images, 2), np.tile(columns, 2), np.repeat([1.0, 0.0], len(images)))
-        self.raw[images, columns], self.control[images, columns] = ratios.reshape(2, -1)
+        runs = len(self.weights)
+        ratios = self._ratios(np.tile(images, runs), np.tile(columns, runs), np.repeat(self.weights, len(images)))
+        for kind, values in zip((self.raw, self.control), ratios.reshape(runs, -1), strict=False):
+            kind[images, columns] = values
 
     def cost(self) -> SelectionCost:
         """Cost of everything so far, with the time that encoding takes without a cache."""
         self.bar.close()
-        model, passes = self.inputs.model, 2 * int(np.isfinite(self.raw).sum())
+        model, passes = self.inputs.model, len(self.weights) * int(np.isfinite(self.raw).sum())
         flops = len(self.latents) * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
         return SelectionCost(passes, self.seconds, flops)
 
@@ -99,7 +109,8 @@ class HFRSweep:
         if not missing:
             return
         images = self.inputs.images.subset(missing) if len(missing) < len(self.inputs.images) else self.inputs.images
-        new, seconds = self.inputs.latents(images)
+        deviations = None if self.deviations is None else self.deviations[missing.start : missing.stop]
+        new, seconds = self.inputs.latents(images, deviations=deviations)
         self.seconds += seconds
         self.latents = torch.cat([self.latents, new])
 

@@ -21,6 +21,7 @@ from aselect_hf.selection.feature_sweep import VIEWS, Views, noise_views, stored
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.rule import Rule
+from aselect_hf.selection.rules.hfr import AUTHORS_SPECTRUM
 from aselect_hf.selection.scoring import KINDS
 from aselect_hf.selection.tokens import choose_tokens
 from aselect_hf.tasks import Task
@@ -144,8 +145,8 @@ class Sources:
             return self._rows(self.train, features, model)
         if source == "images":
             return self._image_means(features, model)
-        if source == "ratios":
-            return self._ratios(self._viewed.subset(range(min(RATIOED, len(self._viewed)))))
+        if source in ("ratios", "sequence ratios"):
+            return self._ratios(source, self._viewed.subset(range(min(RATIOED, len(self._viewed)))))
         raise KeyError(f"{source} are seen with a number of views: seen_by")
 
     @property
@@ -179,23 +180,26 @@ class Sources:
         ).values
 
     @torch.no_grad()
-    def _ratios(self, some: ImageData) -> Features:
-        """As `select_timestep(method="hfr")`, of all features in one sweep: image and control, `(..., images, 2)`."""
-        model, features = self.model, self.features
-        views = noise_views(self._inputs(some), 1)
-        latents, noise = views.latents[0], views.noise[0, 0]
+    def _ratios(self, source: str, some: ImageData) -> Features:
+        """As the HFR rules, of all features in one sweep: image and control `(..., images, 2)`, or `(..., images)`."""
+        model, features, paired = self.model, self.features, source == "ratios"
+        options = {} if paired else AUTHORS_SPECTRUM
+        noise = noise_views(self._inputs(some), 1).noise[0, 0]
+        deviations = None if paired else torch.randn(noise.shape, generator=torch.Generator().manual_seed(1))
+        latents = self._inputs(some).latents(some, deviations=deviations)[0].to(noise.device)
         grid = model.grid_size(latents)
-        ratios = {name: np.empty((len(self.timesteps), len(some), 2)) for name in features}
-        for column, t in enumerate(tqdm(self.timesteps, desc="hfr", unit="timestep")):
-            for kind, signal in enumerate((latents, torch.zeros_like(latents))):
+        signals = (latents, torch.zeros_like(latents)) if paired else (latents,)
+        ratios = {name: np.empty((len(self.timesteps), len(some), len(signals))) for name in features}
+        for column, t in enumerate(tqdm(self.timesteps, desc=source, unit="timestep")):
+            for kind, signal in enumerate(signals):
                 noisy = model.noise_schedule.add_noise(signal, noise, t)
                 for first in range(0, len(some), BATCH):
                     part = noisy[first : first + BATCH]
                     steps = torch.full((len(part),), t, device=part.device)
                     for name, tokens in model.features_of_noisy(part, steps, features).items():
-                        found = high_frequency_ratio(tokens.float(), grid).cpu().numpy()
+                        found = high_frequency_ratio(tokens.float(), grid, **options).cpu().numpy()
                         ratios[name][column, first : first + len(part), kind] = found
-        return ratios
+        return ratios if paired else {name: found[..., 0] for name, found in ratios.items()}
 
 
 def _validation(source: str, masks: bool) -> ImageData | None:

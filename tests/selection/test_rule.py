@@ -51,7 +51,6 @@ def spread(features: np.ndarray) -> float:
     labels="none",
     explanation="Takes the timestep whose features differ most between images.",
     num_images=128,
-    chooses_feature=True,
     criterion=Criterion(spread, "images", "mean deviation"),
 )
 def select_spread(inputs: SelectionInputs, *, pool_size: int = 1, salt: float | None = None) -> TimestepSelection:
@@ -88,8 +87,6 @@ class TestANewRule:
         selection = select_timestep(model, images, method="spread", salt=0.5, pool_size=2, **RUN)
         assert (selection.method, selection.score_name) == ("spread", "mean deviation")
         assert len(selection.scores) == len(selection.standard_errors) == len(selection.perturbed_timesteps) == 3
-        chosen = select_timestep(model, images, method="spread", feature="auto", **RUN)
-        assert max(map(max, chosen.feature_scores.values())) == max(chosen.scores)
         assert select_timestep(model, images, method="shortlist", first="spread", **RUN).options["first"] == "spread"
 
     def test_is_named_where_requests_are_refused(self, spread):
@@ -99,8 +96,8 @@ class TestANewRule:
             check_request("hfr", ["salt"])
         with pytest.raises(ValueError, match="no option cutoff; accepted are pool_size, salt; cutoff is an option of"):
             check_strategies(["spread"], {"spread": {"cutoff": 0.2}})
-        with pytest.raises(ValueError, match=r"methods that choose a feature are .*, spread$"):
-            check_request("hfr", feature="auto")
+        with pytest.raises(ValueError, match=r"not those of 'spread'; give a feature by name"):
+            check_request("spread", feature="auto")
 
     def test_is_compared_and_audited(self, spread, model, images, tmp_path):
         splits = {name: images for name in ("train", "validation", "test")}

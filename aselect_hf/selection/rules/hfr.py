@@ -18,8 +18,10 @@ from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.selection.rule import Criterion, rule
 from aselect_hf.selection.search import SEARCHES, choose
 from aselect_hf.selection.sweep import HFRSweep
+from aselect_hf.selection.ties import best_of
 
 SCORE_NAME = "HFR minus HFR of pure noise"
+AUTHORS_SPECTRUM: dict[str, Any] = {"cutoff": 0.15, "dims": 1, "spectrum": "power", "remove_mean": False}
 
 
 def hfr_score(ratios: np.ndarray, noise_correction: bool = True) -> float:
@@ -115,4 +117,50 @@ def select_hfr(
         raw_scores=np.nanmean(raw, axis=0).tolist(),
         control_scores=np.nanmean(control, axis=0).tolist(),
         per_image_scores=[[None if np.isnan(score) else float(score) for score in row] for row in per_image],
+    )
+
+
+def raw_score(ratios: np.ndarray) -> float:
+    """Mean of the images' ratios `(images,)`."""
+    return float(ratios.mean())
+
+
+@rule(
+    "hfr_authors",
+    labels="none",
+    explanation="Takes the timestep with the highest High-Frequency Ratio as the authors of A-SelecT configure it: "
+    "over the token sequence, of sampled latents, without a correction for noise.",
+    num_images=64,
+    criterion=Criterion(raw_score, "sequence ratios", "HFR over the token sequence"),
+)
+def select_hfr_authors(inputs: SelectionInputs) -> TimestepSelection:
+    """Score each candidate by HFR with the settings in the authors' public configuration.
+
+    The spectrum is 1-D over the token sequence with a cutoff of 0.15, latents are samples of the VAE's posterior, and
+    each image has noise of its own. The authors' code of the ratio itself is not public: the power spectrum, its bins
+    and the averaging are those of `high_frequency_ratio` (ours).
+
+    Raises:
+        ValueError: fewer than 2 images, NaN pixels.
+    """
+    count = len(inputs.images)
+    if count < 2:
+        raise ValueError(f"hfr_authors needs at least 2 images for its standard errors, got {count}")
+    sweep = HFRSweep(inputs, AUTHORS_SPECTRUM, noise_correction=False, control=False, sample_latents=True)
+    per_image = sweep.scores([*range(len(inputs.timesteps))], count)
+    scores = per_image.mean(axis=0)
+    return TimestepSelection(
+        method="hfr_authors",
+        feature=inputs.feature,
+        timestep=inputs.timesteps[best_of(scores)],
+        timesteps=inputs.timesteps,
+        scores=scores.tolist(),
+        standard_errors=(per_image.std(axis=0, ddof=1) / count**0.5).tolist(),
+        cost=sweep.cost(),
+        schedule=inputs.model.noise_schedule.to_dict(),
+        score_name="HFR over the token sequence",
+        options=AUTHORS_SPECTRUM | {"noise_correction": False, "latents": "sampled"},
+        num_images=count,
+        seed=inputs.seed,
+        per_image_scores=per_image.tolist(),
     )

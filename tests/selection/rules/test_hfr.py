@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -43,6 +44,32 @@ class TestHFR:
         np.testing.assert_allclose(selection.scores, np.mean(selection.per_image_scores, axis=0), atol=1e-9)
         deviation = np.std(selection.per_image_scores, axis=0, ddof=1) / 3**0.5
         np.testing.assert_allclose(selection.standard_errors, deviation, atol=1e-9)
+
+    def test_the_authors_variant_is_hfr_over_the_sequence_uncorrected(self, run, model, normal):
+        images = normal(3, 2, 8, 8, seed=5)
+        selection = run("hfr_authors", images=images, seed=4, feature="blocks.1.key")
+        ours = run("hfr", images=images, seed=4, feature="blocks.1.key", dims=1, noise_correction=False)
+        assert selection.scores == ours.scores
+        assert selection.timestep == ours.timestep
+        assert 2 * selection.cost.forward_passes == ours.cost.forward_passes
+
+    def test_the_authors_variant_samples_latents(self, make_model, tiny_kl, normal, tmp_path):
+        """From the posterior of every image, once, so that all timesteps see the same sample."""
+        vae_config = dict(tiny_kl.config) | {"_class_name": "AutoencoderKL"}
+        model = make_model(num_channels=tiny_kl.config.latent_channels, vae_config=vae_config, vae_decoder=False)
+        model.vae.load_state_dict(tiny_kl.state_dict(), strict=False)
+        pixels = normal(3, 3, 16, 16)
+        options = {"timesteps": TIMESTEPS, "seed": 4, "cache_dir": tmp_path, "progress": False}
+        found = select_timestep(model, pixels, method="hfr_authors", **options)
+        mean, log_variance = model.encode_posterior(pixels)
+        generator = torch.Generator().manual_seed(4)
+        noise, deviations = (torch.randn(mean.shape, generator=generator) for _ in range(2))
+        latents = mean + (log_variance / 2).exp() * deviations
+        for row, t in product(range(3), TIMESTEPS):
+            feature = model.extract_features(latents=latents[row : row + 1], noise=noise[row : row + 1], timestep=t)
+            (tokens,) = feature.values()
+            ratio = high_frequency_ratio(tokens[:, 0], model.config.grid_size, dims=1).item()
+            assert found.per_image_scores[row][TIMESTEPS.index(t)] == pytest.approx(ratio, abs=1e-5)
 
     def test_raw_scores_are_kept_and_selectable(self, run):
         corrected, raw = run("hfr"), run("hfr", noise_correction=False)
