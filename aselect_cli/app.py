@@ -58,7 +58,7 @@ TARGET = [each for each in options_of_class("PushTarget", "hub", "target.py") if
 
 add(select, "select sample sample --output-dir runs/select --save-model runs/model", *RULES)
 add(audit, "audit sample sample --output-dir runs/audit", *RULES)
-add(compare, "compare sample sample --methods hfr,grid,fixed --output-dir runs/compare", *RULES)
+add(compare, "compare sample sample --methods hfr,grid --baseline facebook/dinov2-small", *RULES)
 add(features, "features sample --list")
 add(convert, "convert facebook/DiT-XL-2-256 dit-xl-2-256")
 add(push, "push runs/model me/my-dit --private --tag v1.0", TARGET)

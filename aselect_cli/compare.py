@@ -28,6 +28,12 @@ def compare(
     num_images: opt.NumImages = None,
     probe: Annotated[str, typer.Option(help="Probe that scores a timestep: linear or knn.")] = "linear",
     pool_size: opt.PoolSize = 1,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Vision encoder to put under the same probe: a folder, a Hub id, or id@revision. May be repeated."
+        ),
+    ] = None,
     num_seeds: Annotated[int, typer.Option(help="Probes per rule, each on another 80 % of the training split.")] = 3,
     train_split: Annotated[str, typer.Option(help="Split to train probes on.")] = "train",
     validation_split: Annotated[str, typer.Option(help="Split to choose on.")] = "validation",
@@ -80,11 +86,12 @@ def compare(
         pool_size=pool_size,
         batch_size=batch_size,
         cache_dir=cache_dir,
+        baselines=baseline or [],
     )
     comparison.save(output_dir)
     audited = ", audit.json, audit.png" if comparison.audit else ""
     lines = [
-        _for_terminal(comparison.rich_table()),
+        *map(_for_terminal, comparison.rich_tables()),
         *comparison.summary(),
         f"wrote {output_dir}: compare.json, compare.md, compare.png{audited} and every selection",
     ]

@@ -23,8 +23,21 @@ class ComparedCurve(Protocol):
     def test_accuracy_mean(self) -> float: ...
 
 
-def plot_comparison(rows: Sequence[ComparedCurve], path: Path) -> None:
-    """Draw probe accuracy, HFR and gate weights over the noise axis, with each rule's choice as a line."""
+class ComparedEncoder(Protocol):
+    """What the picture shows of a baseline."""
+
+    name: str
+
+    @property
+    def test_accuracy_mean(self) -> float: ...
+
+
+def plot_comparison(rows: Sequence[ComparedCurve], path: Path, baselines: Sequence[ComparedEncoder] = ()) -> None:
+    """Draw probe accuracy, HFR and gate weights over the noise axis, with each rule's choice as a line.
+
+    Args:
+        baselines: drawn as horizontal lines at their test accuracy, if the accuracy has an axis.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 5.6), layout="constrained")
@@ -34,6 +47,9 @@ def plot_comparison(rows: Sequence[ComparedCurve], path: Path) -> None:
         scores, errors = 100 * np.array(grid.scores), 100 * np.array(grid.standard_errors)
         band(left, grid.timesteps, scores, errors, "probe accuracy (validation)", "accuracy")
         left.set_ylabel("accuracy of a linear probe (%)")
+        for each, style in zip(baselines, ("--", "-.", ":"), strict=False):
+            accuracy = 100 * each.test_accuracy_mean
+            left.axhline(accuracy, color="black", ls=style, lw=1, label=f"{each.name}: test {accuracy:.1f} %")
     if hfr := selections.get("hfr"):
         right = left.twinx()
         band(right, hfr.timesteps, hfr.scores, hfr.standard_errors, hfr.score_name, "score")

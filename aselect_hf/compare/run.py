@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from aselect_hf.audit import audit_timestep
+from aselect_hf.compare.baselines import Baseline, BaselineRow
 from aselect_hf.compare.table import Comparison, ComparisonRow
+from aselect_hf.cost import encode_flops, feature_flops, weight_bytes
 from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
@@ -53,6 +55,7 @@ def compare_strategies(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     strategy_options: dict[str, dict[str, Any]] | None = None,
+    baselines: Sequence[str] = (),
 ) -> Comparison:
     """Run rules on the same data and score a probe at each choice, by the protocol of this module.
 
@@ -65,14 +68,16 @@ def compare_strategies(
         pool_size: cells per side into which tokens are averaged, for the probes and for every rule that has this
             option; see `pooled_features`.
         strategy_options: options by name of the rule.
+        baselines: plain vision encoders to put under the same probe, see `Baseline`.
 
     Raises:
-        ValueError: an argument is wrong, see `check_strategies`, and the errors of `select_timestep`.
+        ValueError: an argument is wrong, see `check_strategies`, and the errors of `select_timestep` and `Baseline`.
     """
     check_strategies(strategies, strategy_options or {}, feature)
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = _checked_splits(splits)
+    encoders = [Baseline(name, model.device) for name in baselines]
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
     chosen["grid"] = {"probe": probe, "task": CLASSIFICATION.name} | chosen.get("grid", {})
@@ -105,7 +110,30 @@ def compare_strategies(
     audit = None
     if (row := audited_row(rows)) is not None:
         audit = audit_timestep(model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, **run)
-    return Comparison(rows, raw_pixel_accuracies, protocol, audit)
+    compared = [_backbone_row(model, max(rows, key=lambda row: row.validation_accuracy))] if encoders else []
+    for encoder in encoders:
+        features = {name: encoder.features(data, progress) for name, data in splits.items()}
+        compared.append(encoder.row(*score_probes(features, splits, probe, num_seeds)))
+    comparison = Comparison(rows, raw_pixel_accuracies, protocol, audit, compared, len(splits["test"]))
+    if audit is not None:
+        audit.warnings.extend(comparison.better_baselines())
+    return comparison
+
+
+def _backbone_row(model: NoisyBackbone, row: ComparisonRow) -> BaselineRow:
+    """The diffusion backbone at the pick of the rule that is best on the validation split."""
+    feature, timestep = row.selection.feature, row.selection.timestep
+    return BaselineRow(
+        name=row.selection.model,
+        revision=getattr(model.config, "_commit_hash", None),
+        reads=f"{feature} at t = {timestep}, by {row.strategy}",
+        width=model.config.feature_width(feature),
+        parameters=sum(each.numel() for each in model.parameters()),
+        weight_bytes=weight_bytes(model),
+        flops=encode_flops(model) + model.config.num_noise_draws * feature_flops(model, feature),
+        validation_accuracy=row.validation_accuracy,
+        test_accuracies=row.test_accuracies,
+    )
 
 
 def _checked_splits(splits: dict[str, ImageData]) -> dict[str, ImageData]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from aselect_hf.audit import Audit
+from aselect_hf.compare.baselines import BaselineRow
 from aselect_hf.compare.picture import plot_comparison
 from aselect_hf.files import Record, as_path, atomic_files, write_json, write_text
 from aselect_hf.reporting.markdown import Markdown, markdown_table
@@ -38,12 +39,18 @@ class ComparisonRow:
 
 @dataclass
 class Comparison(Record):
-    """The rows, accuracies of the same probe on raw pixels, the protocol, and the audit of one pick, if any."""
+    """The rows, accuracies of the same probe on raw pixels, the protocol, and the audit of one pick, if any.
+
+    Args:
+        encoders: the backbone at the best rule's pick, and then the baselines; empty if none was asked for.
+    """
 
     rows: list[ComparisonRow]
     raw_pixel_accuracies: list[float]
     protocol: dict[str, Any]
     audit: Audit | None = None
+    encoders: list[BaselineRow] = field(default_factory=list)
+    num_test_images: int = 0
 
     kind = "comparison"
 
@@ -75,13 +82,44 @@ class Comparison(Record):
             )
         return table
 
-    def rich_table(self) -> Table:
-        """The table for a terminal."""
-        rows = self.table()
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*row.values())
-        return table
+    def encoder_table(self) -> list[dict[str, str]]:
+        """One dictionary per encoder, with the text of each column."""
+        return [
+            {
+                "encoder": each.name if each.revision is None else f"{each.name} ({each.revision[:8]})",
+                "what the probe reads": each.reads,
+                "test accuracy": f"{100 * each.test_accuracy_mean:.2f} ± {100 * each.test_accuracy_deviation:.2f} %",
+                "parameters": f"{each.parameters / 1e6:.1f} M",
+                "GFLOPs an image": f"{each.flops / 1e9:.3g}",
+            }
+            for each in self.encoders
+        ]
+
+    def rich_tables(self) -> list[Table]:
+        """The tables for a terminal: rules, and encoders if baselines were asked for."""
+        tables = []
+        for rows in filter(None, (self.table(), self.encoder_table())):
+            table = Table(*rows[0])
+            for row in rows:
+                table.add_row(*row.values())
+            tables.append(table)
+        return tables
+
+    def better_baselines(self) -> list[str]:
+        """A sentence for each baseline that scores more than the backbone with 95 % confidence (binomial, unpaired)."""
+        if not self.encoders:
+            return []
+        backbone, *baselines = self.encoders
+        sentences = []
+        for each in baselines:
+            gain = each.test_accuracy_mean - backbone.test_accuracy_mean
+            variance = sum(x.test_accuracy_mean * (1 - x.test_accuracy_mean) for x in (each, backbone))
+            if gain > 1.96 * (variance / self.num_test_images) ** 0.5:
+                sentences.append(
+                    f"{each.name} scores {100 * gain:.1f} points more with {each.flops / backbone.flops:.2g} times the "
+                    "operations an image: use it unless you need the diffusion backbone itself"
+                )
+        return sentences
 
     def summary(self) -> list[str]:
         """Sentences below the table: the margin over raw pixels, the pick of uncorrected HFR, doubts and the audit."""
@@ -103,6 +141,7 @@ class Comparison(Record):
             lines.append(line + ".")
         for row in self.rows:
             lines += [f"{row.strategy}: {doubt}." for doubt in row.selection.doubts()]
+        lines += [f"{sentence}." for sentence in self.better_baselines()]
         if self.audit is not None:
             lines.append(f"Audit of {self.audit.method}: {self.audit.verdict}: {self.audit.sentence}.")
         return lines
@@ -110,7 +149,8 @@ class Comparison(Record):
     def markdown(self) -> str:
         """Table, summary and protocol, for a README or a card."""
         protocol = "Protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items()) + "."
-        lines = [markdown_table(self.table()), "", *self.summary(), "", protocol, ""]
+        tables = [markdown_table(rows) for rows in (self.table(), self.encoder_table()) if rows]
+        lines = ["\n\n".join(tables), "", *self.summary(), "", protocol, ""]
         return str(Markdown("\n").join(lines))
 
     def save(self, folder: str | Path) -> Path:
@@ -119,12 +159,14 @@ class Comparison(Record):
             "protocol": self.protocol,
             "raw_pixel_accuracies": self.raw_pixel_accuracies,
             "rows": [dataclasses.asdict(row) | {"regret": self.regret(row)} for row in self.rows],
+            "encoders": [dataclasses.asdict(each) for each in self.encoders],
+            "num_test_images": self.num_test_images,
             "audit": dataclasses.asdict(self.audit) if self.audit else None,
         }
         with atomic_files(folder) as temporary:
             write_json(temporary / "compare.json", content)
             write_text(temporary / "compare.md", self.markdown())
-            plot_comparison(self.rows, temporary / "compare.png")
+            plot_comparison(self.rows, temporary / "compare.png", self.encoders[1:])
             for row in self.rows:
                 row.selection.save(temporary / f"selection-{row.strategy}.json")
             if self.audit is not None:
@@ -140,7 +182,9 @@ class Comparison(Record):
             selection = TimestepSelection.from_dict(row["selection"])
             rows.append(ComparisonRow(**{name: row[name] for name in names} | {"selection": selection}))
         audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
-        return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit)
+        encoders = [BaselineRow(**each) for each in content.get("encoders", [])]
+        count = content.get("num_test_images", 0)
+        return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit, encoders, count)
 
 
 def _relative(flops: float, grid_flops: float) -> str:

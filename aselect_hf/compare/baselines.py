@@ -1,0 +1,176 @@
+"""Plain vision encoders under the same probe, as rows of a comparison: is a diffusion backbone worth it at all?
+
+Not from the paper. Any vision model that `AutoModel` and `AutoImageProcessor` load can be a baseline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+
+from aselect_hf.cost import count_flops, weight_bytes
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
+
+BATCH = 32
+MOST_SPECIAL_TOKENS = 16
+TEXT_FIELDS = ("vocab_size", "text_config")
+
+
+@dataclass
+class BaselineRow:
+    """A plain encoder's accuracies and cost.
+
+    Args:
+        name: as it was given; of the diffusion backbone, which has a row among its baselines, the model's.
+        revision: commit of the weights on the Hub; `None` for a folder.
+        reads: what the probe sees.
+        width: channels of that.
+        parameters: number of parameters.
+        weight_bytes: size of the weights.
+        flops: floating-point operations per image, two per multiply-add.
+        validation_accuracy, test_accuracies: as in `ComparisonRow`.
+    """
+
+    name: str
+    revision: str | None
+    reads: str
+    width: int
+    parameters: int
+    weight_bytes: int
+    flops: float
+    validation_accuracy: float
+    test_accuracies: list[float]
+
+    @property
+    def test_accuracy_mean(self) -> float:
+        return float(np.mean(self.test_accuracies))
+
+    @property
+    def test_accuracy_deviation(self) -> float:
+        """Sample standard deviation over seeds; 0 for a single seed."""
+        return float(np.std(self.test_accuracies, ddof=1)) if len(self.test_accuracies) > 1 else 0.0
+
+
+class Baseline:
+    """An encoder with its own image processor, in float32 and evaluation mode.
+
+    Of a network with tokens, the probe sees the class token and the mean of the patch tokens side by side, as DINOv2's
+    linear probes do (Oquab et al. 2023, arXiv 2304.07193, appendix B.3); without a class token, the mean. Of a network
+    with feature maps, it sees the mean of the last map.
+
+    Args:
+        name: a folder or Hub id; `id@revision` for a branch, tag or commit.
+        device: where it runs.
+
+    Raises:
+        ValueError: it is not a vision encoder that `AutoModel` and `AutoImageProcessor` load, or weights are missing.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        self.name = name
+        self.source, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+        self.options: dict[str, Any] = {"revision": revision} if revision else {}
+        self.config = self._vision_config()
+        self.processor = self._load(AutoImageProcessor, "an image processor", backend="pil")
+        self.model = self._load_model().to(device).float().eval()
+        self.reads = self._forward(Image.new("RGB", (64, 64)))[1]
+
+    def features(self, data: ImageData, progress: bool = True) -> np.ndarray:
+        """What the probe sees of every image: `(images, width)` float32."""
+        parts = []
+        with tqdm(total=len(data), desc=self.name, unit="image", disable=not progress) as bar:
+            for first in range(0, len(data), BATCH):
+                images = [self._picture(data.decode(index)) for index in range(first, min(first + BATCH, len(data)))]
+                parts.append(self._forward(*images)[0].cpu().numpy())
+                bar.update(len(images))
+        found = np.concatenate(parts)
+        if not np.isfinite(found).all():
+            raise ValueError(f"baseline {self.name} gives NaN or infinite features: check its weights")
+        return found
+
+    def row(self, validation_accuracy: float, test_accuracies: list[float]) -> BaselineRow:
+        """Its row of the table."""
+        image = Image.new("RGB", (64, 64))
+        return BaselineRow(
+            name=self.name,
+            revision=getattr(self.model.config, "_commit_hash", None),
+            reads=self.reads,
+            width=self._forward(image)[0].shape[1],
+            parameters=sum(each.numel() for each in self.model.parameters()),
+            weight_bytes=weight_bytes(self.model),
+            flops=count_flops(lambda: self._forward(image)),
+            validation_accuracy=validation_accuracy,
+            test_accuracies=test_accuracies,
+        )
+
+    def _load(self, auto_class: Any, what: str, **options: Any) -> Any:
+        try:
+            return auto_class.from_pretrained(self.source, **self.options, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ValueError(f"baseline {self.name!r}: cannot load {what} ({reason})") from error
+
+    def _vision_config(self) -> PreTrainedConfig:
+        """The configuration of the encoder: of a model of images and text, that of its image tower."""
+        config = self._load(AutoConfig, "a config")
+        if isinstance(config, NoisyBackboneConfig):
+            raise ValueError(f"baseline {self.name!r} is a diffusion backbone: give it as the model to compare")
+        if (tower := getattr(config, "vision_config", None)) is not None:
+            config = tower
+        if not (hasattr(config, "image_size") or hasattr(config, "num_channels") or "timm" in config.model_type):
+            raise ValueError(f"baseline {self.name!r} is not a vision model: its type is {config.model_type!r}")
+        if any(hasattr(config, field) for field in TEXT_FIELDS):
+            raise ValueError(f"baseline {self.name!r} reads text as well as images ({config.model_type!r})")
+        return config
+
+    def _load_model(self) -> torch.nn.Module:
+        """The encoder with every weight from the checkpoint; only a pooling head, which is not read, may be new."""
+        model, report = self._load(AutoModel, "a model", config=self.config, output_loading_info=True)
+        missing = sorted(name for name in report["missing_keys"] if "pooler" not in name and "head" not in name)
+        if missing or report["mismatched_keys"]:
+            found = [*missing, *(str(each[0]) for each in report["mismatched_keys"])]
+            raise ValueError(
+                f"baseline {self.name!r} lacks {len(found)} weights of {type(model).__name__}, such as {found[0]}: "
+                "its features would be random"
+            )
+        if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
+            raise ValueError(f"baseline {self.name!r} is not a vision model: it reads {model.main_input_name}")
+        return model
+
+    def _picture(self, image: Image.Image | torch.Tensor) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return image.convert("RGB")
+        if image.shape[0] not in (1, 3):
+            raise ValueError(f"a baseline needs gray or color images, got tensors of {image.shape[0]} channels")
+        values = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(values.expand(3, *values.shape[1:]).permute(1, 2, 0).cpu().numpy())
+
+    @torch.inference_mode()
+    def _forward(self, *images: Image.Image) -> tuple[torch.Tensor, str]:
+        """Features of images `(images, width)`, and what they are."""
+        device = next(self.model.parameters()).device
+        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(device).float()
+        output = self.model(pixel_values=pixels).last_hidden_state
+        if output.ndim == 4:
+            return output.mean(dim=(2, 3)), "mean of the last feature map"
+        if output.ndim != 3:
+            raise ValueError(f"baseline {self.name!r} gives neither tokens nor maps, but {tuple(output.shape)}")
+        special = output.shape[1] - self._num_patches(pixels)
+        if not 0 < special <= MOST_SPECIAL_TOKENS:
+            return output.mean(dim=1), "mean of the tokens"
+        pooled = torch.cat([output[:, 0], output[:, special:].mean(dim=1)], dim=1)
+        return pooled, "class token and mean of the patch tokens"
+
+    def _num_patches(self, pixels: torch.Tensor) -> int:
+        """Patches of a plain vision transformer; 0 of another network."""
+        side = getattr(self.config, "patch_size", None)
+        rows, columns = (side, side) if isinstance(side, int) else side or (0, 0)
+        return (pixels.shape[2] // rows) * (pixels.shape[3] // columns) if rows and columns else 0
