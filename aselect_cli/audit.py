@@ -10,7 +10,7 @@ import typer
 from aselect_cli import options as opt
 from aselect_cli.command import Answer
 
-EXIT_CODES = {"trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake, 1 a crash
+EXIT_CODES = {"any timestep": 0, "trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake, 1 a crash
 
 
 def audit(
@@ -46,7 +46,7 @@ def audit(
     With labels, a small probe is trained at every timestep. Without labels, the pick is compared with that of an
     independent rule. To audit a guess, use --method fixed --timestep 50.
 
-    Exit codes: 0 trust, 3 uncertain, 4 do not trust, 2 a mistake in the command.
+    Exit codes: 0 trust or any timestep, 3 uncertain, 4 do not trust, 2 a mistake in the command.
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.audit import audit_timestep

@@ -4,6 +4,7 @@ from aselect_hf.audit.audit import audit_timestep
 from aselect_hf.audit.curves import NUM_AUDITED
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.verdicts import (
+    ANY_TIMESTEP,
     DO_NOT_TRUST,
     TOLERANCE,
     TRUST,
@@ -14,6 +15,7 @@ from aselect_hf.audit.verdicts import (
 )
 
 __all__ = [
+    "ANY_TIMESTEP",
     "DO_NOT_TRUST",
     "NUM_AUDITED",
     "TOLERANCE",

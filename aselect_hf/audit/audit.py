@@ -25,7 +25,15 @@ from aselect_hf.audit.suspicions import (
     warn_of_model,
     warn_of_pick,
 )
-from aselect_hf.audit.verdicts import FEW_LABELED, TOLERANCE, VERDICTS, judge_by_agreement, judge_by_probe
+from aselect_hf.audit.verdicts import (
+    FEW_LABELED,
+    TOLERANCE,
+    TRUST,
+    VERDICTS,
+    judge_by_agreement,
+    judge_by_probe,
+    verdict_of,
+)
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
@@ -58,7 +66,8 @@ def audit_timestep(
 
     With masks or labels of two classes, a leave-one-out ridge probe runs at every timestep on at most 1,000 images. Its
     curve gives the regret of the pick, with bounds from a bootstrap over images (see `regret.py`); `verdict_of` turns
-    these into the verdict. For masks the score is the mean IoU of tokens, and each image's part in it is resampled.
+    these into the verdict. If every timestep would be trusted, there is nothing to choose, and the verdict is
+    `"any timestep"`. For masks the score is the mean IoU of tokens, and each image's part in it is resampled.
     A pick that depends on rounding (`TimestepSelection.perturbed_timesteps`) is judged by the worst of the timesteps
     that rounding may give.
 
@@ -168,13 +177,25 @@ def _judge_with_labels(
     picked, checked, grid = curves.picked, curves.checked, curves.grid
     itself = "ridge" in (picked.method, picked.options.get("second"))
     pick = grid.index(picked.timestep)
-    verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself)
+    worst = _worst_if_all_are_trusted(checked, tolerance, informative, seed)
+    verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself, worst)
     for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
         other = grid.index(t)
-        worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself)
+        worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself, worst)
         if VERDICTS.index(worse[0]) > VERDICTS.index(verdict):
             verdict, sentence = worse[0], f"the pick depends on rounding, which may change it to t = {t}; {worse[1]}"
     return verdict, sentence
+
+
+def _worst_if_all_are_trusted(
+    checked: TimestepSelection, tolerance: float, informative: bool, seed: int
+) -> float | None:
+    """The largest upper bound of what a timestep loses, if the probe would trust every timestep; else `None`."""
+    if 100 * (max(checked.scores) - min(checked.scores)) > tolerance:
+        return None
+    regrets = [regret_by(checked, index, seed) for index in range(len(checked.timesteps))]
+    trusted = all(verdict_of(each, tolerance, informative) == TRUST for each in regrets)
+    return max(each.upper for each in regrets) if trusted else None
 
 
 def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: bool) -> list[str]:

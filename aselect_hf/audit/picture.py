@@ -44,7 +44,12 @@ def plot_audit(audit: AuditedCurves, path: Path) -> None:
     from matplotlib.figure import Figure
 
     hfr, picked, checked = audit.hfr, audit.picked, audit.checked
-    colors = {"trust": COLORS["accuracy"], "uncertain": COLORS["control"], "do not trust": COLORS["chosen"]}
+    colors = {
+        "any timestep": COLORS["accuracy"],
+        "trust": COLORS["accuracy"],
+        "uncertain": COLORS["control"],
+        "do not trust": COLORS["chosen"],
+    }
     heights = {"parts": 1.0, "corrected": 1.2, "check": 1.2}
     if audit.checked_by == "hfr":
         del heights["check"]

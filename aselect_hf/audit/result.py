@@ -18,7 +18,7 @@ class Audit(Record):
     """A verdict on a timestep that a rule has picked.
 
     Args:
-        verdict: `"trust"`, `"uncertain"` or `"do not trust"`.
+        verdict: `"any timestep"`, `"trust"`, `"uncertain"` or `"do not trust"`.
         sentence: the verdict and its reason.
         warnings: what else a user should know.
         method: the rule that picked. `"hfr"` stands for the whole corrected curve; HFR otherwise is

@@ -6,8 +6,8 @@ from aselect_hf.audit.regret import Regret
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.rule import WITHOUT_LABELS
 
-TRUST, UNCERTAIN, DO_NOT_TRUST = "trust", "uncertain", "do not trust"
-VERDICTS = (TRUST, UNCERTAIN, DO_NOT_TRUST)
+ANY_TIMESTEP, TRUST, UNCERTAIN, DO_NOT_TRUST = "any timestep", "trust", "uncertain", "do not trust"
+VERDICTS = (ANY_TIMESTEP, TRUST, UNCERTAIN, DO_NOT_TRUST)
 
 # What the verdicts rest on (ours).
 TOLERANCE = 2.0
@@ -20,17 +20,25 @@ FEW_LABELED = 100
 
 
 def judge_by_probe(
-    probe: TimestepSelection, pick: int, regret: Regret, tolerance: float, informative: bool, itself: bool = False
+    probe: TimestepSelection,
+    pick: int,
+    regret: Regret,
+    tolerance: float,
+    informative: bool,
+    itself: bool = False,
+    worst: float | None = None,
 ) -> tuple[str, str]:
     """Verdict and sentence with labels.
 
-    The sentence calls the curve flat if it varies by at most `tolerance`, or if no timestep differs significantly from
-    the pick. This does not change the verdict, because with too few images every curve is flat.
+    There is nothing to choose if every timestep of the grid would be trusted. A curve that varies by at most
+    `tolerance`, or without a significant difference from the pick, is only called flat in the sentence, because with
+    too few images every curve is.
 
     Args:
         pick: index of the pick.
         informative: whether the probe is significantly above chance at some timestep.
         itself: whether the probe is also the rule that picked.
+        worst: the points that any timestep of the grid may lose, if each would be trusted; else `None`.
     """
     grid, t = probe.timesteps, probe.timesteps[pick]
     evidence = f"leave-one-out ridge, {probe.num_images} images"
@@ -39,6 +47,12 @@ def judge_by_probe(
     if not informative:
         reason = "at no timestep do the features predict these labels significantly better than chance"
         return DO_NOT_TRUST, f"{reason} ({evidence})"
+    if worst is not None:
+        reason = f"nothing to choose: any timestep from {grid[0]} to {grid[-1]} is as good as t = {t}"
+        return (
+            ANY_TIMESTEP,
+            f"{reason}; each is within {worst:.1f} points of the best with 95 % confidence ({evidence})",
+        )
     spread = 100 * (max(probe.scores) - min(probe.scores))
     flat = ""
     if spread <= tolerance:

@@ -145,7 +145,9 @@ def test_a_pick_that_was_made_is_audited(model, labeled_images):
 
 
 def test_a_pick_that_hangs_on_rounding_is_judged_by_the_worst_it_may_be(model, labeled_images, monkeypatch):
-    monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda probe, pick, *_: (VERDICTS[pick], f"at {pick}"))
+    monkeypatch.setattr(
+        "aselect_hf.audit.audit.judge_by_probe", lambda probe, pick, *_: (VERDICTS[1:][pick], f"at {pick}")
+    )
     made = select_timestep(model, labeled_images, method="logme", timesteps=[0, 400, 999], progress=False)
     assert (made.timestep, made.perturbed_timesteps) == (0, [0, 0, 0])
     assert audit_timestep(model, labeled_images, selection=made, progress=False).sentence == "at 0"

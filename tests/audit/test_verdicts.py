@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, verdict_of
+from aselect_hf.audit import ANY_TIMESTEP, DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, verdict_of
+from aselect_hf.audit.audit import _worst_if_all_are_trusted
 from aselect_hf.audit.curves import audited_timesteps, rank_correlation, regret_by, rule_name
 from aselect_hf.audit.regret import Regret, best_exceeds, estimate_regret, paired_deviations, pick_shares
 from aselect_hf.audit.suspicions import doubt_of_agreement, doubt_of_pick, shares_of_picks, warn_of_model, warn_of_pick
@@ -79,6 +80,23 @@ def test_flat_curves_are_called_flat():
     verdict, sentence = probed([0.5] * 5, images=60, shared=0.5)
     assert verdict == UNCERTAIN
     assert sentence.startswith("the curve is flat within its error")
+
+
+def test_nothing_to_choose_is_a_verdict_of_its_own():
+    outcomes = answers([0.8] * 5, 2000, shared=0.98)
+    probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes, num_images=2000)
+    worst = _worst_if_all_are_trusted(probe, 2.0, True, 0)
+    assert 0 < worst <= 4.0
+    verdict, sentence = judge_by_probe(probe, 1, regret_by(probe, 1, 0), 2.0, True, worst=worst)
+    assert verdict == ANY_TIMESTEP
+    assert sentence.startswith("nothing to choose: any timestep from 0 to 400 is as good as t = 100; each is within")
+
+
+def test_few_images_or_one_bad_timestep_leave_something_to_choose():
+    for accuracies, images in ([0.8] * 5, 60), ([0.8, 0.8, 0.8, 0.8, 0.7], 2000):
+        outcomes = answers(accuracies, images, shared=0.9)
+        probe = selection("ridge", outcomes.mean(axis=0), per_image=outcomes, num_images=images)
+        assert _worst_if_all_are_trusted(probe, 2.0, True, 0) is None
 
 
 def test_a_probe_at_chance_tells_nothing():
