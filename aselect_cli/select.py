@@ -21,6 +21,10 @@ def select(
     feature: opt.FeatureOrAuto = None,
     timesteps: opt.Timesteps = None,
     num_images: opt.NumImages = None,
+    num_timesteps_to_fuse: Annotated[
+        int,
+        typer.Option(help="Timesteps to choose together at most, which heads read side by side (logme, ridge, knn)."),
+    ] = 1,
     split: Annotated[str, typer.Option(help="Split to choose on.")] = "train",
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
@@ -42,9 +46,12 @@ def select(
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
     from aselect_hf.selection import select_timestep
     from aselect_hf.selection.candidates import read_candidates
+    from aselect_hf.selection.fusing import check_fusing
     from aselect_hf.selection.request import check_request
+    from aselect_hf.selection.rule import AUTO, WITH_LABELS
 
     check_request(method, options, feature)
+    check_fusing(WITH_LABELS if method == AUTO else method, num_timesteps_to_fuse)
     check_writable(output_dir / "selection.json")
     if save_model:
         check_absent(save_model)
@@ -60,6 +67,7 @@ def select(
             feature=feature,
             timesteps=candidates,
             num_images=num_images,
+            num_timesteps_to_fuse=num_timesteps_to_fuse,
             seed=seed,
             batch_size=batch_size,
             cache_dir=cache_dir,
@@ -75,6 +83,7 @@ def select(
     written = [output_dir / "selection.json", output_dir / "selection.png", *([save_model] if save_model else [])]
     lines = [
         selection.describe(),
+        *filter(None, [selection.fusion]),
         f"{cost.forward_passes:,} forward passes, {cost.seconds:.1f} s, {cost.flops / 1e9:,.1f} GFLOP",
         f"wrote {', '.join(map(str, written))}",
     ]

@@ -30,6 +30,7 @@ class SelectionInputs:
         seed: seed of every random draw.
         batch_size: forward passes per batch; `None` for the rule's own choice.
         cache_dir: folder for features and VAE latents; `None` for the default.
+        num_timesteps_to_fuse: timesteps to choose at most, see `fusing.fuse`.
     """
 
     model: NoisyBackbone
@@ -41,6 +42,7 @@ class SelectionInputs:
     batch_size: int | None = None
     cache_dir: str | Path | None = None
     progress: bool = True
+    num_timesteps_to_fuse: int = 1
 
     @property
     def fixed_batch_size(self) -> int:

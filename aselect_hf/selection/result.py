@@ -58,6 +58,8 @@ class TimestepSelection(Record):
         feature_scores: scores of all candidate features by name; `None` if the feature was given.
         perturbed_timesteps: picks after random relative changes of 1e-5 in the features, about as much as processors
             differ; all equal if the pick is stable. `None` for `hfr`, `grid`, `gate` and `fixed`.
+        fused_timesteps: timesteps that were chosen together, `timestep` first; `None` if one was asked for.
+        fused_scores: the score after each of them, and, if one more would not raise it, the best it would give.
     """
 
     method: str
@@ -78,6 +80,8 @@ class TimestepSelection(Record):
     per_image_scores: list[list[float | None]] | None = None
     feature_scores: dict[str, list[float]] | None = None
     perturbed_timesteps: list[int] | None = None
+    fused_timesteps: list[int] | None = None
+    fused_scores: list[float] | None = None
 
     kind = "timestep selection"
     versions: dict[str, str] = field(default_factory=dict)
@@ -102,6 +106,20 @@ class TimestepSelection(Record):
         """Whether there are several candidates and all scores are equal within a relative 1e-5."""
         scale = max(map(abs, self.raw_scores)) if self.raw_scores else None
         return len(self.scores) > 1 and bool(near_best(self.scores, scale).all())
+
+    @property
+    def fusion(self) -> str:
+        """What further timesteps are worth, in a sentence; empty if none was asked for."""
+        if self.fused_timesteps is None or self.fused_scores is None:
+            return ""
+        scores = [f"{score:.4g}" for score in self.fused_scores]
+        if len(self.fused_timesteps) == 1:
+            reason = f"{self.score_name} {scores[0]} alone, {scores[-1]} with the best second"
+            return f"a second timestep is worth nothing ({reason})"
+        steps = ", ".join(f"t = {t} ({score})" for t, score in zip(self.fused_timesteps, scores, strict=False))
+        runs = f"a head that reads them runs the network {len(self.fused_timesteps)} times"
+        more = "; one more is worth nothing" if len(scores) > len(self.fused_timesteps) else ""
+        return f"together, with the {self.score_name} after each: {steps}; {runs}{more}"
 
     @property
     def hangs_on_rounding(self) -> bool:
@@ -177,6 +195,8 @@ class TimestepSelection(Record):
     def apply(self, model: Model) -> Model:
         """Write the choice into `model.config`, so that it travels with the checkpoint, and return the model.
 
+        Timesteps that were chosen together become `config.head_timesteps`, which heads read side by side.
+
         Raises:
             ValueError: the model has another noise schedule, or no such feature or timestep.
         """
@@ -185,7 +205,12 @@ class TimestepSelection(Record):
             raise ValueError("this selection was made for a noise schedule other than the model's")
         if config.fixed_timestep and (self.timestep, self.feature) != (config.timestep, config.feature):
             raise config.fixed_error(f"timestep {self.timestep} of {self.feature}")
+        fused = self.fused_timesteps or []
+        if config.fixed_timestep and len(fused) > 1:
+            raise config.fixed_error(f"timesteps {fused} of {self.feature}")
         config.timestep, config.feature = self.timestep, self.feature
+        if fused:
+            config.head_timesteps = fused if len(fused) > 1 else None
         config.selection = {name: getattr(self, name) for name in APPLIED}
         config.check_choice()
         return model

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.selection.feature_sweep import VIEWS, Views, stored_noise_view, sweep_features
+from aselect_hf.selection.fusing import fuse
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, by_jackknife
 from aselect_hf.selection.probe import fit_in_parallel
@@ -98,6 +99,10 @@ def select_by_judge(
     chosen, best = np.unravel_index(best_of(scores.ravel()), scores.shape)
     own = swept.values[features[chosen]]
     evidence = [*fit_in_parallel(partial(judged.evidence, cell) for cell in own)]
+    fused: dict[str, Any] = {}
+    if inputs.num_timesteps_to_fuse > 1:
+        together = fuse(lambda some: [*judge.judge(some).scores], own, int(best), inputs.num_timesteps_to_fuse)
+        fused = {"fused_timesteps": [inputs.timesteps[index] for index in together[0]], "fused_scores": together[1]}
     per_image = [each.per_image for each in evidence if each.per_image is not None]
     return TimestepSelection(
         method=judge.rule,
@@ -115,6 +120,7 @@ def select_by_judge(
         per_image_scores=np.stack(per_image, axis=1).tolist() if per_image else None,
         feature_scores=dict(zip(features, scores.tolist(), strict=True)) if auto else None,
         perturbed_timesteps=_perturbed(inputs, judge, own),
+        **fused,
     )
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.candidates import candidate_timesteps
+from aselect_hf.selection.fusing import check_fusing
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels, task_of
 from aselect_hf.selection.result import TimestepSelection
@@ -34,6 +35,7 @@ def select_timestep(
     num_images: int | None = None,
     seed: int = 0,
     validation: Any = None,
+    num_timesteps_to_fuse: int = 1,
     batch_size: int | None = None,
     on_error: str = "stop",
     cache_dir: str | Path | None = None,
@@ -56,6 +58,8 @@ def select_timestep(
             label are left out and each class keeps its share. Rules that need all labels ignore it.
         seed: seed of the sample and of every other random draw.
         validation: images with labels or masks on which `"grid"` compares timesteps (default: a fifth of `images`).
+        num_timesteps_to_fuse: timesteps to choose together at most, for heads that read several (`"logme"`, `"ridge"`,
+            `"knn"`), see `fusing.fuse`.
         batch_size: forward passes per batch (default: 64; `"hfr"` on an accelerator: 256, halved until they fit).
         on_error: `"stop"` at an unreadable image, or `"skip"` it.
         cache_dir: folder for VAE latents and for the features of `"grid"`.
@@ -82,6 +86,7 @@ def select_timestep(
         method = automatic_method(images)
         report_unused_labels(images, method)
         check_request(method, options, feature)
+    check_fusing(method, num_timesteps_to_fuse)
     rule = RULES[method]
     options = rule.renamed(options)
     candidates = candidate_timesteps(model.noise_schedule, timesteps, rule.even_in_log_snr)
@@ -98,9 +103,12 @@ def select_timestep(
     if name != AUTO:
         name = str(model.config.resolve_feature(name))
     inputs = SelectionInputs(model, data, held_out, name, candidates, seed, batch_size, cache_dir, progress)
+    inputs.num_timesteps_to_fuse = num_timesteps_to_fuse
     selection = _run(rule, inputs, options)
     selection.model = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     selection.versions = installed_versions()
+    if num_timesteps_to_fuse > 1 and len(selection.fused_timesteps or []) < num_timesteps_to_fuse:
+        logger.warning("%s", selection.fusion)
     for doubt in selection.doubts():
         logger.warning("%s", doubt)
     return selection
