@@ -16,6 +16,7 @@ FIELDS = {name for name in ASelectDiTConfig.__annotations__ if not hasattr(Noisy
 PARTS = {"condition_embeddings", "patch_embedding", "position_embedding", "final_layer"}
 ALLOWED = {
     "aselect_hf/training/pretrain.py": {"ASelectDiTConfig", "ASelectDiTModel"},  # builds one from scratch
+    "aselect_hf/compare/baselines.py": {"patch_size"},  # of plain vision transformers
     "aselect_cli/convert.py": {"num_attention_heads", "num_condition_classes"},  # what a .pt file does not say
 }
 

@@ -75,6 +75,9 @@ class PretrainModelArguments(ModelArguments):
     config_overrides: str | None = argument(
         None, "Config fields of a model trained from scratch: 'hidden_size=144,num_hidden_layers=7,patch_size=4'."
     )
+    log_icr: Count | None = argument(
+        None, "Steps between log lines with the invariant contamination ratio (ICR) of the features (default: none)."
+    )
 
 
 @dataclass

@@ -46,9 +46,9 @@ class Trainer:
         dataset: the training set, with random access or as a stream (`datasets.IterableDataset` or torch's).
         collate: turns a list of items into a batch, a dict of tensors. It should draw no random numbers.
         parameter_groups: groups for AdamW (default: one of all parameters with `requires_grad`).
-        evaluate: `evaluate(step) -> {name: number}`, called on all processes every `args.eval_steps` steps (default:
-            after every epoch) and at the end of training. It runs without gradients, in evaluation mode and with the
-            averaged weights.
+        evaluate: `evaluate(step) -> {name: number}`, called on all processes every `evaluate_every` steps and at the
+            end of training. It runs without gradients, in evaluation mode and with the averaged weights.
+        evaluate_every: steps between evaluations (default: `args.eval_steps`, or an epoch).
 
     Raises:
         ValueError: a tracker is not installed, there are fewer processes than `args.num_processes`, a stream has no
@@ -72,6 +72,7 @@ class Trainer:
         num_workers: int = 0,
         parameter_groups: list[dict[str, Any]] | None = None,
         evaluate: Callable[[int], dict[str, float]] | None = None,
+        evaluate_every: int | None = None,
     ) -> None:
         self.args, self.evaluate = args, evaluate
         self.output_dir = Path(args.output_dir)
@@ -97,9 +98,8 @@ class Trainer:
         self.accelerator.register_for_checkpointing(*filter(None, (self.scheduler, self.ema)))
         self.checkpoints = Checkpoints(self.output_dir, args.checkpoints_total_limit, self.accelerator)
         self.checkpoint_every = self._steps(args.checkpointing_steps)
-        self.evaluate_every = self.steps_per_epoch
-        if isinstance(args, TrainingArguments) and args.eval_steps:
-            self.evaluate_every = args.eval_steps
+        own = args.eval_steps if isinstance(args, TrainingArguments) else None
+        self.evaluate_every = evaluate_every or own or self.steps_per_epoch
         self.step, self.seconds = 0, 0.0
         self.log = TrainingLog(self.accelerator)
 

@@ -7,7 +7,8 @@ num_channels=1,num_condition_classes=0,learned_sigma=false --output_dir runs/fas
 
 The loss is the mean squared error of the network's prediction at a uniformly drawn timestep (Ho et al. 2020, "simple"
 loss; the learned variance of a DiT is left untrained). Labels are used only if the model is class-conditional
-(`num_condition_classes > 0`).
+(`num_condition_classes > 0`). `--log_icr 500` also records, every 500 steps, how much the features depend on crops and
+noise (`training/invariance.py`): the number rises again when the model begins to memorize its images.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, public_arguments
 from aselect_hf.training.draws import SampleDraws
+from aselect_hf.training.invariance import icr_of_training
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.parsing import parse_arguments
@@ -140,7 +142,16 @@ def pretrain(
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)
     collate = make_collate(model.config)
-    trainer = Trainer(objective, data, collate, training_args, num_workers=data_args.dataloader_num_workers)
+    evaluate = icr_of_training(model, data, training_args.seed) if model_args.log_icr else None
+    trainer = Trainer(
+        objective,
+        data,
+        collate,
+        training_args,
+        num_workers=data_args.dataloader_num_workers,
+        evaluate=evaluate,
+        evaluate_every=model_args.log_icr,
+    )
     with hold_output_dir(output_dir, weight_bytes(model)) as give_back_room:
         record = trainer.train()
         give_back_room()
@@ -149,7 +160,8 @@ def pretrain(
             with atomic_files(output_dir) as folder:
                 save_model(model, folder)
                 write_json(folder / "training.json", {"arguments": arguments} | record)
-            trainer.accelerator.print(f"saved to {output_dir}, final loss {record['history'][-1]['loss']:.4f}")
+            loss = next(entry["loss"] for entry in reversed(record["history"]) if "loss" in entry)
+            trainer.accelerator.print(f"saved to {output_dir}, final loss {loss:.4f}")
             push_output(training_args)
     trainer.finish()
     return model

@@ -21,10 +21,10 @@ OVERRIDES = (
 
 @pytest.fixture
 def run(train_dir, tmp_path):
-    def run(name: str, classes: int = 0, **training) -> ASelectDiTModel:
+    def run(name: str, classes: int = 0, log_icr: int | None = None, **training) -> ASelectDiTModel:
         options = {"per_device_train_batch_size": 8, "max_train_steps": 6, "learning_rate": 1e-2, "ema_decay": 0.5}
         return pretrain(
-            PretrainModelArguments(config_overrides=OVERRIDES + str(classes)),
+            PretrainModelArguments(config_overrides=OVERRIDES + str(classes), log_icr=log_icr),
             DataArguments(train_dir=str(train_dir)),
             TrainingArguments(output_dir=str(tmp_path / name), logging_steps=1, **(options | training)),
         )
@@ -46,6 +46,20 @@ def test_loss_falls_and_the_checkpoint_loads(run, tmp_path):
     loaded = ASelectDiTModel.from_pretrained(tmp_path / "run")
     assert torch.equal(weights(loaded), weights(model))
     assert (tmp_path / "run" / "preprocessor_config.json").is_file()
+
+
+def test_icr_is_logged_and_changes_nothing_else(run, tmp_path, capsys):
+    plain, logged = run("plain"), run("logged", log_icr=4)
+    assert torch.equal(weights(plain), weights(logged))
+    history = json.loads((tmp_path / "logged" / "training.json").read_text())["history"]
+    measured = {entry["step"]: entry["icr"] for entry in history if "icr" in entry}
+    assert list(measured) == [4, 6]
+    assert all(0 <= value <= 1 for value in measured.values())
+    assert f"step 6: ICR {measured[6]:.4f} of blocks." in capsys.readouterr().out
+    run("resumed", log_icr=4, checkpointing_steps=4, max_train_steps=6)
+    run("resumed", log_icr=4, resume_from_checkpoint="latest")
+    again = json.loads((tmp_path / "resumed" / "training.json").read_text())["history"]
+    assert {entry["step"]: entry["icr"] for entry in again if "icr" in entry} == measured
 
 
 def test_resume_ends_in_the_very_same_weights(run, tmp_path):
