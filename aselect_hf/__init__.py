@@ -28,7 +28,7 @@ from aselect_hf.modeling.modeling_aselect_dit_heads import (
 from aselect_hf.modeling.noisy_pretrained import READERS
 
 if TYPE_CHECKING:
-    from aselect_hf.audit import audit_timestep
+    from aselect_hf.audit import audit_timestep, find_massive_channels
     from aselect_hf.compare import compare_strategies
     from aselect_hf.conversion import convert_checkpoint
     from aselect_hf.hub import push_to_hub
@@ -59,6 +59,7 @@ LAZY = {
     "audit_timestep": "audit",
     "compare_strategies": "compare",
     "convert_checkpoint": "conversion",
+    "find_massive_channels": "audit",
     "high_frequency_ratio": "selection.high_frequency_ratio",
     "push_to_hub": "hub",
     "select_timestep": "selection",
@@ -77,6 +78,7 @@ __all__ = [
     "audit_timestep",
     "compare_strategies",
     "convert_checkpoint",
+    "find_massive_channels",
     "high_frequency_ratio",
     "make_image_processor",
     "push_to_hub",

@@ -23,6 +23,7 @@ PUBLIC = [
     "audit_timestep",
     "compare_strategies",
     "convert_checkpoint",
+    "find_massive_channels",
     "high_frequency_ratio",
     "make_image_processor",
     "push_to_hub",

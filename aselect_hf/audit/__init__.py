@@ -2,6 +2,7 @@
 
 from aselect_hf.audit.audit import audit_timestep
 from aselect_hf.audit.curves import NUM_AUDITED
+from aselect_hf.audit.massive import MassiveChannels, find_massive_channels
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.verdicts import (
     ANY_TIMESTEP,
@@ -23,7 +24,9 @@ __all__ = [
     "UNCERTAIN",
     "VERDICTS",
     "Audit",
+    "MassiveChannels",
     "audit_timestep",
+    "find_massive_channels",
     "verdict_of",
     "verdict_of_agreement",
 ]

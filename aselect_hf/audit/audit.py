@@ -16,9 +16,11 @@ from aselect_hf.audit.curves import (
     rank_correlation,
     regret_by,
 )
+from aselect_hf.audit.massive import find_massive_channels
 from aselect_hf.audit.regret import Regret, best_exceeds
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.suspicions import (
+    FEW_TIMESTEPS,
     doubt_of_agreement,
     doubt_of_pick,
     shares_of_picks,
@@ -26,9 +28,11 @@ from aselect_hf.audit.suspicions import (
     warn_of_pick,
 )
 from aselect_hf.audit.verdicts import (
+    ANY_TIMESTEP,
     FEW_LABELED,
     TOLERANCE,
     TRUST,
+    UNCERTAIN,
     VERDICTS,
     judge_by_agreement,
     judge_by_probe,
@@ -117,6 +121,8 @@ def audit_timestep(
     checked = curves.checked
     shares = shares_of_picks(picked, grid, seed)
     warnings += warn_of_pick(curves.hfr, picked, curves.name, shares)
+    massive = find_massive_channels(model, data, feature=picked.feature, timestep=picked.timestep, seed=seed)
+    warnings += filter(None, [massive.sentence()])
     correlation = None if checked is picked else rank_correlation(picked, checked)
     regret = regret_by(checked, grid.index(picked.timestep), seed)
     chance = untrained = None
@@ -179,6 +185,8 @@ def _judge_with_labels(
     pick = grid.index(picked.timestep)
     worst = _worst_if_all_are_trusted(checked, tolerance, informative, seed)
     verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself, worst)
+    if verdict in (ANY_TIMESTEP, TRUST) and len(grid) < FEW_TIMESTEPS:
+        verdict, sentence = UNCERTAIN, f"only {len(grid)} timesteps were compared, of which {sentence}"
     for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
         other = grid.index(t)
         worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself, worst)

@@ -181,6 +181,8 @@ def _cached(
 def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) -> str:
     """Hash of everything the features depend on except the timestep; `kept` is `KeptRows.description`."""
     choices = {"data": data.fingerprint, "feature": feature, "kept": kept} | model.fingerprint_fields()
+    if model.config.channel_discard:
+        choices["channel_discard"] = model.config.channel_discard
     return fingerprint(model.state_dict(), choices)
 
 

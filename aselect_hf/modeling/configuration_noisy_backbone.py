@@ -55,6 +55,8 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         noise_schedule: fields of [`NoiseSchedule`] (default: DDPM with linear betas).
         timestep: the timestep chosen for features; `None` until one is selected.
         feature: name of the feature, `blocks.<i>.<kind>` (default: the query at 0.45 of the depth).
+        channel_discard: channels of features that are set to 0 wherever the features are read, such as
+            `{"blocks.8.hidden": [17, 98]}`: a remedy for massive activations (DiTF, arXiv 2505.18584).
         noise_seed, num_noise_draws: seed and number of the stored evaluation noises; features average over them.
         fixed_timestep: whether the weights are folded for one timestep, class and noise (`model.fix_timestep`).
         fixed_to: what they are folded for, and the features that are left.
@@ -89,6 +91,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
     noise_schedule: dict | None = None
     timestep: int | None = None
     feature: str | None = None
+    channel_discard: dict | None = None
     noise_seed: int = 0
     num_noise_draws: int = 1
     fixed_timestep: bool = False
@@ -126,6 +129,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         self.check_shape()
         self.check_choice()
         self.check_head()
+        self.check_channels()
         self.check_fixed()
         kwargs.pop("stage_names", None)
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]
@@ -261,6 +265,19 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         self.resolve_feature(self.feature or "")
         if self.timestep is not None:
             NoiseSchedule.from_dict(self.noise_schedule or {}).check_timestep(self.timestep)
+
+    def check_channels(self) -> None:
+        """Refuse to discard channels that a feature does not have; names become those of `list_features`."""
+        discarded = {}
+        for name, channels in (self.channel_discard or {}).items():
+            feature = str(self.resolve_feature(name))
+            width = self.feature_width(feature)
+            if not isinstance(channels, list) or not all(type(x) is int and 0 <= x < width for x in channels):
+                raise ValueError(
+                    f"channel_discard of {name!r} must be a list of channels in 0..{width - 1}, got {channels!r}"
+                )
+            discarded[feature] = sorted(set(channels))
+        self.channel_discard = discarded or None
 
     def check_head(self) -> None:
         """Refuse a head that is unknown, or reads what this network does not have."""

@@ -154,6 +154,7 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
     ) -> tuple[Features, torch.Tensor | None]:
         """`run`, with a check that features are finite, unless in training, where the loss shows it."""
         features, prediction = self.run(inputs, timesteps, class_labels, names, **kwargs)
+        features = {name: self._without_discarded(name, tokens) for name, tokens in features.items()}
         if self.training or not is_checked() or all_finite(features.values()):
             return features, prediction
         finite = torch.stack([x.isfinite().flatten(1).all(dim=1) for x in features.values()]).all(dim=0)
@@ -161,6 +162,14 @@ class NoisyNetwork(NoisyPreTrainedModel, VaeMixin):
         step, label = (None if x is None else x[first] for x in (timesteps, class_labels))
         part = self.first_overflow(inputs[first], step, label, names)
         raise overflow_error(f"{part} gives NaN or infinite values", self._weight)
+
+    def _without_discarded(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
+        """A feature with the channels of `config.channel_discard` set to 0."""
+        discarded = self.config.channel_discard
+        channels = discarded.get(str(self.config.resolve_feature(name))) if discarded else None
+        if not channels:
+            return tokens
+        return tokens.index_fill(-1, torch.tensor(channels, device=tokens.device), 0.0)
 
     def first_overflow(
         self,

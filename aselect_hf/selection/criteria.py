@@ -233,11 +233,14 @@ def ridge_predictions(
     return RidgePredictions(classes[predictions[best]], float(tried[best]))
 
 
-def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = None) -> np.ndarray:
+def knn_predictions(
+    features: Array, labels: Any, k: int = 5, *, groups: Any = None, standardize: bool = True
+) -> np.ndarray:
     """Predict each sample as the most common class of its `k` nearest others (of other groups).
 
-    Neighbors are nearest by cosine of standardized features. All samples as near as the last neighbor also vote: among
-    copies, and in a single dimension, only the last bits would order them. Of equally common classes the smallest wins.
+    Neighbors are nearest by cosine, by default of standardized features. All samples as near as the last neighbor also
+    vote: among copies, and in a single dimension, only the last bits would order them. Of equally common classes the
+    smallest wins.
 
     Returns:
         `(samples,)`, values of the labels.
@@ -245,7 +248,8 @@ def knn_predictions(features: Array, labels: Any, k: int = 5, *, groups: Any = N
     Raises:
         ValueError: `k` is below 1, or above the number of samples that remain without the largest group.
     """
-    rows = _unit(_standardized(_matrix(features)))
+    rows = _matrix(features)
+    rows = _unit(_standardized(rows) if standardize else rows)
     classes, targets = _labels(labels, len(rows))
     members = _groups(groups, len(rows))
     most = len(rows) - max(len(group) for group in members)

@@ -1,0 +1,118 @@
+"""Massive activations: a few channels that are far larger than all others, on every token of every image.
+
+DiTF (arXiv 2505.18584) finds them in diffusion transformers: they dominate cosines of features that are used as they
+are, and correspondence suffers. Reading the features behind the adaptive norm, or discarding the channels, helps there.
+Probes that standardize channels, as those of this package do, are not affected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.modeling.noisy_backbone import NoisyBackbone
+from aselect_hf.selection.criteria import knn_predictions
+
+MASSIVE = 50.0
+"""Least ratio of a channel's mean magnitude to that of the median channel (ours; trained models stay below 20 in what
+they pass between blocks)."""
+NORMS = ("attention_norm", "mlp_norm")
+BATCH = 32
+
+
+@dataclass
+class MassiveChannels:
+    """Channels of a feature that dwarf the others.
+
+    Args:
+        feature, timestep: what was looked at.
+        channels: numbers of the channels, the largest first; empty if there are none.
+        ratios: mean magnitude over that of the median channel, of each.
+        accuracies: leave-one-out accuracy in [0, 1] of the five nearest neighbors by cosine of token means, as the
+            features are: of `"as it is"`, `"channels discarded"`, and features behind a norm of the same block, by
+            name. `None` without labels.
+    """
+
+    feature: str
+    timestep: int
+    channels: list[int]
+    ratios: list[float]
+    accuracies: dict[str, float] | None = None
+
+    def sentence(self) -> str:
+        """The finding with its remedies; empty if there are no such channels."""
+        if not self.channels:
+            return ""
+        largest = ", ".join(
+            f"{x} ({ratio:.0f} x the median)" for x, ratio in zip(self.channels, self.ratios, strict=True)
+        )
+        text = (
+            f"massive activations in {self.feature}: channel {largest}; cosines and norms of its raw values see little "
+            f"else. Read {' or '.join(self._norms())}, or set "
+            f"config.channel_discard = {{{self.feature!r}: {self.channels}}}"
+        )
+        if self.accuracies:
+            found = ", ".join(f"{name} {100 * score:.1f} %" for name, score in self.accuracies.items())
+            text += f" (nearest neighbors by cosine: {found})"
+        return text
+
+    def _norms(self) -> list[str]:
+        return [norm_of(self.feature, kind) for kind in NORMS]
+
+
+def norm_of(feature: str, kind: str) -> str:
+    """The feature behind a norm of the same block."""
+    return f"{feature.rpartition('.')[0]}.{kind}"
+
+
+@torch.no_grad()
+def find_massive_channels(
+    model: NoisyBackbone,
+    images: Any,
+    *,
+    feature: str | None = None,
+    timestep: int | None = None,
+    num_images: int = 64,
+    seed: int = 0,
+) -> MassiveChannels:
+    """Find channels whose mean magnitude over images and tokens is at least 50 times that of the median channel.
+
+    With labels of classes, the remedies are measured on the same images.
+
+    Args:
+        images: as in `select_timestep`.
+        feature, timestep: what to look at (default: the model's own).
+        num_images: random images to look at.
+
+    Raises:
+        ValueError: no such feature or timestep, or images that cannot be read.
+    """
+    name = str(model.config.resolve_feature(feature or str(model.config.feature)))
+    step = model.resolve_timestep(timestep)
+    data = ImageData.of(images, num_images).sample(num_images, seed)
+    norms = [norm_of(name, kind) for kind in NORMS if kind in model.config.feature_kinds]
+    wanted = [name, *(norm for norm in norms if norm != name)]
+    sums = torch.zeros(model.config.feature_width(name), dtype=torch.float64)
+    pooled: dict[str, list[np.ndarray]] = {key: [] for key in wanted}
+    for pixels in data.batches(model.config, BATCH):
+        found = model.extract_features(pixels.to(model.device), feature=wanted, timestep=step)
+        sums += found[name].double().abs().mean(dim=2).sum(dim=(0, 1)).cpu()
+        for key in wanted:
+            pooled[key].append(found[key][:, 0].float().mean(dim=1).cpu().numpy())
+    ratios = (sums / sums.median()).nan_to_num(posinf=float("inf")).numpy()
+    channels = [int(channel) for channel in np.argsort(-ratios, kind="stable") if ratios[channel] >= MASSIVE]
+    result = MassiveChannels(name, step, channels, [float(ratios[channel]) for channel in channels])
+    if channels and data.labels is not None and len(np.unique(data.labels)) > 1:
+        rows = {key: np.concatenate(parts) for key, parts in pooled.items()}
+        rows = {"as it is": rows.pop(name), **rows}
+        rows["channels discarded"] = np.delete(rows["as it is"], channels, axis=1)
+        labels = np.asarray(data.labels)
+        result.accuracies = {
+            key: float((knn_predictions(each, labels, 5, standardize=False) == labels).mean())
+            for key, each in rows.items()
+        }
+    return result
