@@ -14,7 +14,7 @@ from PIL import Image
 
 from aselect_cli import app
 from aselect_hf import select_timestep
-from aselect_hf.audit import DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep
+from aselect_hf.audit import ANY_TIMESTEP, DO_NOT_TRUST, TRUST, UNCERTAIN, VERDICTS, Audit, audit_timestep
 from aselect_hf.audit.curves import regret_by
 from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data.image_data import ImageData
@@ -148,6 +148,7 @@ def test_a_pick_that_hangs_on_rounding_is_judged_by_the_worst_it_may_be(model, l
     monkeypatch.setattr(
         "aselect_hf.audit.audit.judge_by_probe", lambda probe, pick, *_: (VERDICTS[1:][pick], f"at {pick}")
     )
+    monkeypatch.setattr("aselect_hf.audit.audit.FEW_TIMESTEPS", 3)
     made = select_timestep(model, labeled_images, method="logme", timesteps=[0, 400, 999], progress=False)
     assert (made.timestep, made.perturbed_timesteps) == (0, [0, 0, 0])
     assert audit_timestep(model, labeled_images, selection=made, progress=False).sentence == "at 0"
@@ -222,14 +223,20 @@ def run(monkeypatch, *arguments) -> int:
     return exit.value.code or 0
 
 
-@pytest.mark.parametrize(("verdict", "code"), [(TRUST, 0), (UNCERTAIN, 3), (DO_NOT_TRUST, 4)])
+@pytest.mark.parametrize(("verdict", "code"), [(ANY_TIMESTEP, 0), (TRUST, 0), (UNCERTAIN, 3), (DO_NOT_TRUST, 4)])
 def test_exit_codes(files, monkeypatch, capsys, tmp_path, verdict, code):
     """Noise has no classes; only the judgment is replaced."""
     monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda *arguments: (verdict, "because"))
-    assert run(monkeypatch, *files, "--timesteps", "0,500", "--output-dir", tmp_path / "out") == code
+    assert run(monkeypatch, *files, "--timesteps", "0,200,500,700,900", "--output-dir", tmp_path / "out") == code
     assert f"\n{verdict}: because\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["verdict"] == verdict
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["audit.json", "audit.png"]
+
+
+def test_few_timesteps_are_never_trusted(files, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda *arguments: (TRUST, "because"))
+    assert run(monkeypatch, *files, "--timesteps", "0,200,500,900", "--output-dir", tmp_path / "out") == 3
+    assert "uncertain: only 4 timesteps were compared, of which because" in capsys.readouterr().out
 
 
 def test_noise_is_not_trusted_by_the_command(files, monkeypatch, capsys, tmp_path):
