@@ -34,6 +34,7 @@ from aselect_hf.audit.regret import best_exceeds, paired_regret
 from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.files import write_text
+from aselect_hf.modeling.features import parse_feature
 from aselect_hf.selection.probe import fit_in_parallel
 from aselect_hf.selection.rule import Rule
 from aselect_hf.selection.rules import RULES
@@ -207,6 +208,13 @@ class Measurement:
         )
 
 
+def is_one_of_few(name: str, own: str, depth: int) -> bool:
+    """Whether a feature is the checkpoint's own, or one of five others that cover depths and kinds."""
+    feature = parse_feature(name, depth)
+    few = ((0.25, "query"), (0.5, "hidden"), (0.7, "query"), (0.75, "value"))
+    return name == own or feature in [(int(x * depth), kind) for x, kind in few] or feature == (depth - 1, "mlp")
+
+
 def _probe(
     features: np.ndarray,
     labels: np.ndarray,
@@ -232,6 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", choices=PAIRS)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of checkpoints and data, see pairs.py")
+    parser.add_argument(
+        "--few_features", action="store_true", help="measure six features instead of all blocks and kinds"
+    )
     parser.add_argument("--device", default="cpu", help="where the networks run; scores are computed on the CPU")
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # on a GPU, too, features are those of float32
@@ -240,7 +251,8 @@ def main() -> None:
         model, data = (x if x == "sample" else str(arguments.root / x) for x in (pair.model, pair.data))
         key = (model, data, find_task(pair.task))
         if key not in known:
-            known[key] = Sources(*key, device=arguments.device)
+            few = is_one_of_few if arguments.few_features else None
+            known[key] = Sources(*key, device=arguments.device, feature_filter=few)
         content = Measurement(pair, known[key]).run()
         RESULTS.mkdir(parents=True, exist_ok=True)
         write_text(RESULTS / f"{pair.name}.json", json.dumps(content))

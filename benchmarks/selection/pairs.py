@@ -24,6 +24,9 @@ The DiTs on CIFAR-10:
     cifar10-64-dit      1500  hidden_size=128,num_hidden_layers=6,patch_size=8,sample_size=64
     cifar10-flow-dit    1500  hidden_size=96,num_hidden_layers=4,patch_size=4,sample_size=32,
                               noise_schedule={"type":"flow_matching"}
+    cifar10-class-dit   3100  hidden_size=192,num_hidden_layers=8,patch_size=4,sample_size=32 with
+                              num_attention_heads=6,num_condition_classes=10: class-conditional, with a tenth of the
+                              labels dropped; its features are those of the null class
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ PAIRS = {
         Pair("cifar10-64", "cifar10-64-dit", "cifar10", "classification", "confirm", fresh_noise=True),
         Pair("cifar10-flow", "cifar10-flow-dit", "cifar10", "classification", "confirm"),
         Pair("elpv", "cifar10-dit", "elpv", "classification", "confirm"),
-        Pair("mnist", "sample", "mnist", "classification", "confirm"),
-        Pair("planted", "planted-dit", "planted", "classification", "develop"),
+        Pair("mnist", "sample", "mnist", "classification", "confirm", fresh_noise=True),
+        Pair("planted", "planted-dit", "planted", "classification", "develop", fresh_noise=True),
+        Pair("cifar10-class", "cifar10-class-dit", "cifar10", "classification", "confirm", fresh_noise=True),
     )
 }

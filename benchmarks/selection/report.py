@@ -63,6 +63,12 @@ def feature_scores(content: Content, rule: str) -> dict[str, np.ndarray]:
     return {name: np.array(x) for name, x in content["scores"][rule].items()}
 
 
+def is_measured(content: Content, rule: str) -> bool:
+    """Whether a pair has scores of a rule, or of the rules that a combined one is made of."""
+    parts = parts_of(COMBINED[rule]) if rule in COMBINED else [rule]
+    return rule in GUESSES or all(part in content["own_scores"] for part in parts)
+
+
 def figures(content: Content, rule: str) -> dict[str, Any]:
     """Of one rule on one pair; regrets in points.
 
@@ -123,8 +129,11 @@ def summary(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) 
     for rule, pairs in found.items():
         cells = [rule, "yes" if _labeled(rule) else "no", str(_runs(rule))]
         for role in ("develop", "confirm"):
-            own = [pairs[pair]["regrets"] for pair in roles if roles[pair] == role]
-            cells.append(f"{np.mean(own):.1f} ({interval(np.mean(own, axis=0))})")
+            own = [pairs[pair]["regrets"] for pair in roles if roles[pair] == role and pair in pairs]
+            if not own:
+                cells += ["-", "-"]
+                continue
+            cells.append(f"{np.mean(own):.1f} ({interval(np.mean(own, axis=0))})" + _of_how_many(len(own), role, roles))
             cells.append(f"{max(x.mean() for x in own):.1f}, {max(x.max() for x in own):.1f}")
         means = {
             key: np.mean([np.mean(each[key]) for each in pairs.values() if key in each])
@@ -148,8 +157,9 @@ def short(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) ->
     for rule, pairs in found.items():
         cells = [rule, "yes" if _labeled(rule) else "no", str(_runs(rule))]
         for role in ("develop", "confirm"):
-            means = [pairs[pair]["regrets"].mean() for pair in roles if roles[pair] == role]
-            cells.append(f"{np.mean(means):.1f} ({max(means):.1f})")
+            means = [pairs[pair]["regrets"].mean() for pair in roles if roles[pair] == role and pair in pairs]
+            shown = f"{np.mean(means):.1f} ({max(means):.1f})" if means else "-"
+            cells.append(shown + _of_how_many(len(means), role, roles))
         stable, few, few_stable = (
             np.mean([np.mean(each[key]) for each in pairs.values()]) for key in ("stable", "few_regrets", "few_stable")
         )
@@ -159,10 +169,57 @@ def short(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) ->
     return table(["rule", "labels", "runs a timestep", *heads, "stable", "of 64 images", "stable"], rows)
 
 
+def _of_how_many(count: int, role: str, roles: dict[str, str]) -> str:
+    """How many pairs a mean is of, where a rule was not measured on all of them."""
+    every = sum(each == role for each in roles.values())
+    return "" if count in (0, every) else f", {count} of {every} pairs"
+
+
 def by_pair(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> str:
-    rows = [[rule, *(f"{of[pair]['regrets'].mean():.1f} ({interval(of[pair]['regrets'])})" for pair in roles)]
-            for rule, of in found.items()]  # fmt: skip
+    rows = [
+        [
+            rule,
+            *(
+                f"{of[pair]['regrets'].mean():.1f} ({interval(of[pair]['regrets'])})" if pair in of else "-"
+                for pair in roles
+            ),
+        ]
+        for rule, of in found.items()
+    ]
     return table(["rule", *(f"{pair} ({role})" for pair, role in roles.items())], rows)
+
+
+def by_checkpoint(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """What rules lose where every checkpoint counts once, and what a rule loses that the other checkpoints chose."""
+    everywhere = max(map(len, found.values()))
+    lost: dict[str, dict[str, float]] = {}
+    rows = []
+    for rule, pairs in found.items():
+        parts: dict[str, list[np.ndarray]] = {}
+        for pair, of in pairs.items():
+            parts.setdefault(PAIRS[pair].model, []).append(of["regrets"])
+        means = {model: float(np.mean([x.mean() for x in own])) for model, own in parts.items()}
+        few = np.mean([np.mean([pairs[p]["few_regrets"].mean() for p in pairs if PAIRS[p].model == m]) for m in parts])
+        worst = max(means, key=lambda model: means[model])
+        sample = max(float(x.max()) for own in parts.values() for x in own)
+        if len(pairs) == everywhere:
+            lost[rule] = means
+        rows.append([
+            rule, "yes" if _labeled(rule) else "no", str(len(means)), f"{np.mean([*means.values()]):.1f}",
+            f"{means[worst]:.1f} ({worst})", f"{sample:.1f}", f"{few:.1f}",
+        ])  # fmt: skip
+    for labeled in (False, True):
+        rules = [rule for rule in lost if _labeled(rule) == labeled and rule not in GUESSES]
+        chosen = {}
+        for model in next(iter(lost.values())):
+            others = {rule: np.mean([x for m, x in lost[rule].items() if m != model]) for rule in rules}
+            chosen[model] = lost[min(others, key=lambda rule: others[rule])][model]
+        worst = max(chosen, key=lambda model: chosen[model])
+        name = f"the best of the others, {'with' if labeled else 'without'} labels"
+        cells = [f"{np.mean([*chosen.values()]):.1f}", f"{chosen[worst]:.1f} ({worst})", "-", "-"]
+        rows.append([name, "yes" if labeled else "no", str(len(chosen)), *cells])
+    heads = ["rule", "labels", "checkpoints", "mean", "worst checkpoint", "worst sample", "of 64 images"]
+    return table(heads, rows)
 
 
 def curves(contents: list[Content]) -> str:
@@ -289,12 +346,14 @@ def _runs(rule: str) -> int:
 
 def draw_regrets(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, str]) -> None:
     """Mean regret, a row a rule and a column a pair."""
-    values = np.array([[of[pair]["regrets"].mean() for pair in roles] for of in found.values()])
+    values = np.array(
+        [[of[pair]["regrets"].mean() if pair in of else np.nan for pair in roles] for of in found.values()]
+    )
     figure, axes = pyplot.subplots(figsize=(2.4 + 0.62 * len(roles), 1.8 + 0.3 * len(found)), layout="constrained")
     shown = axes.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=6, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        color = "white" if value > 5 else "black"
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
+        color, text = "white" if value > 5 else "black", "-" if np.isnan(value) else f"{value:.1f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     names = [f"{pair} ({role})" for pair, role in roles.items()]
     axes.set_xticks(range(len(roles)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(found)), [*found], fontsize=8)
@@ -374,6 +433,14 @@ and `auto` are of one sample, and of `consensus` by the clusters of all features
 
 {summary}
 
+## Every checkpoint once
+
+Pairs that share a checkpoint tell less than their number. Here the pairs of a checkpoint are averaged first. The last
+lines choose, for every checkpoint, the rule that loses least on all others (of the rules that were measured on all
+pairs): that is what to expect of a default on a network that it was not chosen on.
+
+{checkpoints}
+
 ## Pair by pair
 
 Mean and 95 % interval over samples and draws, the checkpoint's own feature.
@@ -412,7 +479,8 @@ def main() -> None:
     contents = [read_json(path) for name in PAIRS if (path := RESULTS / f"{name}.json").is_file()]
     roles = {content["pair"]: content["role"] for content in contents}
     rules = (*MEASURED, *COMBINED, *GUESSES)
-    found = {rule: {content["pair"]: figures(content, rule) for content in contents} for rule in rules}
+    measured = {rule: [content for content in contents if is_measured(content, rule)] for rule in rules}
+    found = {rule: {each["pair"]: figures(each, rule) for each in some} for rule, some in measured.items() if some}
     print(short(found, roles))
     draw_regrets(found, roles)
     draw_curves(contents)
@@ -422,6 +490,7 @@ def main() -> None:
         versions=", ".join(f"{name} {version}" for name, version in contents[0]["versions"].items()),
         curves=curves(contents),
         summary=summary(found, roles),
+        checkpoints=by_checkpoint(found),
         pairs=by_pair(found, roles),
         default_audits=default_audits(contents),
         audits=audits(contents),
