@@ -31,6 +31,12 @@ def audit(
     tolerance: Annotated[float, typer.Option(help="Points of the probe's score that the pick may lose.")] = 2.0,
     pool_size: opt.PoolSize = 1,
     split: Annotated[str, typer.Option(help="Split to check on.")] = "train",
+    held_out_split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of images that the model was not trained on, to look for memorized ones (default: none)."
+        ),
+    ] = None,
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
     seed: opt.Seed = 0,
@@ -50,6 +56,7 @@ def audit(
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.audit import audit_timestep
+    from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.files import atomic_files, check_writable, read_json
     from aselect_hf.selection import TimestepSelection
     from aselect_hf.selection.candidates import read_candidates
@@ -57,12 +64,15 @@ def audit(
 
     check_request(method, options, feature)
     check_writable(output_dir / "audit.json")
+    refuse_shared_splits({"split": split} | ({"held_out_split": held_out_split} if held_out_split else {}))
     made = TimestepSelection.load(selection) if selection else None
     candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
+    held_out = read_images(data, held_out_split, image_column, label_column) if held_out_split else None
     result = audit_timestep(
         backbone,
         read_images(data, split, image_column, label_column),
+        held_out=held_out,
         method=method,
         selection=made,
         feature=feature,

@@ -17,6 +17,7 @@ from aselect_hf.audit.curves import (
     regret_by,
 )
 from aselect_hf.audit.massive import find_massive_channels
+from aselect_hf.audit.memorizing import warn_of_memorizing
 from aselect_hf.audit.regret import Regret, best_exceeds
 from aselect_hf.audit.result import Audit
 from aselect_hf.audit.suspicions import (
@@ -58,6 +59,7 @@ def audit_timestep(
     timesteps: Sequence[int] | int | None = None,
     num_images: int | None = None,
     tolerance: float = TOLERANCE,
+    held_out: Any = None,
     pool_size: int = 1,
     seed: int = 0,
     batch_size: int | None = None,
@@ -89,6 +91,8 @@ def audit_timestep(
             timesteps are used, and also the default timesteps if it scored only some of its candidates.
         num_images: random images for every rule (default: the rule's own; 1,000 for the probe).
         tolerance: points of the probe's score (accuracy or mean IoU) that the pick may lose.
+        held_out: images that the network was not trained on, labeled as `images` are. If they are significantly better
+            at a noisier timestep, a warning says that the network may have memorized the others.
         pool_size: cells per side into which tokens are averaged, see `pooled_features`. Give the value with which the
             features will be used.
         options: options of the method.
@@ -105,6 +109,7 @@ def audit_timestep(
     elif selection.schedule != model.config.noise_schedule:
         raise ValueError("selection was made for a noise schedule other than the model's")
     data, labeled, warnings = _audited_images(images, num_images or NUM_AUDITED, seed, on_error)
+    other = None if held_out is None else _held_out_images(held_out, num_images or NUM_AUDITED, seed, on_error, labeled)
     run: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     picked = selection
     if picked is None:
@@ -125,6 +130,11 @@ def audit_timestep(
     warnings += filter(None, [massive.sentence()])
     correlation = None if checked is picked else rank_correlation(picked, checked)
     regret = regret_by(checked, grid.index(picked.timestep), seed)
+    if other is not None:
+        alike = run | {"num_images": num_images or (NUM_AUDITED if labeled else None), "pool_size": pool_size}
+        if curves.rule == "hfr":
+            del alike["pool_size"]
+        warnings += warn_of_memorizing(model, checked, other, labeled, alike, seed)
     chance = untrained = None
     if labeled:
         chance, informative = _chance(data, checked, seed)
@@ -164,6 +174,18 @@ def _audited_images(images: Any, num_images: int, seed: int, on_error: str) -> t
         data = data.labeled()
     data = data.sample(num_images, seed, per_class=LEAST_PER_CLASS if labeled else 0)
     return data.readable(on_error), labeled, warnings
+
+
+def _held_out_images(images: Any, num_images: int, seed: int, on_error: str, labeled: bool) -> ImageData:
+    """A sample of the held-out images.
+
+    Raises:
+        ValueError: the audited images have labels, and these have none.
+    """
+    data, has_labels, _ = _audited_images(images, num_images, seed, on_error)
+    if labeled and not has_labels:
+        raise ValueError("held_out needs labels of 2 classes or masks, as images has; it has none")
+    return data
 
 
 def _chance(data: ImageData, checked: TimestepSelection, seed: int) -> tuple[float | None, bool]:
