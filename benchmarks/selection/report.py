@@ -222,6 +222,25 @@ def by_checkpoint(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     return table(heads, rows)
 
 
+def by_noise(contents: list[Content]) -> str:
+    """What every rule's picks lose where images have noise of their own, beside what they lose with the stored draw."""
+    some = [content for content in contents if content["fresh_noise_truth"] is not None]
+    rows = []
+    for rule in (*MEASURED, *COMBINED, *GUESSES):
+        cells = []
+        for content in some:
+            if not is_measured(content, rule):
+                cells.append("-")
+                continue
+            picks = scores_of(content, rule, "usual").argmax(axis=1)
+            curves = (content["truth"][content["default_feature"]]["mean"], content["fresh_noise_truth"]["mean"])
+            stored, fresh = (100 * (max(curve) - np.array(curve)[picks]).mean() for curve in curves)
+            cells.append(f"{stored:.1f}, {fresh:.1f}")
+        if set(cells) != {"-"}:
+            rows.append([rule, *cells])
+    return table(["rule", *(content["pair"] for content in some)], rows)
+
+
 def curves(contents: list[Content]) -> str:
     """The truth of every pair."""
     rows = []
@@ -441,6 +460,15 @@ pairs): that is what to expect of a default on a network that it was not chosen 
 
 {checkpoints}
 
+## Stored noise, or noise of each image's own
+
+A probe can subtract a stored draw of noise, which is the same for every image; noise of each image's own it cannot. The
+two curves differ, and so do the rules that find their best timesteps: points lost with the stored draw, and with fresh
+noise, of the same picks. With fresh noise clean inputs are best, and rules that favor them are right: HFR (whose own
+images have fresh noise), ICR, RankMe, retrieval. With the stored draw they are not, where the best is inside.
+
+{noise}
+
 ## Pair by pair
 
 Mean and 95 % interval over samples and draws, the checkpoint's own feature.
@@ -491,6 +519,7 @@ def main() -> None:
         curves=curves(contents),
         summary=summary(found, roles),
         checkpoints=by_checkpoint(found),
+        noise=by_noise(contents),
         pairs=by_pair(found, roles),
         default_audits=default_audits(contents),
         audits=audits(contents),
