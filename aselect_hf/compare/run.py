@@ -78,6 +78,7 @@ def compare_strategies(
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = _checked_splits(splits)
     encoders = [Baseline(name, model.device) for name in baselines]
+    others = [_encoder_row(encoder, splits, probe, num_seeds, progress) for encoder in encoders]
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
     chosen["grid"] = {"probe": probe, "task": CLASSIFICATION.name} | chosen.get("grid", {})
@@ -110,14 +111,19 @@ def compare_strategies(
     audit = None
     if (row := audited_row(rows)) is not None:
         audit = audit_timestep(model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, **run)
-    compared = [_backbone_row(model, max(rows, key=lambda row: row.validation_accuracy))] if encoders else []
-    for encoder in encoders:
-        features = {name: encoder.features(data, progress) for name, data in splits.items()}
-        compared.append(encoder.row(*score_probes(features, splits, probe, num_seeds)))
+    compared = [_backbone_row(model, max(rows, key=lambda row: row.validation_accuracy)), *others] if others else []
     comparison = Comparison(rows, raw_pixel_accuracies, protocol, audit, compared, len(splits["test"]))
     if audit is not None:
         audit.warnings.extend(comparison.better_baselines())
     return comparison
+
+
+def _encoder_row(
+    encoder: Baseline, splits: dict[str, ImageData], probe: str, num_seeds: int, progress: bool
+) -> BaselineRow:
+    """A baseline under the probe."""
+    features = {name: encoder.features(data, progress) for name, data in splits.items()}
+    return encoder.row(splits["test"].decode(0), *score_probes(features, splits, probe, num_seeds))
 
 
 def _backbone_row(model: NoisyBackbone, row: ComparisonRow) -> BaselineRow:
