@@ -14,11 +14,12 @@ from aselect_hf.selection.rule import RULES
 from aselect_hf.selection.ties import best_of, near_best
 
 
-def check_fusing(method: str, num_timesteps: int) -> None:
+def check_fusing(method: str, num_timesteps: int, num_candidates: int | None = None) -> None:
     """Refuse to fuse timesteps by a rule that cannot score them side by side.
 
     Raises:
-        ValueError: the number is below 1, or above 1 for a rule without a criterion of labeled rows.
+        ValueError: the number is below 1, above that of the candidates, or above 1 for a rule without a criterion of
+            labeled rows.
     """
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps_to_fuse must be at least 1, got {num_timesteps}")
@@ -28,6 +29,8 @@ def check_fusing(method: str, num_timesteps: int) -> None:
             f"num_timesteps_to_fuse={num_timesteps} needs a rule that scores features side by side with labels, "
             f"{' or '.join(fusing)}; got {method!r}"
         )
+    if num_candidates is not None and num_timesteps > num_candidates:
+        raise ValueError(f"num_timesteps_to_fuse={num_timesteps} is more than the {num_candidates} candidate timesteps")
 
 
 def fuse(

@@ -20,6 +20,8 @@ APPLIED = (
     "control_scores",
 )  # fmt: skip
 """Fields that `apply` writes into a config."""
+FUSED = ("fused_timesteps", "fused_scores")
+"""Fields that `apply` writes if several timesteps were chosen together."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -180,6 +182,7 @@ class TimestepSelection(Record):
                 schedule=config.noise_schedule,
                 cost=SelectionCost(0, 0.0, 0.0),
                 **{name: config.selection[name] for name in APPLIED},
+                **{name: config.selection.get(name) for name in FUSED},
             )
         except KeyError as error:
             raise ValueError(f"config.selection has no field {error}: apply a selection again") from error
@@ -195,7 +198,8 @@ class TimestepSelection(Record):
     def apply(self, model: Model) -> Model:
         """Write the choice into `model.config`, so that it travels with the checkpoint, and return the model.
 
-        Timesteps that were chosen together become `config.head_timesteps`, which heads read side by side.
+        Timesteps that were chosen together become `config.head_timesteps`, which heads read side by side. A later
+        choice of one timestep removes them again; `head_timesteps` that a user has set stay.
 
         Raises:
             ValueError: the model has another noise schedule, or no such feature or timestep.
@@ -209,9 +213,10 @@ class TimestepSelection(Record):
         if config.fixed_timestep and len(fused) > 1:
             raise config.fixed_error(f"timesteps {fused} of {self.feature}")
         config.timestep, config.feature = self.timestep, self.feature
-        if fused:
-            config.head_timesteps = fused if len(fused) > 1 else None
-        config.selection = {name: getattr(self, name) for name in APPLIED}
+        if fused or (config.selection or {}).get("fused_timesteps"):
+            config.head_timesteps = [*fused] if len(fused) > 1 else None
+        written = APPLIED + FUSED if fused else APPLIED
+        config.selection = {name: getattr(self, name) for name in written}
         config.check_choice()
         return model
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aselect_hf import ASelectDiTForImageClassification, TimestepSelection, select_timestep
+from aselect_hf.hub.card_sections import selection_facts
 from aselect_hf.selection import RULES, criteria
 from aselect_hf.selection.fusing import fuse
 from tests.selection.conftest import TIMESTEPS
@@ -59,6 +60,15 @@ def test_the_choice_becomes_what_heads_read(run, method, model, tmp_path):
     fused.apply(model)
     head = ASelectDiTForImageClassification(model.config)
     assert head.config.head_timesteps == fused.fused_timesteps
+    assert TimestepSelection.from_config(head.config).fusion == fused.fusion
+    assert ("several timesteps", fused.fusion) in selection_facts(fused)
+    assert "several timesteps" not in dict(selection_facts(plain))
+    config = plain.apply(model).config
+    assert "fused_timesteps" not in config.selection
+    assert config.head_timesteps is None
+    config.head_timesteps = [5, 7]
+    assert plain.apply(model).config.head_timesteps == [5, 7]
+    fused.apply(model)
     assert "a head that reads them runs the network 2 times" in fused.fusion
     fused.fused_timesteps = [fused.timestep]
     assert fused.apply(model).config.head_timesteps is None
@@ -73,3 +83,9 @@ def test_other_rules_refuse(run, method):
 def test_less_than_one_is_refused(model, labeled):
     with pytest.raises(ValueError, match="num_timesteps_to_fuse must be at least 1, got 0"):
         select_timestep(model, labeled, method="ridge", num_timesteps_to_fuse=0)
+
+
+def test_more_than_the_candidates_are_refused(model, labeled):
+    """Otherwise a second timestep would be called worthless that does not exist."""
+    with pytest.raises(ValueError, match="num_timesteps_to_fuse=2 is more than the 1 candidate timesteps"):
+        select_timestep(model, labeled, method="ridge", timesteps=[50], num_timesteps_to_fuse=2)
