@@ -159,7 +159,7 @@ class Comparison(Record):
         """Table, summary and protocol, for a README or a card."""
         protocol = "Protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items()) + "."
         tables = [markdown_table(rows) for rows in (self.table(), self.encoder_table()) if rows]
-        lines = ["\n\n".join(tables), "", *self.summary(), "", protocol, ""]
+        lines = [Markdown("\n\n").join(tables), "", *self.summary(), "", protocol, ""]
         return str(Markdown("\n").join(lines))
 
     def save(self, folder: str | Path) -> Path:

@@ -241,7 +241,7 @@ def test_a_comparison_with_baselines(saved, tmp_path):
     out = found.save(tmp_path / "out")
     loaded = Comparison.load(out / "compare.json")
     assert loaded.encoders == found.encoders
-    assert BOTH in (out / "compare.md").read_text()
+    assert f" | {BOTH} | " in (out / "compare.md").read_text()
     assert found.better_baselines() == []  # random weights
     baseline.test_accuracies = [0.99, 0.99]
     (sentence,) = found.better_baselines()
