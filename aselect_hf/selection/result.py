@@ -61,7 +61,7 @@ class TimestepSelection(Record):
         perturbed_timesteps: picks after random relative changes of 1e-5 in the features, about as much as processors
             differ; all equal if the pick is stable. `None` for `hfr`, `grid`, `gate` and `fixed`.
         fused_timesteps: timesteps that were chosen together, `timestep` first; `None` if one was asked for.
-        fused_scores: the score after each of them, and, if one more would not raise it, the best it would give.
+        fused_scores: the score after each of them, and, if one more adds nothing significant, the best with it.
     """
 
     method: str
@@ -117,10 +117,10 @@ class TimestepSelection(Record):
         scores = [f"{score:.4g}" for score in self.fused_scores]
         if len(self.fused_timesteps) == 1:
             reason = f"{self.score_name} {scores[0]} alone, {scores[-1]} with the best second"
-            return f"a second timestep is worth nothing ({reason})"
+            return f"a second timestep adds nothing significant ({reason})"
         steps = ", ".join(f"t = {t} ({score})" for t, score in zip(self.fused_timesteps, scores, strict=False))
         runs = f"a head that reads them runs the network {len(self.fused_timesteps)} times"
-        more = "; one more is worth nothing" if len(scores) > len(self.fused_timesteps) else ""
+        more = "; one more adds nothing significant" if len(scores) > len(self.fused_timesteps) else ""
         return f"together, with the {self.score_name} after each: {steps}; {runs}{more}"
 
     @property

@@ -19,6 +19,18 @@ def score(candidates: list[np.ndarray]) -> list[float]:
     return [criteria.logme(each[:, 0], LABELS) for each in candidates]
 
 
+def no_parts(candidate: np.ndarray) -> None:
+    """LogME is no mean over images."""
+
+
+def right(candidate: np.ndarray) -> np.ndarray:
+    return (criteria.ridge_predictions(candidate[:, 0], LABELS).classes == LABELS).astype(float)
+
+
+def accuracies(candidates: list[np.ndarray]) -> list[float]:
+    return [float(right(each).mean()) for each in candidates]
+
+
 @pytest.fixture
 def cells() -> np.ndarray:
     """Features `(timesteps, rows, 1, width)`: the first tells one bit of the class, the last the other."""
@@ -31,18 +43,30 @@ def cells() -> np.ndarray:
 
 
 def test_what_complements_is_added_and_a_copy_is_not(cells):
-    chosen, scores = fuse(score, cells, 0, 2)
+    chosen, scores = fuse(score, no_parts, cells, 0, 2)
     assert chosen == [0, 3]
     assert scores[1] > scores[0] + 0.1
     assert scores[0] == pytest.approx(*score([cells[0]]))
-    chosen, scores = fuse(score, cells, 0, 4)
+    chosen, scores = fuse(score, no_parts, cells, 0, 4)
     assert chosen == [0, 3]
     assert len(scores) == 3
     assert scores[2] <= scores[1]
 
 
+def test_an_accuracy_must_rise_by_more_than_chance(cells):
+    chosen, scores = fuse(accuracies, right, cells, 0, 4)
+    assert chosen == [0, 3]
+    assert scores[1] > scores[0] + 0.2
+    added = []
+    for seed in range(10):
+        noise = np.random.default_rng(seed).standard_normal((8, 200, 1, 6))
+        noise[0, :, 0, :4] += 1.2 * np.eye(4)[LABELS]
+        added.append(len(fuse(accuracies, right, noise, 0, 3)[0]) - 1)
+    assert sum(added) <= 2
+
+
 def test_one_timestep_is_the_ordinary_selection(cells):
-    assert fuse(score, cells, 2, 1) == ([2], score([cells[2]]))
+    assert fuse(score, no_parts, cells, 2, 1) == ([2], score([cells[2]]))
 
 
 @pytest.mark.parametrize("method", FUSING)
@@ -55,7 +79,7 @@ def test_the_choice_becomes_what_heads_read(run, method, model, tmp_path):
     assert fused.fused_scores[0] == pytest.approx(max(fused.scores))
     assert len(set(fused.fused_timesteps)) == len(fused.fused_timesteps) <= 3
     assert TimestepSelection.load(fused.save(tmp_path / "selection.json")) == fused
-    assert "worth nothing" in fused.fusion or len(fused.fused_timesteps) == 3
+    assert "adds nothing significant" in fused.fusion or len(fused.fused_timesteps) == 3
     fused.fused_timesteps, fused.fused_scores = [fused.timestep, TIMESTEPS[-1]], [0.5, 0.7]
     fused.apply(model)
     head = ASelectDiTForImageClassification(model.config)
