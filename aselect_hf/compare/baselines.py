@@ -5,6 +5,9 @@ Not from the paper. Any vision model that `AutoModel` and `AutoImageProcessor` l
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 
 BATCH = 32
 MOST_SPECIAL_TOKENS = 16
-TEXT_FIELDS = ("vocab_size", "text_config")
+UNREAD = {"pooler", "head"}
+"""Parts of a network that are not read, so that they may lack weights."""
+ANY_IMAGE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 
 
 @dataclass
@@ -64,49 +69,54 @@ class Baseline:
 
     Of a network with tokens, the probe sees the class token and the mean of the patch tokens side by side, as DINOv2's
     linear probes do (Oquab et al. 2023, arXiv 2304.07193, appendix B.3); without a class token, the mean. Of a network
-    with feature maps, it sees the mean of the last map.
+    with feature maps, it sees the mean of the last map. Both are `last_hidden_state`: a projection or a pooling head
+    behind it, as CLIP and SigLIP have, is not read. A masked autoencoder sees whole images.
 
     Args:
         name: a folder or Hub id; `id@revision` for a branch, tag or commit.
         device: where it runs.
 
     Raises:
-        ValueError: it is not a vision encoder that `AutoModel` and `AutoImageProcessor` load, or weights are missing.
+        ValueError: it is not a vision encoder that `AutoModel` and `AutoImageProcessor` load, weights are missing, it
+            cannot run on a color image, or two runs on one image differ.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         self.name = name
         self.source, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
-        self.options: dict[str, Any] = {"revision": revision} if revision else {}
+        self.options: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision else {})
+        self.revision: str | None = None
         self.config = self._vision_config()
         self.processor = self._load(AutoImageProcessor, "an image processor", backend="pil")
-        self.model = self._load_model().to(device).float().eval()
-        self.reads = self._forward(Image.new("RGB", (64, 64)))[1]
+        self.model = self._load_model().to(device).float().eval().requires_grad_(False)
+        self.channels_last = False
+        self.reads = self._try()
 
     def features(self, data: ImageData, progress: bool = True) -> np.ndarray:
         """What the probe sees of every image: `(images, width)` float32."""
-        parts = []
+        parts: list[np.ndarray] = []
         with tqdm(total=len(data), desc=self.name, unit="image", disable=not progress) as bar:
             for first in range(0, len(data), BATCH):
                 images = [self._picture(data.decode(index)) for index in range(first, min(first + BATCH, len(data)))]
-                parts.append(self._forward(*images)[0].cpu().numpy())
+                with self._refusing():
+                    parts += [self._forward(batch)[0].cpu().numpy() for batch in self._batches(images)]
                 bar.update(len(images))
         found = np.concatenate(parts)
         if not np.isfinite(found).all():
             raise ValueError(f"baseline {self.name} gives NaN or infinite features: check its weights")
         return found
 
-    def row(self, validation_accuracy: float, test_accuracies: list[float]) -> BaselineRow:
-        """Its row of the table."""
-        image = Image.new("RGB", (64, 64))
+    def row(self, example: Any, validation_accuracy: float, test_accuracies: list[float]) -> BaselineRow:
+        """Its row of the table; operations are counted on a decoded `example` of the images."""
+        (pixels,) = self._batches([self._picture(example)])
         return BaselineRow(
             name=self.name,
-            revision=getattr(self.model.config, "_commit_hash", None),
+            revision=self.revision,
             reads=self.reads,
-            width=self._forward(image)[0].shape[1],
+            width=self._forward(pixels)[0].shape[1],
             parameters=sum(each.numel() for each in self.model.parameters()),
             weight_bytes=weight_bytes(self.model),
-            flops=count_flops(lambda: self._forward(image)),
+            flops=count_flops(lambda: self._forward(pixels)),
             validation_accuracy=validation_accuracy,
             test_accuracies=test_accuracies,
         )
@@ -121,28 +131,32 @@ class Baseline:
     def _vision_config(self) -> PreTrainedConfig:
         """The configuration of the encoder: of a model of images and text, that of its image tower."""
         config = self._load(AutoConfig, "a config")
+        self.revision = getattr(config, "_commit_hash", None)
         if isinstance(config, NoisyBackboneConfig):
             raise ValueError(f"baseline {self.name!r} is a diffusion backbone: give it as the model to compare")
         if (tower := getattr(config, "vision_config", None)) is not None:
             config = tower
         if not (hasattr(config, "image_size") or hasattr(config, "num_channels") or "timm" in config.model_type):
             raise ValueError(f"baseline {self.name!r} is not a vision model: its type is {config.model_type!r}")
-        if any(hasattr(config, field) for field in TEXT_FIELDS):
+        if hasattr(config, "text_config"):
             raise ValueError(f"baseline {self.name!r} reads text as well as images ({config.model_type!r})")
+        if hasattr(config, "mask_ratio"):
+            config.mask_ratio = 0.0
         return config
 
     def _load_model(self) -> torch.nn.Module:
         """The encoder with every weight from the checkpoint; only a pooling head, which is not read, may be new."""
         model, report = self._load(AutoModel, "a model", config=self.config, output_loading_info=True)
-        missing = sorted(name for name in report["missing_keys"] if "pooler" not in name and "head" not in name)
+        missing = sorted(name for name in report["missing_keys"] if not UNREAD & {*name.split(".")})
         if missing or report["mismatched_keys"]:
             found = [*missing, *(str(each[0]) for each in report["mismatched_keys"])]
             raise ValueError(
                 f"baseline {self.name!r} lacks {len(found)} weights of {type(model).__name__}, such as {found[0]}: "
                 "its features would be random"
             )
-        if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
-            raise ValueError(f"baseline {self.name!r} is not a vision model: it reads {model.main_input_name}")
+        inputs = inspect.signature(model.forward).parameters
+        if "pixel_values" not in inputs or "input_ids" in inputs:
+            raise ValueError(f"baseline {self.name!r} is not an encoder of images alone: it reads {', '.join(inputs)}")
         return model
 
     def _picture(self, image: Image.Image | torch.Tensor) -> Image.Image:
@@ -153,16 +167,47 @@ class Baseline:
         values = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(values.expand(3, *values.shape[1:]).permute(1, 2, 0).cpu().numpy())
 
-    @torch.inference_mode()
-    def _forward(self, *images: Image.Image) -> tuple[torch.Tensor, str]:
-        """Features of images `(images, width)`, and what they are."""
+    def _try(self) -> str:
+        """Run on an image, find out how its maps lie, and return what the probe sees.
+
+        Raises:
+            ValueError: it cannot, or its features change from run to run.
+        """
+        with self._refusing():
+            (pixels,) = self._batches([ANY_IMAGE])
+            shape = self.model(pixel_values=pixels).last_hidden_state.shape
+            self.channels_last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
+            (first, reads), (second, _) = self._forward(pixels), self._forward(pixels, seed=1)
+        if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ValueError(f"baseline {self.name!r} is random: two runs on the same image give other features")
+        return reads
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Name the baseline in whatever error its processor or network raises."""
+        try:
+            yield
+        except (ValueError, RuntimeError, TypeError, AttributeError, LookupError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ValueError(f"baseline {self.name!r} cannot encode an image: {reason}") from error
+
+    def _batches(self, images: list[Image.Image]) -> list[torch.Tensor]:
+        """Preprocessed images `(images, 3, height, width)`; one batch if all have the same size, else one per image."""
         device = next(self.model.parameters()).device
-        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(device).float()
-        output = self.model(pixel_values=pixels).last_hidden_state
+        each = [self.processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
+        same = len({pixels.shape for pixels in each}) == 1
+        return [pixels.to(device).float() for pixels in ([torch.cat(each)] if same else each)]
+
+    @torch.inference_mode()
+    def _forward(self, pixels: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, str]:
+        """Features of preprocessed images `(images, width)`, and what they are; random draws, if any, by `seed`."""
+        with torch.random.fork_rng([pixels.device] if pixels.is_cuda else []):
+            torch.manual_seed(seed)
+            output = self.model(pixel_values=pixels).last_hidden_state
         if output.ndim == 4:
-            return output.mean(dim=(2, 3)), "mean of the last feature map"
+            return output.mean(dim=(1, 2) if self.channels_last else (2, 3)), "mean of the last feature map"
         if output.ndim != 3:
-            raise ValueError(f"baseline {self.name!r} gives neither tokens nor maps, but {tuple(output.shape)}")
+            raise ValueError(f"it gives neither tokens nor maps, but {tuple(output.shape)}")
         special = output.shape[1] - self._num_patches(pixels)
         if not 0 < special <= MOST_SPECIAL_TOKENS:
             return output.mean(dim=1), "mean of the tokens"

@@ -23,7 +23,9 @@ from aselect_hf.cost import encode_flops, feature_flops, weight_bytes
 from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import cached_latents
 from aselect_hf.data.splits import share_classes
+from aselect_hf.files import as_path
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import AUTO, select_timestep
@@ -78,6 +80,7 @@ def compare_strategies(
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = _checked_splits(splits)
     encoders = [Baseline(name, model.device) for name in baselines]
+    others = [_encoder_row(encoder, splits, probe, num_seeds, progress) for encoder in encoders]
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
     chosen["grid"] = {"probe": probe, "task": CLASSIFICATION.name} | chosen.get("grid", {})
@@ -96,6 +99,10 @@ def compare_strategies(
         rows.append(ComparisonRow(strategy, selection, *scored[place]))
     pixels = {name: raw_pixels(data, model.config) for name, data in splits.items()}
     _, raw_pixel_accuracies = score_probes(pixels, splits, probe, num_seeds)
+    latent_accuracies = None
+    if model.vae is not None:
+        latents = {name: vae_latents(model, data, **run) for name, data in splits.items()}
+        _, latent_accuracies = score_probes(latents, splits, probe, num_seeds)
     protocol = {
         "images": " + ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
         "classes": len(splits["train"].class_names),
@@ -110,14 +117,21 @@ def compare_strategies(
     audit = None
     if (row := audited_row(rows)) is not None:
         audit = audit_timestep(model, splits["train"], selection=row.selection, pool_size=pool_size, seed=seed, **run)
-    compared = [_backbone_row(model, max(rows, key=lambda row: row.validation_accuracy))] if encoders else []
-    for encoder in encoders:
-        features = {name: encoder.features(data, progress) for name, data in splits.items()}
-        compared.append(encoder.row(*score_probes(features, splits, probe, num_seeds)))
-    comparison = Comparison(rows, raw_pixel_accuracies, protocol, audit, compared, len(splits["test"]))
+    compared = [_backbone_row(model, max(rows, key=lambda row: row.validation_accuracy)), *others] if others else []
+    comparison = Comparison(
+        rows, raw_pixel_accuracies, protocol, audit, compared, len(splits["test"]), latent_accuracies
+    )
     if audit is not None:
         audit.warnings.extend(comparison.better_baselines())
     return comparison
+
+
+def _encoder_row(
+    encoder: Baseline, splits: dict[str, ImageData], probe: str, num_seeds: int, progress: bool
+) -> BaselineRow:
+    """A baseline under the probe."""
+    features = {name: encoder.features(data, progress) for name, data in splits.items()}
+    return encoder.row(splits["test"].decode(0), *score_probes(features, splits, probe, num_seeds))
 
 
 def _backbone_row(model: NoisyBackbone, row: ComparisonRow) -> BaselineRow:
@@ -229,6 +243,19 @@ def raw_pixels(data: ImageData, config: NoisyBackboneConfig) -> np.ndarray:
     side = min(config.image_size or RAW_PIXEL_SIDE, RAW_PIXEL_SIDE)
     batches = [torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in data.batches(config, 256)]
     return torch.cat(batches).flatten(1).numpy()
+
+
+def vae_latents(
+    model: NoisyBackbone, data: ImageData, batch_size: int | None, cache_dir: str | Path | None, progress: bool
+) -> np.ndarray:
+    """Flattened latents of the model's VAE, averaged down to at most 32 x 32: `(images, dimensions)`."""
+    batch_size = batch_size or DEFAULT_BATCH_SIZE
+    folder = as_path(cache_dir) / "latents" if cache_dir else None
+    cache = cached_latents(model, data, batch_size=batch_size, cache_dir=folder, progress=progress)
+    side = min(model.config.sample_size, RAW_PIXEL_SIDE)
+    starts = range(0, len(data), batch_size)
+    batches = [cache.gather(range(start, min(start + batch_size, len(data)))) for start in starts]
+    return torch.cat([torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in batches]).flatten(1).numpy()
 
 
 def _binomial_error(row: ComparisonRow, count: int) -> float:

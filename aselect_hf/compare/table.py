@@ -43,6 +43,8 @@ class Comparison(Record):
 
     Args:
         encoders: the backbone at the best rule's pick, and then the baselines; empty if none was asked for.
+        num_test_images: size of the test split.
+        latent_accuracies: accuracies of the same probe on the VAE's latents; `None` in pixel space.
     """
 
     rows: list[ComparisonRow]
@@ -51,6 +53,7 @@ class Comparison(Record):
     audit: Audit | None = None
     encoders: list[BaselineRow] = field(default_factory=list)
     num_test_images: int = 0
+    latent_accuracies: list[float] | None = None
 
     kind = "comparison"
 
@@ -122,13 +125,19 @@ class Comparison(Record):
         return sentences
 
     def summary(self) -> list[str]:
-        """Sentences below the table: the margin over raw pixels, the pick of uncorrected HFR, doubts and the audit."""
+        """Sentences below the table: margins over plain inputs, the pick of uncorrected HFR, doubts and the audit."""
         best = max(self.rows, key=lambda row: row.test_accuracy_mean)
         floor = float(np.mean(self.raw_pixel_accuracies))
         lines = [
             f"The same probe on raw pixels: {100 * floor:.2f} %; the best strategy is "
             f"{100 * (best.test_accuracy_mean - floor):+.2f} points from it."
         ]
+        if self.latent_accuracies:
+            latents = float(np.mean(self.latent_accuracies))
+            lines.append(
+                f"The same probe on the VAE's latents: {100 * latents:.2f} %; the best strategy is "
+                f"{100 * (best.test_accuracy_mean - latents):+.2f} points from it."
+            )
         hfr, grid = self.row("hfr"), self.row("grid")
         if hfr is not None and hfr.selection.raw_scores is not None and hfr.selection.scored_all:
             raw = hfr.selection.timesteps[int(np.argmax(hfr.selection.raw_scores))]
@@ -150,7 +159,7 @@ class Comparison(Record):
         """Table, summary and protocol, for a README or a card."""
         protocol = "Protocol: " + "; ".join(f"{name} {value}" for name, value in self.protocol.items()) + "."
         tables = [markdown_table(rows) for rows in (self.table(), self.encoder_table()) if rows]
-        lines = ["\n\n".join(tables), "", *self.summary(), "", protocol, ""]
+        lines = [Markdown("\n\n").join(tables), "", *self.summary(), "", protocol, ""]
         return str(Markdown("\n").join(lines))
 
     def save(self, folder: str | Path) -> Path:
@@ -158,6 +167,7 @@ class Comparison(Record):
         content = {
             "protocol": self.protocol,
             "raw_pixel_accuracies": self.raw_pixel_accuracies,
+            "latent_accuracies": self.latent_accuracies,
             "rows": [dataclasses.asdict(row) | {"regret": self.regret(row)} for row in self.rows],
             "encoders": [dataclasses.asdict(each) for each in self.encoders],
             "num_test_images": self.num_test_images,
@@ -184,7 +194,8 @@ class Comparison(Record):
         audit = Audit.from_dict(content["audit"]) if content.get("audit") else None
         encoders = [BaselineRow(**each) for each in content.get("encoders", [])]
         count = content.get("num_test_images", 0)
-        return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit, encoders, count)
+        latents = content.get("latent_accuracies")
+        return cls(rows, content["raw_pixel_accuracies"], content["protocol"], audit, encoders, count, latents)
 
 
 def _relative(flops: float, grid_flops: float) -> str:

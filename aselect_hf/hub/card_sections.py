@@ -149,6 +149,8 @@ def selection_facts(selection: TimestepSelection) -> list[tuple[str, str]]:
         best = selection.timesteps.index(selection.timestep)
         score = f"{selection.scores[best]:.4f} ± {1.96 * selection.standard_errors[best]:.4f} (95 %)"
         rows.append((f"{selection.score_name} at t = {selection.timestep}", score))
+    if selection.fusion:
+        rows.append(("several timesteps", selection.fusion))
     cost = selection.cost
     if cost.forward_passes:
         seconds = f"{cost.seconds:,.1f} s, {cost.flops / 1e9:,.0f} GFLOP"

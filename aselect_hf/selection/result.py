@@ -20,6 +20,8 @@ APPLIED = (
     "control_scores",
 )  # fmt: skip
 """Fields that `apply` writes into a config."""
+FUSED = ("fused_timesteps", "fused_scores")
+"""Fields that `apply` writes if several timesteps were chosen together."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -59,7 +61,7 @@ class TimestepSelection(Record):
         perturbed_timesteps: picks after random relative changes of 1e-5 in the features, about as much as processors
             differ; all equal if the pick is stable. `None` for `hfr`, `grid`, `gate` and `fixed`.
         fused_timesteps: timesteps that were chosen together, `timestep` first; `None` if one was asked for.
-        fused_scores: the score after each of them, and, if one more would not raise it, the best it would give.
+        fused_scores: the score after each of them, and, if one more adds nothing significant, the best with it.
     """
 
     method: str
@@ -115,10 +117,10 @@ class TimestepSelection(Record):
         scores = [f"{score:.4g}" for score in self.fused_scores]
         if len(self.fused_timesteps) == 1:
             reason = f"{self.score_name} {scores[0]} alone, {scores[-1]} with the best second"
-            return f"a second timestep is worth nothing ({reason})"
+            return f"a second timestep adds nothing significant ({reason})"
         steps = ", ".join(f"t = {t} ({score})" for t, score in zip(self.fused_timesteps, scores, strict=False))
         runs = f"a head that reads them runs the network {len(self.fused_timesteps)} times"
-        more = "; one more is worth nothing" if len(scores) > len(self.fused_timesteps) else ""
+        more = "; one more adds nothing significant" if len(scores) > len(self.fused_timesteps) else ""
         return f"together, with the {self.score_name} after each: {steps}; {runs}{more}"
 
     @property
@@ -180,6 +182,7 @@ class TimestepSelection(Record):
                 schedule=config.noise_schedule,
                 cost=SelectionCost(0, 0.0, 0.0),
                 **{name: config.selection[name] for name in APPLIED},
+                **{name: config.selection.get(name) for name in FUSED},
             )
         except KeyError as error:
             raise ValueError(f"config.selection has no field {error}: apply a selection again") from error
@@ -195,7 +198,8 @@ class TimestepSelection(Record):
     def apply(self, model: Model) -> Model:
         """Write the choice into `model.config`, so that it travels with the checkpoint, and return the model.
 
-        Timesteps that were chosen together become `config.head_timesteps`, which heads read side by side.
+        Timesteps that were chosen together become `config.head_timesteps`, which heads read side by side. A later
+        choice of one timestep removes them again; `head_timesteps` that a user has set stay.
 
         Raises:
             ValueError: the model has another noise schedule, or no such feature or timestep.
@@ -209,9 +213,10 @@ class TimestepSelection(Record):
         if config.fixed_timestep and len(fused) > 1:
             raise config.fixed_error(f"timesteps {fused} of {self.feature}")
         config.timestep, config.feature = self.timestep, self.feature
-        if fused:
-            config.head_timesteps = fused if len(fused) > 1 else None
-        config.selection = {name: getattr(self, name) for name in APPLIED}
+        if fused or (config.selection or {}).get("fused_timesteps"):
+            config.head_timesteps = [*fused] if len(fused) > 1 else None
+        written = APPLIED + FUSED if fused else APPLIED
+        config.selection = {name: getattr(self, name) for name in written}
         config.check_choice()
         return model
 

@@ -101,7 +101,13 @@ def select_by_judge(
     evidence = [*fit_in_parallel(partial(judged.evidence, cell) for cell in own)]
     fused: dict[str, Any] = {}
     if inputs.num_timesteps_to_fuse > 1:
-        together = fuse(lambda some: [*judge.judge(some).scores], own, int(best), inputs.num_timesteps_to_fuse)
+        together = fuse(
+            lambda some: [*judge.judge(some).scores],
+            lambda cell: judged.evidence(cell).per_image,
+            own,
+            int(best),
+            inputs.num_timesteps_to_fuse,
+        )
         fused = {"fused_timesteps": [inputs.timesteps[index] for index in together[0]], "fused_scores": together[1]}
     per_image = [each.per_image for each in evidence if each.per_image is not None]
     return TimestepSelection(

@@ -86,10 +86,10 @@ def select_timestep(
         method = automatic_method(images)
         report_unused_labels(images, method)
         check_request(method, options, feature)
-    check_fusing(method, num_timesteps_to_fuse)
     rule = RULES[method]
     options = rule.renamed(options)
     candidates = candidate_timesteps(model.noise_schedule, timesteps, rule.even_in_log_snr)
+    check_fusing(method, num_timesteps_to_fuse, len(candidates))
     if rule.num_images is None:
         num_images = None
     elif num_images is None:

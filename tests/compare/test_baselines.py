@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import (
+    BeitConfig,
+    BeitImageProcessorPil,
+    BeitModel,
     BertConfig,
     BertModel,
     BitImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
     ResNetConfig,
     ResNetModel,
+    VideoMAEConfig,
+    VideoMAEModel,
+    ViltConfig,
+    ViltModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
+    ViTMAEConfig,
+    ViTMAEModel,
     ViTModel,
 )
 
@@ -53,6 +66,8 @@ ENCODERS = {
         ViTImageProcessorPil(**PROCESSOR), "mean of the last feature map", 16,
     ),
     "clip": (clip, CLIPImageProcessorPil(**SQUARE), BOTH, 32),
+    "clip vision": (lambda: CLIPVisionModel(CLIPVisionConfig(**VIT)), CLIPImageProcessorPil(**SQUARE), BOTH, 32),
+    "beit": (lambda: BeitModel(BeitConfig(**VIT)), BeitImageProcessorPil(**PROCESSOR), BOTH, 32),
 }  # fmt: skip
 
 
@@ -93,7 +108,7 @@ def test_features_are_those_of_the_network_itself(saved, pictures, name):
         tokens = (model.vision_model if name == "clip" else model)(pixel_values=pixels).last_hidden_state
     expected = tokens.mean(dim=(2, 3)) if tokens.ndim == 4 else torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    row = baseline.row(0.5, [0.5])
+    row = baseline.row(pictures.decode(0), 0.5, [0.5])
     assert (row.width, row.revision) == (width, None)
     assert row.flops > 0
     assert row.parameters > 0
@@ -107,6 +122,84 @@ def test_a_classifier_is_read_without_its_head(saved, tmp_path, pictures):
     ENCODERS["vit"][1].save_pretrained(tmp_path / "classifier")
     one, two = (Baseline(str(tmp_path / "classifier")).features(pictures, progress=False) for _ in range(2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_masked_autoencoder_sees_whole_images(saved, tmp_path, pictures):
+    """By default it drops three quarters of the patches at random, also in evaluation mode."""
+    torch.manual_seed(0)
+    model = ViTMAEModel(ViTMAEConfig(**VIT)).eval()
+    model.save_pretrained(tmp_path / "mae")
+    ENCODERS["vit"][1].save_pretrained(tmp_path / "mae")
+    baseline = Baseline(str(tmp_path / "mae"))
+    assert baseline.reads == BOTH
+    state = torch.get_rng_state()
+    one, two = (baseline.features(pictures, progress=False) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert torch.equal(torch.get_rng_state(), state)
+    model.config.mask_ratio = 0.0
+    images = [pictures.decode(index).convert("RGB") for index in range(3)]
+    pixels = ENCODERS["vit"][1](images=images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        tokens = model(pixel_values=pixels).last_hidden_state
+    np.testing.assert_allclose(one, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1), atol=1e-5)
+
+
+def test_images_may_keep_their_shape(saved, pictures):
+    """A processor that does not crop gives images of several sizes: a convolutional network reads each on its own."""
+    folder, model = saved("resnet")
+    processor = BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
+    processor.save_pretrained(folder)
+    found = Baseline(str(folder)).features(pictures, progress=False)
+    pixels = processor(images=pictures.decode(2), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 48)
+    with torch.no_grad():
+        np.testing.assert_allclose(found[2:], model(pixels).last_hidden_state.mean(dim=(2, 3)), atol=1e-5)
+    vit, _ = saved("vit")
+    processor.save_pretrained(vit)
+    with pytest.raises(ValueError, match=r"baseline .*vit' cannot encode an image: Input image size \(32\*48\)"):
+        Baseline(str(vit)).features(pictures, progress=False)
+
+
+def test_maps_with_channels_last_are_averaged_over_space(saved, pictures, monkeypatch):
+    folder, _ = saved("resnet")
+    expected = Baseline(str(folder)).features(pictures, progress=False)
+    original = ResNetModel.forward
+
+    def channels_last(self, pixel_values, **options):
+        output = original(self, pixel_values, **options)
+        output.last_hidden_state = output.last_hidden_state.permute(0, 2, 3, 1)
+        return output
+
+    monkeypatch.setattr(ResNetModel, "forward", channels_last)
+    np.testing.assert_allclose(Baseline(str(folder)).features(pictures, progress=False), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ViTModel(ViTConfig(**VIT, num_channels=1)), "cannot encode an image: .* Expected 1 but got 3"),
+        (lambda: ViTModel(ViTConfig(**VIT | {"image_size": 64})), r"cannot encode an image: Input image size \(32\*32"),
+        (lambda: VideoMAEModel(VideoMAEConfig(**VIT, num_frames=2)), "cannot encode an image: not enough values"),
+        (lambda: ViltModel(ViltConfig(**VIT, vocab_size=20)), "not an encoder of images alone: it reads input_ids"),
+    ],
+)
+def test_what_cannot_encode_a_color_image_is_refused(tmp_path, build, message):
+    build().save_pretrained(tmp_path)
+    ENCODERS["vit"][1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Baseline(str(tmp_path))
+
+
+def test_random_features_are_refused(saved, monkeypatch):
+    original = ViTModel.forward
+
+    def noisy(self, pixel_values, **options):
+        return original(self, pixel_values + torch.randn_like(pixel_values), **options)
+
+    noisy.__signature__ = inspect.signature(original)
+    monkeypatch.setattr(ViTModel, "forward", noisy)
+    with pytest.raises(ValueError, match="is random: two runs on the same image give other features"):
+        Baseline(str(saved("vit")[0]))
 
 
 def test_missing_weights_are_refused(saved, tmp_path):
@@ -148,7 +241,7 @@ def test_a_comparison_with_baselines(saved, tmp_path):
     out = found.save(tmp_path / "out")
     loaded = Comparison.load(out / "compare.json")
     assert loaded.encoders == found.encoders
-    assert BOTH in (out / "compare.md").read_text()
+    assert f" | {BOTH} | " in (out / "compare.md").read_text()
     assert found.better_baselines() == []  # random weights
     baseline.test_accuracies = [0.99, 0.99]
     (sentence,) = found.better_baselines()

@@ -172,6 +172,22 @@ def test_probe_learns_and_chooses_on_validation(kind):
     assert useless.validation_score < 0.5
 
 
+def test_a_latent_model_is_compared_with_its_latents(make_model, tiny_kl, normal, tmp_path):
+    config = dict(tiny_kl.config) | {"_class_name": "AutoencoderKL"}
+    model = make_model(num_channels=4, sample_size=8, vae_config=config)
+    sizes = {"train": 30, "validation": 15, "test": 20}
+    splits = {name: ImageData(normal(size, 3, 16, 16, seed=size), np.arange(size) % 3) for name, size in sizes.items()}
+    options = {"timesteps": [0, 300], "num_images": 6, "cache_dir": tmp_path, "progress": False}
+    found = compare_strategies(model, splits, strategies=["fixed"], **options)
+    assert len(found.latent_accuracies) == 3
+    latents = run.vae_latents(model, splits["test"], None, tmp_path, False)
+    with torch.no_grad():
+        expected = model.prepare_latents(torch.cat([*splits["test"].batches(model.config, 64)]))
+    np.testing.assert_allclose(latents, expected.flatten(1).numpy(), atol=1e-4)
+    assert "The same probe on the VAE's latents:" in found.summary()[1]
+    assert Comparison.load(found.save(tmp_path / "out") / "compare.json").latent_accuracies == found.latent_accuracies
+
+
 def test_raw_pixels_are_the_pixels(splits, make_config):
     assert np.array_equal(raw_pixels(splits["test"], make_config()), splits["test"].items.flatten(1).numpy())
     assert raw_pixels(ImageData(torch.zeros(2, 2, 64, 64)), make_config(sample_size=64)).shape == (2, 2 * 32 * 32)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aselect_hf import ASelectDiTForImageClassification, TimestepSelection, select_timestep
+from aselect_hf.hub.card_sections import selection_facts
 from aselect_hf.selection import RULES, criteria
 from aselect_hf.selection.fusing import fuse
 from tests.selection.conftest import TIMESTEPS
@@ -16,6 +17,18 @@ FUSING = ("ridge", "knn", "logme")
 
 def score(candidates: list[np.ndarray]) -> list[float]:
     return [criteria.logme(each[:, 0], LABELS) for each in candidates]
+
+
+def no_parts(candidate: np.ndarray) -> None:
+    """LogME is no mean over images."""
+
+
+def right(candidate: np.ndarray) -> np.ndarray:
+    return (criteria.ridge_predictions(candidate[:, 0], LABELS).classes == LABELS).astype(float)
+
+
+def accuracies(candidates: list[np.ndarray]) -> list[float]:
+    return [float(right(each).mean()) for each in candidates]
 
 
 @pytest.fixture
@@ -30,18 +43,30 @@ def cells() -> np.ndarray:
 
 
 def test_what_complements_is_added_and_a_copy_is_not(cells):
-    chosen, scores = fuse(score, cells, 0, 2)
+    chosen, scores = fuse(score, no_parts, cells, 0, 2)
     assert chosen == [0, 3]
     assert scores[1] > scores[0] + 0.1
     assert scores[0] == pytest.approx(*score([cells[0]]))
-    chosen, scores = fuse(score, cells, 0, 4)
+    chosen, scores = fuse(score, no_parts, cells, 0, 4)
     assert chosen == [0, 3]
     assert len(scores) == 3
     assert scores[2] <= scores[1]
 
 
+def test_an_accuracy_must_rise_by_more_than_chance(cells):
+    chosen, scores = fuse(accuracies, right, cells, 0, 4)
+    assert chosen == [0, 3]
+    assert scores[1] > scores[0] + 0.2
+    added = []
+    for seed in range(10):
+        noise = np.random.default_rng(seed).standard_normal((8, 200, 1, 6))
+        noise[0, :, 0, :4] += 1.2 * np.eye(4)[LABELS]
+        added.append(len(fuse(accuracies, right, noise, 0, 3)[0]) - 1)
+    assert sum(added) <= 2
+
+
 def test_one_timestep_is_the_ordinary_selection(cells):
-    assert fuse(score, cells, 2, 1) == ([2], score([cells[2]]))
+    assert fuse(score, no_parts, cells, 2, 1) == ([2], score([cells[2]]))
 
 
 @pytest.mark.parametrize("method", FUSING)
@@ -54,11 +79,20 @@ def test_the_choice_becomes_what_heads_read(run, method, model, tmp_path):
     assert fused.fused_scores[0] == pytest.approx(max(fused.scores))
     assert len(set(fused.fused_timesteps)) == len(fused.fused_timesteps) <= 3
     assert TimestepSelection.load(fused.save(tmp_path / "selection.json")) == fused
-    assert "worth nothing" in fused.fusion or len(fused.fused_timesteps) == 3
+    assert "adds nothing significant" in fused.fusion or len(fused.fused_timesteps) == 3
     fused.fused_timesteps, fused.fused_scores = [fused.timestep, TIMESTEPS[-1]], [0.5, 0.7]
     fused.apply(model)
     head = ASelectDiTForImageClassification(model.config)
     assert head.config.head_timesteps == fused.fused_timesteps
+    assert TimestepSelection.from_config(head.config).fusion == fused.fusion
+    assert ("several timesteps", fused.fusion) in selection_facts(fused)
+    assert "several timesteps" not in dict(selection_facts(plain))
+    config = plain.apply(model).config
+    assert "fused_timesteps" not in config.selection
+    assert config.head_timesteps is None
+    config.head_timesteps = [5, 7]
+    assert plain.apply(model).config.head_timesteps == [5, 7]
+    fused.apply(model)
     assert "a head that reads them runs the network 2 times" in fused.fusion
     fused.fused_timesteps = [fused.timestep]
     assert fused.apply(model).config.head_timesteps is None
@@ -73,3 +107,9 @@ def test_other_rules_refuse(run, method):
 def test_less_than_one_is_refused(model, labeled):
     with pytest.raises(ValueError, match="num_timesteps_to_fuse must be at least 1, got 0"):
         select_timestep(model, labeled, method="ridge", num_timesteps_to_fuse=0)
+
+
+def test_more_than_the_candidates_are_refused(model, labeled):
+    """Otherwise a second timestep would be called worthless that does not exist."""
+    with pytest.raises(ValueError, match="num_timesteps_to_fuse=2 is more than the 1 candidate timesteps"):
+        select_timestep(model, labeled, method="ridge", timesteps=[50], num_timesteps_to_fuse=2)
