@@ -194,6 +194,11 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         return None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all blocks are there, so that the network can denoise."""
+        return not self.fixed_timestep
+
+    @property
     def patch_side(self) -> int:
         """Side of a token in what the network sees."""
         return self.sample_size // self.grid_size[0]

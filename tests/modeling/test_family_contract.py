@@ -182,6 +182,10 @@ def test_adapters_belong_where_gradients_arrive(build: Build, latents: torch.Ten
 
 def test_it_denoises_and_reads_features_in_one_run(model: Any, latents: torch.Tensor) -> None:
     names, steps = [one_feature(model)], torch.tensor([3, 400, 900])
+    if not model.config.is_whole:
+        with pytest.raises(ValueError, match="cannot denoise"):
+            model.denoise(latents, 3)
+        return
     with torch.no_grad():
         prediction, found = model.denoise_with_features(latents, steps, names)
         assert prediction.shape == latents.shape
