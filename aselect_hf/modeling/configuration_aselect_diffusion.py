@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.dataclasses import strict
 
 from .configuration_noisy_backbone import MAX_SIZE, NoisyBackboneConfig
-from .families import FAMILIES, Family, find_family
+from .families import FAMILIES, find_family
+from .family import Family
 from .features import FeatureName, parse_feature
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
                 most = MAX_LAYERS if name in {stack.depth for stack in family.stacks} else MAX_SIZE
                 if not isinstance(value, int) or not 0 < value <= most:
                     raise ValueError(f"transformer_config must have {name} in 1..{most}, got {value!r}")
+        if reason := family.refusal(shape):
+            raise ValueError(f"this {self.transformer_class} is not supported: {reason}")
         if self.noise_schedule is None:
             self.noise_schedule = dict(family.schedule)
         depth = family.depth(shape)

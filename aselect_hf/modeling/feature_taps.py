@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .families import Tap
+from .family import Tap
 
 
 class StopForwardError(Exception):
@@ -43,7 +43,7 @@ class Collector:
         tensor = value if tap.item is None else value[tap.item]
         if tap.joint:
             tensor = tensor[:, : self.tokens] if tap.joint == "first" else tensor[:, -self.tokens :]
-        self.found[name] = tensor[..., : tap.width] if tap.width else tensor
+        self.found[name] = tensor.flatten(2).transpose(1, 2) if tap.map else tensor
         self.missing.discard(name)
         if self.stop and not self.missing:
             raise StopForwardError

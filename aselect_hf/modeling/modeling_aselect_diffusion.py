@@ -15,7 +15,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_aselect_diffusion import ASelectDiffusionConfig
-from .families import PARALLEL, Stack
+from .family import Stack
 from .feature_taps import Collector, StopForwardError, collecting, register
 from .noisy_backbone import NoisyBackbone
 from .noisy_network import Features
@@ -114,7 +114,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         """As `NoisyNetwork.run`.
 
         Raises:
-            ValueError: hidden states or attentions of all blocks are asked for, or a prediction without all blocks.
+            ValueError: hidden states or attentions of all blocks are asked for, a prediction without all blocks, or
+                gradient checkpointing of a class that does not support it.
         """
         if whole:
             raise ValueError(
@@ -125,6 +126,11 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
             raise ValueError(
                 f"this model keeps only {self.config.num_hidden_layers} blocks, so it cannot denoise: "
                 'convert its source with keep="all"'
+            )
+        if torch.is_grad_enabled() and self.transformer.gradient_checkpointing and not self.config.family.checkpointing:
+            raise ValueError(
+                f"a {self.config.transformer_class} computes something else with gradient checkpointing: "
+                "call gradient_checkpointing_disable()"
             )
         assert timesteps is not None
         resolved = {name: str(self.config.resolve_feature(name)) for name in names}
@@ -190,7 +196,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         stack, module = blocks[deepest]
         needed = {part for kind in kinds for part in stack.needed(kind)}
         unused += _parts(module, stack.all_parts - needed)
-        if all(kind == "attention_norm" or kind in PARALLEL for kind in kinds):  # the text has not been met yet
+        if set(kinds) <= set(stack.before_text):  # the text has not been met yet
             if deepest == 0:
                 unused += _parts(self.transformer, self.config.family.text_inputs)
             else:

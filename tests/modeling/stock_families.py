@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
@@ -18,10 +19,10 @@ def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dic
     found: dict[str, torch.Tensor] = {}
     height, width = config.grid_size
     count, handles = height * width, []
-    last = {"FluxSingleTransformerBlock"}
+    last = {"FluxSingleTransformerBlock", "ChromaSingleTransformerBlock"}
 
     def keep(name: str, value: Any) -> None:
-        found[name] = value[:, -count:]
+        found[name] = (value.flatten(2).transpose(1, 2) if value.ndim == 4 else value)[:, -count:]
 
     def before(module: nn.Module, name: str) -> None:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -102,25 +103,88 @@ def record(transformer: Any, run: Callable[[], Any], step: int = 1) -> dict[str,
     }
 
 
-def sd3_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
-    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipeline: Any = StableDiffusion3Pipeline(
-        transformer=model.transformer, scheduler=scheduler, vae=tiny_vae(model.config.num_channels),
-        text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
+def run_pipeline(pipeline: Any, model: Any, latents: torch.Tensor, **arguments: Any) -> dict[str, Any]:
+    """What a pipeline passes to the transformer at the second of four steps, with the stored prompt."""
     pipeline.set_progress_bar_config(disable=True)
-    found = record(
+    prompt = {name: getattr(model, f"conditioning_{name}")[None] for name in model.config.conditioning}
+    return record(
         model.transformer,
-        lambda: pipeline(
-            prompt_embeds=model.conditioning_prompt_embeds[None],
-            pooled_prompt_embeds=model.conditioning_pooled_prompt_embeds[None],
-            latents=latents, guidance_scale=0.0, num_inference_steps=4, output_type="latent",
-            height=2 * latents.shape[-2], width=2 * latents.shape[-1],
-        ),
-    )  # fmt: skip
+        lambda: pipeline(**prompt, latents=latents, num_inference_steps=4, output_type="latent", **arguments),
+    )
+
+
+def sd3_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    nothing = dict.fromkeys(f"{part}{end}" for part in ("text_encoder", "tokenizer") for end in ("", "_2", "_3"))
+    vae = tiny_vae(model.config.num_channels)
+    pipeline: Any = diffusers.StableDiffusion3Pipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, **nothing
+    )
+    height, width = (2 * side for side in latents.shape[-2:])
+    found = run_pipeline(pipeline, model, latents, guidance_scale=0.0, height=height, width=width)
     return found["hidden_states"], 1000 * scheduler.sigmas[1].item(), found
 
 
-ORACLES: dict[str, Oracle] = {"SD3Transformer2DModel": sd3_oracle}
+def packed_oracle(pipeline_class: str) -> Oracle:
+    """Of FLUX.1 and Chroma. Latents are packed and unpacked by the pipeline's own methods."""
+
+    def oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+        nothing = dict.fromkeys(["text_encoder", "tokenizer"])
+        if pipeline_class == "FluxPipeline":
+            nothing |= dict.fromkeys(["text_encoder_2", "tokenizer_2"])
+        vae = tiny_vae(model.config.num_channels)
+        pipeline: Any = getattr(diffusers, pipeline_class)(
+            transformer=model.transformer, scheduler=scheduler, vae=vae, **nothing
+        )
+        batch, channels, height, width = latents.shape
+        packed = pipeline._pack_latents(latents, batch, channels, height, width)
+        found = run_pipeline(
+            pipeline, model, packed, guidance_scale=model.config.guidance or 0.0, height=2 * height, width=2 * width
+        )
+        noisy = pipeline._unpack_latents(found["hidden_states"], 2 * height, 2 * width, 2)
+        return noisy, 1000 * scheduler.sigmas[1].item(), found
+
+    return oracle
+
+
+def pixart_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    alpha = model.transformer.use_additional_conditions
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    vae = tiny_vae(model.config.num_channels, 8)
+    pipeline: Any = (diffusers.PixArtAlphaPipeline if alpha else diffusers.PixArtSigmaPipeline)(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None
+    )
+    height, width = (8 * side for side in latents.shape[-2:])
+    found = run_pipeline(
+        pipeline, model, latents, guidance_scale=1.0, height=height, width=width, use_resolution_binning=False,
+        negative_prompt=None,
+    )  # fmt: skip
+    return found["hidden_states"], scheduler.timesteps[1].item(), found
+
+
+def sana_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    """The time is 1000 times the sigma of the step, up to the rounding of the sampler's own timesteps."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    pipeline: Any = diffusers.SanaPipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+    )
+    height, width = (32 * side for side in latents.shape[-2:])
+    found = run_pipeline(
+        pipeline, model, latents, guidance_scale=1.0, height=height, width=width, use_resolution_binning=False,
+        negative_prompt=None,
+    )  # fmt: skip
+    time = scheduler.timesteps[1].item()
+    assert abs(time - 1000 * scheduler.sigmas[1].item()) < 1
+    return found["hidden_states"], time, found
+
+
+ORACLES: dict[str, Oracle] = {
+    "SD3Transformer2DModel": sd3_oracle,
+    "FluxTransformer2DModel": packed_oracle("FluxPipeline"),
+    "ChromaTransformer2DModel": packed_oracle("ChromaPipeline"),
+    "PixArtTransformer2DModel": pixart_oracle,
+    "SanaTransformer2DModel": sana_oracle,
+}

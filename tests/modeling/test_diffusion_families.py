@@ -56,16 +56,22 @@ def test_every_feature_is_that_of_the_stock_network(model: Any, latents: torch.T
         assert torch.equal(found[name], feature), name
 
 
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert_same(found[name], value)
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected.to(found.dtype), rtol=1e-5, atol=1e-5)
+    else:
+        assert found == expected
+
+
 @torch.no_grad()
 def test_the_inputs_are_those_that_the_pipeline_passes(model: Any, latents: torch.Tensor) -> None:
     noisy, time, expected = ORACLES[model.config.transformer_class](model, latents[:1])
     found = model.inputs(noisy, torch.tensor([time]))
-    assert set(expected) == set(found)
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(found[name], value.to(found[name].dtype), rtol=1e-5, atol=1e-5, msg=name)
-        else:
-            assert found[name] == value, name
+    assert_same(found, expected)
 
 
 @torch.no_grad()
@@ -117,8 +123,11 @@ def test_a_run_without_an_exception_gives_the_same_features(model: Any, latents:
 
 
 def test_gradients_are_the_same_with_checkpointing(model: Any, latents: torch.Tensor) -> None:
-    if not model.transformer._supports_gradient_checkpointing:
-        pytest.skip("the stock class has no gradient checkpointing")
+    if not model.config.family.checkpointing:
+        model.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match="gradient checkpointing"):
+            model(latents=latents)
+        return
     name = f"blocks.{model.config.num_hidden_layers - 1}.query"
     gradients = []
     for _ in range(2):
