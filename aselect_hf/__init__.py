@@ -37,7 +37,7 @@ from aselect_hf.modeling.noisy_pretrained import READERS
 if TYPE_CHECKING:
     from aselect_hf.audit import audit_timestep, find_massive_channels
     from aselect_hf.compare import compare_strategies
-    from aselect_hf.conversion import convert_checkpoint
+    from aselect_hf.conversion import convert_checkpoint, from_diffusers
     from aselect_hf.hub import push_to_hub
     from aselect_hf.selection import TimestepSelection, select_timestep
     from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
@@ -69,7 +69,7 @@ for config_class, model_class, backbone_class, classifier_class, segmenter_class
 
 
 def _read_diffusers(source: Any, **kwargs: Any) -> Any:
-    return import_module("aselect_hf.conversion").load_diffusers(source, **kwargs)
+    return import_module("aselect_hf.conversion").from_diffusers(source, **kwargs)
 
 
 READERS["diffusers"] = _read_diffusers
@@ -80,6 +80,7 @@ LAZY = {
     "compare_strategies": "compare",
     "convert_checkpoint": "conversion",
     "find_massive_channels": "audit",
+    "from_diffusers": "conversion",
     "high_frequency_ratio": "selection.high_frequency_ratio",
     "push_to_hub": "hub",
     "select_timestep": "selection",
@@ -104,6 +105,7 @@ __all__ = [
     "compare_strategies",
     "convert_checkpoint",
     "find_massive_channels",
+    "from_diffusers",
     "high_frequency_ratio",
     "make_image_processor",
     "push_to_hub",

@@ -29,6 +29,7 @@ PUBLIC = [
     "compare_strategies",
     "convert_checkpoint",
     "find_massive_channels",
+    "from_diffusers",
     "high_frequency_ratio",
     "make_image_processor",
     "push_to_hub",
