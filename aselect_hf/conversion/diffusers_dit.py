@@ -211,8 +211,11 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     """Convert a model to a diffusers transformer and a scheduler with its noise schedule.
 
     Raises:
-        ValueError: the model has flow matching, a fixed timestep, an MLP ratio other than 4, or no GELU activation.
+        ValueError: the model is no DiT, or has flow matching, a fixed timestep, an MLP ratio other than 4, or no GELU
+            activation.
     """
+    if not isinstance(model, ASelectDiTModel):
+        raise ValueError(f"only a DiT converts to diffusers, this is a {type(model).__name__}: use its source")
     config, schedule = model.config, model.noise_schedule
     if config.fixed_timestep:
         raise config.fixed_error("conversion to diffusers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from aselect_hf import (
     ASelectDiffusionForSemanticSegmentation,
     ASelectDiffusionModel,
 )
+from aselect_hf.conversion.prompts import ENCODERS
 from aselect_hf.modeling.families import FAMILIES
 
 from .stock_families import ORACLES, stock_features
@@ -42,7 +44,9 @@ def latents(model: Any, normal: Any) -> torch.Tensor:
     return normal(2, model.config.num_channels, model.config.sample_size, model.config.sample_size)
 
 
-def test_every_family_has_a_tiny_configuration_and_an_oracle() -> None:
+def test_every_family_is_documented_and_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    assert set(re.findall(r"^\| `(\w+Transformer2DModel)`", page, re.MULTILINE)) == set(FAMILIES) == set(ENCODERS)
     assert {fields["transformer_class"] for fields in TINY.values()} == set(FAMILIES) == set(ORACLES)
 
 

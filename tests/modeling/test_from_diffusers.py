@@ -188,6 +188,12 @@ def test_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         aselect_hf.from_diffusers(folder / "transformer")
 
 
+def test_a_way_back_to_diffusers_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only a DiT converts to diffusers"):
+        convert_checkpoint(folder, tmp_path / "out", to="diffusers")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_is_put_on_a_pipeline(folder: Path, images: Any, tmp_path: Path) -> None:
     model = ASelectDiffusionForImageClassification.from_diffusers(folder, feature="blocks.1.query", num_labels=3)
     assert model(images).logits.shape == (2, 3)
@@ -244,3 +250,11 @@ def test_the_command_line_converts(folder: Path, images: Any, tmp_path: Path) ->
     assert model.config.prompt == "a b"
     expected = aselect_hf.from_diffusers(folder, prompt="a b", feature="blocks.1.query", timestep=141)
     assert torch.equal(model(images).last_hidden_state, expected(images).last_hidden_state)
+
+
+def test_the_first_blocks_train_without_a_denoising_loss(folder: Path) -> None:
+    from aselect_hf.training.objective import HeadSetting, TaskObjective
+
+    model = ASelectDiffusionForImageClassification.from_diffusers(folder, feature="blocks.1.query", timestep=100)
+    with pytest.raises(ValueError, match="denoising_loss_weight must be 0 for a network without its last blocks"):
+        TaskObjective(model, [HeadSetting(1e-3, 0.0)], denoising_loss_weight=1.0)
