@@ -261,7 +261,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
             return
         name = self.vae_config.get("_class_name", "AutoencoderKL")
         if name not in VAE_WIDTHS:
-            raise ValueError(f"vae_config must describe one of {', '.join(VAE_WIDTHS)}; got {name!r}")
+            raise ValueError(f"vae_config must describe an {' or '.join(VAE_WIDTHS)}, got {name!r}")
         widths = VAE_WIDTHS[name]
         if not self.vae_config.get(widths):
             raise ValueError(f"vae_config of an {name} must have {widths}")

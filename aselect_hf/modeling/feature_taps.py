@@ -73,6 +73,14 @@ def register(block: nn.Module, name: str, tap: Tap) -> None:
         module.register_forward_hook(functools.partial(_after, name, tap))
 
 
+def unregister(module: nn.Module, name: str) -> None:
+    """Undo `register` on a module."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(hook, functools.partial) and hook.func in (_before, _after) and hook.args[0] == name:
+                del hooks[key]
+
+
 @contextmanager
 def collecting(collector: Collector) -> Iterator[None]:
     """Record what this thread runs."""

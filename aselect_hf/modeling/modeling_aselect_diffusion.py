@@ -16,7 +16,7 @@ from transformers import initialization as init
 
 from .configuration_aselect_diffusion import ASelectDiffusionConfig
 from .family import Stack
-from .feature_taps import Collector, StopForwardError, collecting, register
+from .feature_taps import Collector, StopForwardError, collecting, register, unregister
 from .noisy_backbone import NoisyBackbone
 from .noisy_network import Features
 from .noisy_pretrained import NoisyPreTrainedModel
@@ -68,10 +68,27 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         self._no_split_modules = list(self.transformer._no_split_modules or ())
         for name, shape in (config.conditioning or {}).items():
             self.register_buffer(f"{STORED}{name}", torch.full(shape, float("nan")))
+        self._tapped: dict[str, nn.Module] = {}
+        self.follow_modules()
+        self.post_init()
+
+    def follow_modules(self) -> None:
+        """Read features where the modules are now: peft and quantizers put others in their place.
+
+        Raises:
+            RuntimeError: modules were replaced and the model is being compiled.
+        """
         for block, (stack, module) in enumerate(self.blocks()):
             for kind, tap in stack.taps.items():
-                register(module, f"blocks.{block}.{kind}", tap)
-        self.post_init()
+                name, current = f"blocks.{block}.{kind}", module.get_submodule(tap.path)
+                if (before := self._tapped.get(name)) is current:
+                    continue
+                if torch.compiler.is_compiling():
+                    raise RuntimeError("modules of this model were replaced: run it once before you compile it")
+                if before is not None:
+                    unregister(before, name)
+                register(module, name, tap)
+                self._tapped[name] = current
 
     def blocks(self) -> Iterator[tuple[Stack, nn.Module]]:
         """The blocks that are there, in order of computation, with the stack of each."""
@@ -132,6 +149,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
                 f"a {self.config.transformer_class} computes something else with gradient checkpointing: "
                 "call gradient_checkpointing_disable()"
             )
+        self.follow_modules()
         assert timesteps is not None
         resolved = {name: str(self.config.resolve_feature(name)) for name in names}
         height, width = self.grid_size(inputs)

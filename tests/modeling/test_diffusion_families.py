@@ -261,3 +261,18 @@ def test_the_head_of_a_plain_backbone_is_new(randomize: Any, tmp_path: Path) -> 
     model = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=7)
     assert isinstance(model.classifier, nn.Module)
     assert model.config.num_labels == 7
+
+
+def test_an_adapter_changes_the_feature_it_is_on(model: Any, latents: torch.Tensor) -> None:
+    """peft puts a module of its own in the place of the one whose output is the feature."""
+    peft = pytest.importorskip("peft")
+    before = model(latents=latents, feature="blocks.1.query").last_hidden_state
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=model.attention_projections(["blocks.1.query"]), init_lora_weights=False)
+    )
+    found = adapted(latents=latents, feature="blocks.1.query").last_hidden_state
+    assert not torch.allclose(found, before, atol=1e-3)
+    found.square().sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+    merged = adapted.merge_and_unload()(latents=latents, feature="blocks.1.query").last_hidden_state
+    torch.testing.assert_close(merged, found, rtol=1e-3, atol=1e-3)
