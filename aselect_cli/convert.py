@@ -50,6 +50,20 @@ def convert(
     ] = False,
     timestep: Annotated[int | None, typer.Option(help="Timestep to write (default: the model's own).")] = None,
     feature: opt.Feature = None,
+    prompt: Annotated[Text, typer.Option(help="Text to condition a text-to-image network on (default: none).")] = None,
+    prompt_embeds: Annotated[
+        Text, typer.Option(help="Safetensors file with an encoded prompt, so that no text encoder is loaded.")
+    ] = None,
+    skip_text_encoder: Annotated[
+        list[str] | None, typer.Option(help="Text encoder to leave out, such as text_encoder_3; repeat for several.")
+    ] = None,
+    keep: Annotated[
+        Literal["feature", "all"] | None,
+        typer.Option(help="Blocks of a text-to-image network to keep: up to that of the feature (default), or all."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels (default: the network's).")
+    ] = None,
     base_model: Annotated[Text, typer.Option(help="Hub id of the model that the weights come from.")] = None,
     base_model_license: Annotated[Text, typer.Option(help="License of that model.")] = None,
 ) -> Answer:
@@ -65,10 +79,17 @@ def convert(
         "subfolder": subfolder,
         "revision": revision,
         "dtype": dtype,
+        "image_size": image_size,
         "base_model": base_model,
         "base_model_license": base_model_license,
     }
     keywords: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    said = {
+        "prompt": prompt,
+        "prompt_embeds": prompt_embeds,
+        "skip_text_encoders": skip_text_encoder,
+        "keep": keep,
+    }
     model = convert_checkpoint(
         source,
         output_dir,
@@ -79,6 +100,7 @@ def convert(
         allow_pickle=allow_pickle,
         fix_timestep=fix_timestep,
         model_time=model_time,
+        text={name: value for name, value in said.items() if value},
         **keywords,
     )
     parameters = model.num_parameters()

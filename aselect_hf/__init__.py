@@ -17,9 +17,16 @@ from transformers import (
 )
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
+from aselect_hf.modeling.backbone_aselect_diffusion import ASelectDiffusionBackbone
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
+from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import ASelectDiTImageProcessor, make_image_processor
+from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
+from aselect_hf.modeling.modeling_aselect_diffusion_heads import (
+    ASelectDiffusionForImageClassification,
+    ASelectDiffusionForSemanticSegmentation,
+)
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.modeling_aselect_dit_heads import (
     ASelectDiTForImageClassification,
@@ -30,26 +37,39 @@ from aselect_hf.modeling.noisy_pretrained import READERS
 if TYPE_CHECKING:
     from aselect_hf.audit import audit_timestep, find_massive_channels
     from aselect_hf.compare import compare_strategies
-    from aselect_hf.conversion import convert_checkpoint
+    from aselect_hf.conversion import convert_checkpoint, from_diffusers
     from aselect_hf.hub import push_to_hub
     from aselect_hf.selection import TimestepSelection, select_timestep
     from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 
 __version__ = "0.1.0"
 
-AutoConfig.register(ASelectDiTConfig.model_type, ASelectDiTConfig, exist_ok=True)
-AutoModel.register(ASelectDiTConfig, ASelectDiTModel, exist_ok=True)
-AutoBackbone.register(ASelectDiTConfig, ASelectDiTBackbone, exist_ok=True)
-AutoModelForImageClassification.register(ASelectDiTConfig, ASelectDiTForImageClassification, exist_ok=True)
-AutoModelForSemanticSegmentation.register(ASelectDiTConfig, ASelectDiTForSemanticSegmentation, exist_ok=True)
-AutoImageProcessor.register(ASelectDiTConfig, image_processor_classes={"pil": ASelectDiTImageProcessor}, exist_ok=True)
-# There is none. Unless that is said here, `pipeline` asks to run the code of a saved folder, to look for one there.
-# (`AutoVideoProcessor.register` would say the same, but needs torchvision.)
-VIDEO_PROCESSOR_MAPPING.register(ASelectDiTConfig, {"torchvision": None}, exist_ok=True)  # type: ignore[arg-type]
+CLASSES: tuple[tuple[Any, ...], ...] = (
+    (
+        *(ASelectDiTConfig, ASelectDiTModel, ASelectDiTBackbone),
+        *(ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation),
+    ),
+    (
+        *(ASelectDiffusionConfig, ASelectDiffusionModel, ASelectDiffusionBackbone),
+        *(ASelectDiffusionForImageClassification, ASelectDiffusionForSemanticSegmentation),
+    ),
+)
+"""Per model type: its config, model, backbone, classifier and segmenter."""
+
+for config_class, model_class, backbone_class, classifier_class, segmenter_class in CLASSES:
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoBackbone.register(config_class, backbone_class, exist_ok=True)
+    AutoModelForImageClassification.register(config_class, classifier_class, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(config_class, segmenter_class, exist_ok=True)
+    AutoImageProcessor.register(config_class, image_processor_classes={"pil": ASelectDiTImageProcessor}, exist_ok=True)
+    # There is none. Unless that is said here, `pipeline` asks to run the code of a saved folder, to look for one there.
+    # (`AutoVideoProcessor.register` would say the same, but needs torchvision.)
+    VIDEO_PROCESSOR_MAPPING.register(config_class, {"torchvision": None}, exist_ok=True)  # type: ignore[arg-type]
 
 
 def _read_diffusers(source: Any, **kwargs: Any) -> Any:
-    return import_module("aselect_hf.conversion").load_diffusers(source, **kwargs)
+    return import_module("aselect_hf.conversion").from_diffusers(source, **kwargs)
 
 
 READERS["diffusers"] = _read_diffusers
@@ -60,6 +80,7 @@ LAZY = {
     "compare_strategies": "compare",
     "convert_checkpoint": "conversion",
     "find_massive_channels": "audit",
+    "from_diffusers": "conversion",
     "high_frequency_ratio": "selection.high_frequency_ratio",
     "push_to_hub": "hub",
     "select_timestep": "selection",
@@ -74,11 +95,17 @@ __all__ = [
     "ASelectDiTForImageClassification",
     "ASelectDiTForSemanticSegmentation",
     "ASelectDiTModel",
+    "ASelectDiffusionBackbone",
+    "ASelectDiffusionConfig",
+    "ASelectDiffusionForImageClassification",
+    "ASelectDiffusionForSemanticSegmentation",
+    "ASelectDiffusionModel",
     "TimestepSelection",
     "audit_timestep",
     "compare_strategies",
     "convert_checkpoint",
     "find_massive_channels",
+    "from_diffusers",
     "high_frequency_ratio",
     "make_image_processor",
     "push_to_hub",

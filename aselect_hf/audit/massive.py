@@ -94,7 +94,7 @@ def find_massive_channels(
     name = str(model.config.resolve_feature(feature or str(model.config.feature)))
     step = model.resolve_timestep(timestep)
     data = ImageData.of(images, num_images).sample(num_images, seed)
-    norms = [norm_of(name, kind) for kind in NORMS if kind in model.config.feature_kinds]
+    norms = [norm for kind in NORMS if (norm := norm_of(name, kind)) in model.config.list_features()]
     wanted = [name, *(norm for norm in norms if norm != name)]
     sums = torch.zeros(model.config.feature_width(name), dtype=torch.float64)
     pooled: dict[str, list[np.ndarray]] = {key: [] for key in wanted}

@@ -15,6 +15,7 @@ computes, bit for bit; pass `timestep_freq_shift=0` to undo that for facebook's 
 
 from aselect_hf.conversion.assemble import DERIVED_KEYS, load_vae, set_vae
 from aselect_hf.conversion.convert import convert_checkpoint, head_class, load_checkpoint, load_model, save_model
+from aselect_hf.conversion.diffusers_any import from_diffusers
 from aselect_hf.conversion.diffusers_dit import HOOKED, diffusers_peer, load_diffusers, save_diffusers, to_diffusers
 from aselect_hf.conversion.locate import detect_format
 
@@ -24,6 +25,7 @@ __all__ = [
     "convert_checkpoint",
     "detect_format",
     "diffusers_peer",
+    "from_diffusers",
     "head_class",
     "load_checkpoint",
     "load_diffusers",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -22,7 +22,7 @@ from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 """Stored buffers that the config determines; with a fixed timestep, however, positions are weights."""
-AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+AUTOENCODERS = {each.__name__: each for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
 MAX_NAMED = 8
 
 
@@ -85,19 +85,19 @@ def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
     """Load an autoencoder from a folder or Hub id; one in memory is checked and returned.
 
     Raises:
-        ValueError: it is neither an `AutoencoderKL` nor an `AutoencoderTiny`, or its weights do not fit its config.
+        ValueError: it is none of `AUTOENCODERS`, or its weights do not fit its config.
     """
     options = options or LoadingOptions()
     if not isinstance(source, str | Path):
         if not isinstance(source, tuple(AUTOENCODERS.values())):
-            raise ValueError(f"vae must be an AutoencoderKL or AutoencoderTiny, got {type(source).__name__}")
+            raise ValueError(f"vae must be one of {', '.join(AUTOENCODERS)}, got {type(source).__name__}")
         return source
     path = locate(source, options.of_another_repository).path
     try:
         config = read_json(path / "config.json")
         autoencoder_class = AUTOENCODERS[config["_class_name"]]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"vae {source} is neither an AutoencoderKL nor an AutoencoderTiny") from error
+        raise ValueError(f"vae {source} is none of {', '.join(AUTOENCODERS)}") from error
     try:
         files = weight_files(path, options.variant, options.allow_pickle)
     except ValueError:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError
 
 from aselect_hf.conversion.assemble import DERIVED_KEYS, cast, load_vae, set_vae
-from aselect_hf.conversion.diffusers_dit import load_diffusers, save_diffusers
+from aselect_hf.conversion.diffusers_any import from_diffusers
+from aselect_hf.conversion.diffusers_dit import save_diffusers
 from aselect_hf.conversion.locate import (
     ORIGINAL_LICENSES,
     LoadingOptions,
@@ -22,13 +23,24 @@ from aselect_hf.conversion.locate import (
 from aselect_hf.conversion.original_dit import load_original
 from aselect_hf.conversion.weights import check_depth, first_line, stored_names, weight_files
 from aselect_hf.files import atomic_directory, read_json
+from aselect_hf.modeling import modeling_aselect_diffusion_heads as diffusion_heads
 from aselect_hf.modeling import modeling_aselect_dit_heads
+from aselect_hf.modeling.backbone_aselect_diffusion import ASelectDiffusionBackbone
 from aselect_hf.modeling.backbone_aselect_dit import ASelectDiTBackbone
+from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
-from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, ASelectDiTPreTrainedModel
+from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
+from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
+from aselect_hf.modeling.noisy_pretrained import NoisyPreTrainedModel
 from aselect_hf.tasks import TASKS, Task, task_of_model
 
+DIFFUSION_CLASSES: dict[str, type[NoisyPreTrainedModel]] = {
+    "Model": ASelectDiffusionModel,
+    "Backbone": ASelectDiffusionBackbone,
+    "ForImageClassification": diffusion_heads.ASelectDiffusionForImageClassification,
+    "ForSemanticSegmentation": diffusion_heads.ASelectDiffusionForSemanticSegmentation,
+}
 SourceFormat = Literal["auto", "aselect", "diffusers", "dit", "sit"]
 
 
@@ -43,6 +55,7 @@ def convert_checkpoint(
     scheduler: Any = None,
     model_time: str | None = None,
     fix_timestep: bool = False,
+    text: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Any:
     """Read a checkpoint of any known format, optionally write it in another, and return the model.
@@ -61,6 +74,8 @@ def convert_checkpoint(
         scheduler: for a diffusers source: a scheduler or its config that replaces the source's scheduler.
         model_time: for a SiT file: the time that its network receives, `"data_fraction"` (SiT, LightningDiT) or
             `"noise_fraction"` (REPA, REPA-E, SRA); required if the file does not tell.
+        text: for a diffusers source of another family than DiT: `prompt`, `prompt_embeds`, `skip_text_encoders`, `keep`
+            and `guidance` of `from_diffusers`.
         fix_timestep: fold the timestep into the weights, see `ASelectDiTModel.fix_timestep`; a head is kept.
         keywords: loading options (`token`, `revision`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`,
             `variant`, `dtype`, `allow_pickle` to read `.pt` and `.bin` files with `weights_only=True`), and fields of
@@ -77,12 +92,12 @@ def convert_checkpoint(
         raise ValueError("fix_timestep needs to='aselect': diffusers has no model with a fixed timestep")
     if to == "diffusers":
         vae_decoder = True
-    options, config = split_keywords("convert_checkpoint", keywords)
+    options, config = split_keywords("convert_checkpoint", keywords, also_diffusion=True)
     asked = {name: config.pop(name, None) for name in ("timestep", "feature")} if fix_timestep else {}
     place = _place(source, options, with_vae=vae is None)
     model = _load(
         source if place is None else place, source_format, options, config, keep_head=fix_timestep, vae=vae,
-        vae_decoder=vae_decoder, scheduler=scheduler, model_time=model_time,
+        vae_decoder=vae_decoder, scheduler=scheduler, model_time=model_time, text=text,
     )  # fmt: skip
     if fix_timestep:
         model = model.fix_timestep(**asked)
@@ -109,7 +124,7 @@ def load_checkpoint(
     **keywords: Any,
 ) -> Any:
     """Read a checkpoint of any known format, with its head if `keep_head`; see `convert_checkpoint` for the others."""
-    options, config = split_keywords("load_checkpoint", keywords)
+    options, config = split_keywords("load_checkpoint", keywords, also_diffusion=True)
     place = _place(source, options, with_vae=vae is None)
     return _load(
         source if place is None else place, source_format, options, config, keep_head=keep_head, vae=vae,
@@ -133,6 +148,7 @@ def _load(
     vae_decoder: bool,
     scheduler: Any,
     model_time: str | None,
+    text: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load a model from a place or from memory with the reader of its format."""
     kind = _format(source) if source_format == "auto" else source_format
@@ -146,6 +162,8 @@ def _load(
         accepted = ("original", *ORIGINAL_LICENSES) if isinstance(source, Mapping) else ("diffusers",)
         if kind not in accepted:
             raise ValueError(f"source_format={source_format!r} does not fit a {type(source).__name__} in memory")
+    if text and kind != "diffusers":
+        raise ValueError(f"{min(text)} is of a diffusers source, this one is {kind}: leave it out")
     if kind == "aselect":
         path = source.path
         model_class = saved_class(path) if keep_head else ASelectDiTModel
@@ -154,7 +172,9 @@ def _load(
             set_vae(getattr(model, model.base_model_prefix, model), load_vae(vae, options), vae_decoder)
         return cast(model, options.dtype)
     if kind == "diffusers":
-        return load_diffusers(source, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **config)
+        return from_diffusers(
+            source, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **(text or {}), **config
+        )
     return load_original(
         source.path if isinstance(source, Source) else source, None if kind == "original" else kind,
         model_time=model_time, vae=vae, vae_decoder=vae_decoder, options=options, **config,
@@ -168,21 +188,30 @@ def _format(source: Any) -> str:
     return "original" if isinstance(source, Mapping) else "diffusers"
 
 
-def head_class(task: Task) -> type[ASelectDiTPreTrainedModel]:
-    """The class of models with a head for a task."""
+def head_class(task: Task) -> type[NoisyPreTrainedModel]:
+    """The class of models with a head for a task. `load_model` takes that of the checkpoint's own family."""
     return getattr(modeling_aselect_dit_heads, f"ASelectDiT{task.head_suffix}")
 
 
-def saved_class(folder: Path) -> type[ASelectDiTPreTrainedModel]:
+def family_class(model_class: type[NoisyPreTrainedModel], model_type: str) -> type[NoisyPreTrainedModel]:
+    """The class that does in the family of `model_type` what `model_class` does in its own."""
+    if model_type != ASelectDiffusionConfig.model_type or not model_class.__name__.startswith("ASelectDiT"):
+        return model_class
+    return DIFFUSION_CLASSES[model_class.__name__.removeprefix("ASelectDiT")]
+
+
+def saved_class(folder: Path) -> type[NoisyPreTrainedModel]:
     """The class that a checkpoint of this package was saved with, its head included."""
-    names = read_json(folder / "config.json").get("architectures") or []
-    classes = (*map(head_class, TASKS.values()), ASelectDiTBackbone)
-    return next((known for known in classes if known.__name__ in names), ASelectDiTModel)
+    content = read_json(folder / "config.json")
+    names = content.get("architectures") or []
+    dit = (*map(head_class, TASKS.values()), ASelectDiTBackbone, ASelectDiTModel)
+    classes = [family_class(each, content.get("model_type", "")) for each in dit]
+    return next((known for known in classes if known.__name__ in names), classes[-1])
 
 
 def load_model(
     source: str | Path,
-    model_class: type[ASelectDiTPreTrainedModel] = ASelectDiTModel,
+    model_class: type[NoisyPreTrainedModel] = ASelectDiTModel,
     *,
     new_head: bool = False,
     **keywords: Any,
@@ -191,7 +220,7 @@ def load_model(
 
     Args:
         source: folder or Hub id, or `"sample"` for the model that ships with the package.
-        model_class: class to load.
+        model_class: class to load; of another family of networks, the class for the same task.
         new_head: start with a new head if the checkpoint has none, or has one for other classes.
         keywords: loading options as in `convert_checkpoint` (pickles are never read), and config fields to override.
 
@@ -199,18 +228,24 @@ def load_model(
         TypeError: a keyword is unknown.
         ValueError: the checkpoint is another model, its weights are damaged, or keys are missing or unexpected.
     """
-    options, config = split_keywords("load_model", keywords)
+    options, config = split_keywords("load_model", keywords, also_diffusion=True)
     path = locate(source, options).path
     if detect_format(path) != "aselect":
-        raise ValueError(f"{source} is a diffusers checkpoint: load it with ASelectDiTModel.from_diffusers")
+        raise ValueError(f"{source} is a diffusers checkpoint: load it with aselect_hf.from_diffusers")
+    try:
+        model_type = read_json(path / "config.json").get("model_type", "")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint {source} cannot be read: {first_line(error)}") from error
+    model_class = family_class(model_class, model_type)
     prefix = f"{model_class.base_model_prefix}."
     asked = {"variant": options.variant, "dtype": options.dtype}
     reading: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     try:
-        stored = ASelectDiTConfig.from_pretrained(path)
+        stored: Any = model_class.config_class.from_pretrained(path)
         names = stored_names(weight_files(path, options.variant, allow_pickle=None))
         blocks = [name.removeprefix(prefix) for name in names]
-        check_depth(f"checkpoint {source}", stored.num_kept_layers, blocks, "layers")
+        if isinstance(stored, ASelectDiTConfig):
+            check_depth(f"checkpoint {source}", stored.num_kept_layers, blocks, "layers")
         model, report = model_class.from_pretrained(
             path, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=new_head, **reading, **config,
         )  # fmt: skip
@@ -230,7 +265,7 @@ def load_model(
     return model
 
 
-def save_model(model: ASelectDiTPreTrainedModel, folder: str | Path) -> None:
+def save_model(model: NoisyPreTrainedModel, folder: str | Path) -> None:
     """Write everything that a pipeline needs: weights, config, code, and the matching image processor."""
     model.save_pretrained(folder)
     if model.config.takes_pictures:

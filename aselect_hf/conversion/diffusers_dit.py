@@ -112,7 +112,7 @@ def load_diffusers(
     if vae is not None:
         found.vae = load_vae(vae, options)
     if scheduler is not None:
-        found.scheduler = _scheduler_config(scheduler)
+        found.scheduler = scheduler_config(scheduler)
     if found.scheduler is None and "noise_schedule" not in config:
         logger.warning("%s has no scheduler: assuming DDPM with linear betas and epsilon prediction", found.name)
     fields = _diffusers_fields(found.config)
@@ -122,7 +122,7 @@ def load_diffusers(
     pairs = _key_pairs(layers, per_block)
     fields |= origin | {
         "per_block_conditioning": per_block,
-        "noise_schedule": _schedule_fields(found.scheduler) if found.scheduler else None,
+        "noise_schedule": schedule_fields(found.scheduler) if found.scheduler else None,
         "scheduler_config": found.scheduler,
         "condition_id2label": found.id2label,
     }
@@ -140,15 +140,17 @@ def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tupl
     pipeline = index.is_file()
     folder = place.path / "transformer" if pipeline else place.path
     if detect_format(folder) != "diffusers":
-        raise ValueError(f"{place.path} is an aselect_dit checkpoint: load it with from_pretrained")
+        raise ValueError(
+            f"{place.path} is an aselect_dit or aselect_diffusion checkpoint: load it with from_pretrained"
+        )
     state = read_state(weight_files(folder, options.variant, options.allow_pickle))
-    found = DiffusersModel(str(folder), _read_fields(folder / "config.json"), state)
+    found = DiffusersModel(str(folder), read_fields(folder / "config.json"), state)
     if pipeline and with_vae and (place.path / "vae").is_dir():
         found.vae = load_vae(place.path / "vae", options)
     if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
-        found.scheduler = _scheduler_config(_read_fields(scheduler))
+        found.scheduler = scheduler_config(read_fields(scheduler))
     if pipeline:
-        found.id2label = _read_fields(index).get("id2label")
+        found.id2label = read_fields(index).get("id2label")
     origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
     return found, origin
 
@@ -169,7 +171,7 @@ def _from_memory(source: Any) -> DiffusersModel:
     found = DiffusersModel(type(source).__name__, dict(transformer.config), transformer.state_dict())
     if source is not transformer:
         found.vae = load_vae(source.vae) if getattr(source, "vae", None) is not None else None
-        found.scheduler = _scheduler_config(source.scheduler)
+        found.scheduler = scheduler_config(source.scheduler)
         labels: dict[str, list[str]] = {}
         for label, index in getattr(source, "labels", {}).items():
             labels.setdefault(str(index), []).append(label)
@@ -177,7 +179,7 @@ def _from_memory(source: Any) -> DiffusersModel:
     return found
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
@@ -209,8 +211,11 @@ def to_diffusers(model: ASelectDiTModel) -> tuple[Any, Any]:
     """Convert a model to a diffusers transformer and a scheduler with its noise schedule.
 
     Raises:
-        ValueError: the model has flow matching, a fixed timestep, an MLP ratio other than 4, or no GELU activation.
+        ValueError: the model is no DiT, or has flow matching, a fixed timestep, an MLP ratio other than 4, or no GELU
+            activation.
     """
+    if not isinstance(model, ASelectDiTModel):
+        raise ValueError(f"only a DiT converts to diffusers, this is a {type(model).__name__}: use its source")
     config, schedule = model.config, model.noise_schedule
     if config.fixed_timestep:
         raise config.fixed_error("conversion to diffusers")
@@ -290,7 +295,7 @@ def _scheduler_class(config: dict[str, Any]) -> Any:
     return found
 
 
-def _scheduler_config(scheduler: Any) -> dict[str, Any]:
+def scheduler_config(scheduler: Any) -> dict[str, Any]:
     """The complete config of a scheduler, defaults included and ready for JSON, from the scheduler or its config."""
     config = dict(getattr(scheduler, "config", scheduler))
     scheduler_class = type(scheduler) if isinstance(scheduler, SchedulerMixin) else _scheduler_class(config)
@@ -299,7 +304,7 @@ def _scheduler_config(scheduler: Any) -> dict[str, Any]:
     return {"_class_name": scheduler_class.__name__} | json.loads(json.dumps(fields, default=list))
 
 
-def _schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
+def schedule_fields(scheduler: dict[str, Any]) -> dict[str, Any]:
     """The noise schedule in a scheduler's config, without its options for sampling."""
     name = scheduler["_class_name"]
     if "FlowMatch" in name:

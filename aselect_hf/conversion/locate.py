@@ -16,13 +16,15 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 
 from aselect_hf.conversion.weights import file_names, first_line, shards_of
 from aselect_hf.data.sources import SAMPLE_MODEL
 from aselect_hf.files import as_path, read_json
+from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
+from aselect_hf.modeling.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,15 @@ DESCRIPTIONS = (
     "transformer/config.json", "vae/config.json",
 )  # fmt: skip
 """The small files that describe a checkpoint; its card and license are in the root folder."""
-CONFIG_KEYWORDS = {field.name for field in dataclasses.fields(ASelectDiTConfig) if field.name != "dtype"} | {
-    "attn_implementation", "num_labels", "out_features", "out_indices",
-}  # fmt: skip
+
+
+def config_keywords(config_class: Any) -> set[str]:
+    """Names of the fields of a config that may be given."""
+    names = {field.name for field in dataclasses.fields(config_class) if field.name != "dtype"}
+    return names | {"attn_implementation", "num_labels", "out_features", "out_indices"}
+
+
+CONFIG_KEYWORDS = config_keywords(ASelectDiTConfig)
 
 
 @dataclass(frozen=True)
@@ -86,20 +94,26 @@ class LoadingOptions:
 LOADING_KEYWORDS = tuple(field.name for field in dataclasses.fields(LoadingOptions))
 
 
-def split_keywords(function: str, keywords: dict[str, Any]) -> tuple[LoadingOptions, dict[str, Any]]:
-    """Split keyword arguments into loading options and config fields.
+def split_keywords(
+    function: str, keywords: dict[str, Any], also_diffusion: bool = False
+) -> tuple[LoadingOptions, dict[str, Any]]:
+    """Split keyword arguments into loading options and fields of a DiT's config, or of other families' if asked.
 
     Raises:
         TypeError: a keyword is neither.
     """
-    accepted = {*LOADING_KEYWORDS, *CONFIG_KEYWORDS}
+    accepted = {
+        *LOADING_KEYWORDS,
+        *CONFIG_KEYWORDS,
+        *(config_keywords(ASelectDiffusionConfig) if also_diffusion else ()),
+    }
     for name in keywords:
         if name not in accepted:
             close = difflib.get_close_matches(name, accepted, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise TypeError(
                 f"{function}() got an unexpected keyword argument {name!r}: {hint}it takes "
-                f"{', '.join(LOADING_KEYWORDS)} and the fields of ASelectDiTConfig"
+                f"{', '.join(LOADING_KEYWORDS)} and the fields of the model's config"
             )
     options = {name: value for name, value in keywords.items() if name in LOADING_KEYWORDS}
     return LoadingOptions(**options), {name: value for name, value in keywords.items() if name not in options}
@@ -171,6 +185,20 @@ def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
     return root
 
 
+def fetch_text_encoders(place: Source, parts: Iterable[str], options: LoadingOptions) -> None:
+    """Download text encoders and tokenizers of a pipeline on the Hub; a local one has them already."""
+    if place.hub_id is None:
+        return
+    if re.fullmatch("[0-9a-f]{40}", place.root.name):
+        options = dataclasses.replace(options, revision=place.root.name, force_download=False)
+    inside = f"{options.subfolder.strip('/')}/" if options.subfolder else ""
+    for part in sorted(parts):
+        _fetch(place.hub_id, [f"{inside}{part}/{name}" for name in ("*.json", "*.txt", "*.model")], options)
+        if part.startswith("text_encoder"):
+            variants = dict.fromkeys((options.variant, None))
+            _fetch_weights(place.hub_id, place.root, f"{inside}{part}/", variants, options)
+
+
 def _fetch_weights(
     repo_id: str, root: Path, folder: str, variants: Iterable[str | None], options: LoadingOptions
 ) -> None:
@@ -189,6 +217,11 @@ def _fetch_weights(
 def _fetch(repo_id: str, names: list[str], options: LoadingOptions) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=names, **options.hub))
+    except GatedRepoError as error:
+        raise ValueError(
+            f"checkpoint {repo_id!r} is gated: accept its terms at https://huggingface.co/{repo_id}, "
+            "then run `hf auth login`"
+        ) from error
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"checkpoint {repo_id!r} is neither a local path nor reachable on the Hub ({first_line(error)})"
@@ -211,13 +244,18 @@ def detect_format(path: Path) -> str:
         raise ValueError(f"{path} is not a checkpoint: no readable config.json or model_index.json") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} is not a checkpoint: its config.json holds no fields")
-    if fields.get("model_type") == ASelectDiTConfig.model_type:
+    if fields.get("model_type") in (ASelectDiTConfig.model_type, ASelectDiffusionConfig.model_type):
         return "aselect"
     class_name, norm_type = fields.get("_class_name"), fields.get("norm_type")
     if class_name == "DiTTransformer2DModel" or (class_name, norm_type) == ("Transformer2DModel", "ada_norm_zero"):
         return "diffusers"  # the second name: diffusers before 0.29, and the published repositories
+    if class_name in FAMILIES:
+        return "diffusers"
     found = fields.get("model_type") or fields.get("_class_name") or "unknown"
-    raise ValueError(f"{path} holds a model of type {found!r}; accepted are aselect_dit and DiTTransformer2DModel")
+    raise ValueError(
+        f"{path} holds a model of type {found!r}; accepted are aselect_dit, aselect_diffusion, DiTTransformer2DModel, "
+        f"{', '.join(FAMILIES)}"
+    )
 
 
 def kind_by_name(name: str) -> str:

@@ -212,8 +212,8 @@ def cached_latents(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if log_variance and (model.vae is None or type(model.vae).__name__ == "AutoencoderTiny"):
-        found = "no VAE" if model.vae is None else "an AutoencoderTiny"
+    if log_variance and (model.vae is None or type(model.vae).__name__ != "AutoencoderKL"):
+        found = "no VAE" if model.vae is None else f"an {type(model.vae).__name__}"
         raise ValueError(f"log_variance needs a model with an AutoencoderKL, but this one has {found}")
     contents = ["mean", "log_variance"] if log_variance else ["mean"]
     if flipped and model.vae is not None:

@@ -24,6 +24,12 @@ CHOICES = {
     "pooling": ("mean", "attentive"),
     "segmentation_head": ("linear", "upernet"),
 }
+VAE_WIDTHS = {
+    "AutoencoderKL": "block_out_channels",
+    "AutoencoderTiny": "encoder_block_out_channels",
+    "AutoencoderDC": "encoder_block_out_channels",
+}
+"""The autoencoders that a checkpoint can carry, with the field of their config that has one entry per level."""
 UPERNET_LEVELS = 4
 GROUP_CHANNELS = 16
 """Channels that the UPerNet head normalizes together."""
@@ -49,12 +55,12 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
     `NotImplementedError` here, by fields or properties.
 
     Args:
-        vae_config: config of the `AutoencoderKL` or `AutoencoderTiny` inside the checkpoint; `None` for pixel space.
+        vae_config: config of the autoencoder inside the checkpoint, one of `VAE_WIDTHS`; `None` for pixel space.
         vae_decoder: keep the VAE's decoder too.
         image_size: side in pixels (default: from `sample_size` and the VAE).
         noise_schedule: fields of [`NoiseSchedule`] (default: DDPM with linear betas).
         timestep: the timestep chosen for features; `None` until one is selected.
-        feature: name of the feature, `blocks.<i>.<kind>` (default: the query at 0.45 of the depth).
+        feature: name of the feature, `blocks.<i>.<kind>` (default: the query at 0.40 of the depth).
         channel_discard: channels of features that are set to 0 wherever the features are read, such as
             `{"blocks.8.hidden": [17, 98]}`: a remedy for massive activations (DiTF, arXiv 2505.18584).
         noise_seed, num_noise_draws: seed and number of the stored evaluation noises; features average over them.
@@ -194,6 +200,11 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         return None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all blocks are there, so that the network can denoise."""
+        return not self.fixed_timestep
+
+    @property
     def patch_side(self) -> int:
         """Side of a token in what the network sees."""
         return self.sample_size // self.grid_size[0]
@@ -216,9 +227,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         """Pixels per latent along one side; 1 without a VAE."""
         if self.vae_config is None:
             return 1
-        if self.vae_config.get("_class_name") == "AutoencoderTiny":
-            return 2 ** (len(self.vae_config["encoder_block_out_channels"]) - 1)
-        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        return 2 ** (len(self.vae_config[VAE_WIDTHS[self.vae_config.get("_class_name", "AutoencoderKL")]]) - 1)
 
     def resolve_feature(self, name: str) -> FeatureName:
         """Block and kind of a feature.
@@ -251,9 +260,9 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         if self.vae_config is None:
             return
         name = self.vae_config.get("_class_name", "AutoencoderKL")
-        if name not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise ValueError(f"vae_config must describe an AutoencoderKL or AutoencoderTiny, got {name!r}")
-        widths = "encoder_block_out_channels" if name == "AutoencoderTiny" else "block_out_channels"
+        if name not in VAE_WIDTHS:
+            raise ValueError(f"vae_config must describe an {' or '.join(VAE_WIDTHS)}, got {name!r}")
+        widths = VAE_WIDTHS[name]
         if not self.vae_config.get(widths):
             raise ValueError(f"vae_config of an {name} must have {widths}")
         channels = self.vae_config.get("latent_channels", 4)

@@ -73,11 +73,11 @@ class NoisyPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_diffusers(cls, source: Any, **kwargs: Any) -> Any:
-        """Convert a diffusers DiT.
+        """Convert a network of diffusers to a model of this class.
 
         Args:
             source: a pipeline or transformer, as a folder, a Hub id, or an object.
-            kwargs: see `aselect_hf.conversion.load_diffusers`: `vae`, `vae_decoder`, `scheduler`; `token`, `revision`,
+            kwargs: see `aselect_hf.from_diffusers`: `vae`, `vae_decoder`, `scheduler`; `token`, `revision`,
                 `cache_dir`, `local_files_only`, `force_download`, `subfolder`, `variant`, `dtype`, `allow_pickle`; and
                 fields of the config. Anything else is a `TypeError`.
 

@@ -16,14 +16,13 @@ def build_vae(config: NoisyBackboneConfig) -> Any:
     if config.vae_config is None:
         return None
     try:
-        from diffusers import AutoencoderKL, AutoencoderTiny
+        import diffusers
     except ImportError as error:
         raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers") from error
-    tiny = config.vae_config.get("_class_name") == "AutoencoderTiny"
-    vae: Any = (AutoencoderTiny if tiny else AutoencoderKL).from_config(config.vae_config)
+    vae: Any = getattr(diffusers, config.vae_config.get("_class_name", "AutoencoderKL")).from_config(config.vae_config)
     if not config.vae_decoder:
         vae.decoder = None
-        if not tiny:
+        if hasattr(vae, "post_quant_conv"):
             vae.post_quant_conv = None
     return vae
 
@@ -49,7 +48,7 @@ class VaeMixin:
 
         Returns:
             Two `(batch, num_channels, height, width)`, float32 for a VAE of any precision. The second is `None` if
-            nothing is random: in pixel space and with an `AutoencoderTiny`.
+            nothing is random: in pixel space, and with an `AutoencoderTiny` or `AutoencoderDC`.
 
         Raises:
             ValueError: wrong channels or size, NaN, or the VAE overflows.
@@ -59,8 +58,8 @@ class VaeMixin:
             return pixel_values, None
         shift, scale = self.vae.config.get("shift_factor") or 0.0, self.vae.config.scaling_factor
         encoded = self.vae.encode(pixel_values.to(self.vae.dtype))
-        posterior = None if hasattr(encoded, "latents") else encoded.latent_dist
-        mean = encoded.latents if posterior is None else posterior.mean
+        posterior = getattr(encoded, "latent_dist", None)  # the other two have no posterior
+        mean = posterior.mean if posterior is not None else next(iter(encoded.values()))
         log_variance = None if posterior is None else posterior.logvar
         check_finite(
             [mean] if log_variance is None else [mean, log_variance],

@@ -69,7 +69,7 @@ class SelectionInputs:
 
         Args:
             deviations: standard normal, of the shape of the result: samples of the VAE's posterior instead of its mean.
-                Without effect in pixel space and with an `AutoencoderTiny`, where nothing is random.
+                Without effect in pixel space and with an `AutoencoderTiny` or `AutoencoderDC`, where nothing is random.
 
         Returns:
             `(images, channels, height, width)` float32 on the CPU, and the seconds that encoding all of them takes.
@@ -81,7 +81,7 @@ class SelectionInputs:
             parts = [model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]
             return torch.cat(parts), time.perf_counter() - started
         folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
-        if type(model.vae).__name__ == "AutoencoderTiny":
+        if model.vae is not None and type(model.vae).__name__ != "AutoencoderKL":
             deviations = None
         options: dict[str, Any] = {"whole_image": whole_image, "batch_size": batch_size}
         options["log_variance"] = deviations is not None

@@ -254,7 +254,9 @@ class TrainingArguments(PretrainingArguments):
     per_device_eval_batch_size: Count = argument(64, "Images per device and evaluation batch.")
     eval_steps: Count | None = argument(None, "Steps between evaluations (default: after every epoch).")
     denoising_loss_weight: NotNegative | None = argument(
-        None, "Weight of the denoising loss added to the task loss (default: 0 with a frozen backbone, else 1)."
+        None,
+        "Weight of the denoising loss added to the task loss (default: 0 with a frozen backbone or without its "
+        "last blocks, else 1).",
     )
     push_examples: bool | None = argument(
         None, "Push three validation images with the model's answers (default: if the data set's license permits it)."

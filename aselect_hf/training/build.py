@@ -54,12 +54,14 @@ def build_objective(
     settings = head_settings(model_args, args)
     gate = build_gate(model, model_args, len(settings)) if model_args.method == "gate" else None
     weight = args.denoising_loss_weight
+    if weight is None:
+        weight = 0.0 if frozen or not model.config.is_whole else 1.0
     return TaskObjective(
         model,
         settings,
         gate=gate,
         num_visited=model_args.num_visited_timesteps,
-        denoising_loss_weight=(0.0 if frozen else 1.0) if weight is None else weight,
+        denoising_loss_weight=weight,
         random_flip=data_args.random_flip,
     )
 

@@ -85,6 +85,8 @@ class TaskObjective(nn.Module):
         if denoising_loss_weight:
             if not self.backbone_trains:
                 raise ValueError("denoising_loss_weight must be 0 with a frozen backbone: it has nothing to train")
+            if not self.dit.config.is_whole:
+                raise ValueError("denoising_loss_weight must be 0 for a network without its last blocks")
             self.dit.requires_grad_(True)  # the prediction depends on blocks that the feature does not
             if self.dit.vae is not None:
                 self.dit.vae.requires_grad_(False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTModel
 
+from .tiny_transformers import TINY, tiny_model
 from .toy_family import ToyConfig, ToyModel
 
 DIT: dict[str, Any] = {
@@ -26,4 +28,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         ASelectDiTConfig(**DIT, num_channels=1, noise_schedule={"type": "flow_matching"}, per_block_conditioning=True)
     ),
     "toy": lambda: ToyModel(ToyConfig(timestep=100, num_noise_draws=2, feature="blocks.1.attention")),
+    **{name: functools.partial(tiny_model, name) for name in TINY},
+    "SD3, first blocks": lambda: tiny_model("SD3", kept_blocks=2, vae_config=VAE, num_noise_draws=2),
 }

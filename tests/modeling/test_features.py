@@ -61,8 +61,8 @@ def test_another_form_is_refused_with_the_kinds(name: Any) -> None:
         parse_feature(name, 12)
 
 
-@pytest.mark.parametrize(("layers", "block"), [(1, 0), (2, 0), (3, 1), (12, 5), (24, 10), (28, 12)])
-def test_the_default_is_the_query_at_045_of_the_depth(layers: int, block: int) -> None:
+@pytest.mark.parametrize(("layers", "block"), [(1, 0), (2, 0), (3, 1), (12, 4), (24, 9), (28, 11)])
+def test_the_default_is_the_query_at_040_of_the_depth(layers: int, block: int) -> None:
     assert default_feature(layers) == f"blocks.{block}.query"
 
 

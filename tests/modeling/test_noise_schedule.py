@@ -287,3 +287,33 @@ def test_a_trained_network_denoises_along_the_axis(name: str, make_config: Any) 
     errors = [error(t) for t in (50, 300, 600, 950)]
     assert errors == sorted(errors)
     assert errors[-1] > 5 * errors[0]
+
+
+@pytest.mark.parametrize(("index", "t"), [(990, 35), (950, 141), (900, 254), (850, 349), (500, 751)])
+def test_the_authors_indices_are_named_on_our_axis(index: int, t: int) -> None:
+    """A-SelecT's timestep 50 is index 950 of 1000 steps with a shift of 3."""
+    assert NoiseSchedule(type="flow_matching").timestep_from_sampler(index) == t
+
+
+@pytest.mark.parametrize("steps", [2, 28, 1000])
+@pytest.mark.parametrize(("shift", "mu"), [(1.0, None), (3.0, None), (3.0, 1.15), (3.0, 0.5)])
+def test_every_step_is_that_of_the_sampler_of_diffusers(steps: int, shift: float, mu: float | None) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=mu is not None)
+    if mu is None:
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    schedule = NoiseSchedule(type="flow_matching")
+    for index, t in enumerate(scheduler.timesteps.tolist()):
+        found = schedule.timestep_from_sampler(index, steps, shift, mu)
+        assert abs(found - min(t, 999)) <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("arguments", [(1000,), (-1,), (1, 1), (1, 10, 0.0)])
+def test_a_step_that_a_sampler_does_not_have_is_refused(arguments: tuple) -> None:
+    with pytest.raises(ValueError, match="index must be in"):
+        NoiseSchedule(type="flow_matching").timestep_from_sampler(*arguments)
+    with pytest.raises(ValueError, match="is for flow matching"):
+        NoiseSchedule().timestep_from_sampler(3)

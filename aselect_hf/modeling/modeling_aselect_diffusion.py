@@ -1,0 +1,266 @@
+"""A pretrained diffusion transformer of diffusers whose hidden features are its first output.
+
+The network is the class of diffusers, unchanged. Its features are read where `families.py` says, and a run stops at the
+deepest one. The prompt is encoded once, at conversion, and stored, so that no text encoder is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_aselect_diffusion import ASelectDiffusionConfig
+from .family import Stack
+from .feature_taps import Collector, StopForwardError, collecting, register, unregister
+from .noisy_backbone import NoisyBackbone
+from .noisy_network import Features
+from .noisy_pretrained import NoisyPreTrainedModel
+
+STORED = "conditioning_"
+"""Start of the names of the buffers that hold the prompt."""
+
+
+class SkippedBlock(nn.Module):
+    """In place of a block that is not run or not there: returns its inputs."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__()
+        self.skip = stack.skip
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.skip(*args, **kwargs)
+
+
+class ASelectDiffusionPreTrainedModel(NoisyPreTrainedModel):
+    config: ASelectDiffusionConfig
+    config_class = ASelectDiffusionConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ASelectDiffusionModel):  # a prompt that is missing must not give numbers
+            for name in self.config.conditioning or ():
+                init.constant_(getattr(module, f"{STORED}{name}"), float("nan"))
+
+
+class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
+    """A pretrained diffusion transformer as a vision backbone: the chosen feature at the chosen timestep, in one run.
+
+    `early_exit` says how a run ends: `"raise"` stops in the middle of the deepest block, and `"block"` runs that block
+    to its end and skips the others, without an exception. Sharded training (FSDP, DeepSpeed) needs the latter. It
+    replaces modules during a run, so it is for one thread at a time.
+    """
+
+    projection_names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    early_exit: Literal["raise", "block"] = "raise"
+
+    def __init__(self, config: ASelectDiffusionConfig) -> None:
+        super().__init__(config)
+        self.transformer = build_transformer(config)
+        self._no_split_modules = list(self.transformer._no_split_modules or ())
+        for name, shape in (config.conditioning or {}).items():
+            self.register_buffer(f"{STORED}{name}", torch.full(shape, float("nan")))
+        self._tapped: dict[str, nn.Module] = {}
+        self.follow_modules()
+        self.post_init()
+
+    def follow_modules(self) -> None:
+        """Read features where the modules are now: peft and quantizers put others in their place.
+
+        Raises:
+            RuntimeError: modules were replaced and the model is being compiled.
+        """
+        for block, (stack, module) in enumerate(self.blocks()):
+            for kind, tap in stack.taps.items():
+                name, current = f"blocks.{block}.{kind}", module.get_submodule(tap.path)
+                if (before := self._tapped.get(name)) is current:
+                    continue
+                if torch.compiler.is_compiling():
+                    raise RuntimeError("modules of this model were replaced: run it once before you compile it")
+                if before is not None:
+                    unregister(before, name)
+                register(module, name, tap)
+                self._tapped[name] = current
+
+    def blocks(self) -> Iterator[tuple[Stack, nn.Module]]:
+        """The blocks that are there, in order of computation, with the stack of each."""
+        shape = self.config.shape
+        for block in range(self.config.num_hidden_layers):
+            stack, index = self.config.family.locate(shape, block)
+            yield stack, getattr(self.transformer, stack.blocks)[index]
+
+    def set_conditioning(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Store the encoded prompt.
+
+        Args:
+            tensors: as the pipeline names its arguments, each with a batch of 1 or without a batch.
+
+        Raises:
+            ValueError: a name or shape is not that of `config.conditioning`.
+        """
+        shapes = self.config.conditioning or {}
+        if set(tensors) != set(shapes):
+            raise ValueError(f"conditioning must have the tensors {sorted(shapes)}, got {sorted(tensors)}")
+        for name, tensor in tensors.items():
+            buffer = getattr(self, f"{STORED}{name}")
+            if tensor.ndim == buffer.ndim + 1 and tensor.shape[0] == 1:
+                tensor = tensor[0]
+            if tensor.shape != buffer.shape:
+                raise ValueError(f"conditioning {name} must be {tuple(buffer.shape)}, got {tuple(tensor.shape)}")
+            buffer.copy_(tensor)
+
+    def run(
+        self,
+        inputs: torch.Tensor,
+        timesteps: torch.Tensor | None,
+        class_labels: torch.Tensor | None,
+        names: Sequence[str],
+        *,
+        predict: bool = False,
+        whole: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Features, torch.Tensor | None]:
+        """As `NoisyNetwork.run`.
+
+        Raises:
+            ValueError: hidden states or attentions of all blocks are asked for, a prediction without all blocks, or
+                gradient checkpointing of a class that does not support it.
+        """
+        if whole:
+            raise ValueError(
+                "output_hidden_states and output_attentions are not there for a network of diffusers: "
+                "read blocks.<i>.hidden with extract_features"
+            )
+        if predict and not self.config.is_whole:
+            raise ValueError(
+                f"this model keeps only {self.config.num_hidden_layers} blocks, so it cannot denoise: "
+                'convert its source with keep="all"'
+            )
+        if torch.is_grad_enabled() and self.transformer.gradient_checkpointing and not self.config.family.checkpointing:
+            raise ValueError(
+                f"a {self.config.transformer_class} computes something else with gradient checkpointing: "
+                "call gradient_checkpointing_disable()"
+            )
+        self.follow_modules()
+        assert timesteps is not None
+        resolved = {name: str(self.config.resolve_feature(name)) for name in names}
+        height, width = self.grid_size(inputs)
+        deepest = max(self.config.resolve_feature(name).block for name in names)
+        stop = not predict and self.early_exit == "raise"
+        collector = Collector(list(resolved.values()), height * width, stop)
+        arguments = self.inputs(inputs, timesteps)
+        output: Any = None
+        with collecting(collector), self.without_blocks_after(deepest if not (predict or stop) else None):
+            try:  # noqa: SIM105 (torch.compile cannot trace contextlib.suppress)
+                output = self.transformer(**arguments, return_dict=False)[0]
+            except StopForwardError:
+                pass
+        for feature, tokens in collector.found.items():
+            if tokens.shape[1] != height * width:
+                raise ValueError(f"{feature} has {tokens.shape[1]} tokens, but the patch grid is {height}x{width}")
+        features = {name: collector.found[feature] for name, feature in resolved.items()}
+        return features, self.config.family.prediction(output, inputs) if predict else None
+
+    def inputs(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, Any]:
+        """What the transformer receives for noisy latents at these timesteps `(batch,)`."""
+        most = self.config.family.max_grid(self.config.shape)
+        if most is not None and max(self.grid_size(noisy)) > most:
+            raise ValueError(
+                f"latents of {noisy.shape[-2]}x{noisy.shape[-1]} are too large: the positions of this network end at a "
+                f"patch grid of {most}x{most}"
+            )
+        dtype = self._weight.dtype
+        stored = {name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()}
+        repeated = {
+            name: (x.to(dtype) if x.is_floating_point() else x)[None].repeat(noisy.shape[0], *[1] * x.ndim)
+            for name, x in stored.items()
+        }
+        time = self.noise_schedule.model_time(timesteps).float()
+        return self.config.family.inputs(self.config.shape, noisy.to(dtype), time, repeated, self.config.guidance)
+
+    @contextlib.contextmanager
+    def without_blocks_after(self, deepest: int | None) -> Iterator[None]:
+        """Skip the blocks after this one for a while; `None` skips nothing."""
+        if deepest is None:
+            yield
+            return
+        shape, family = self.config.shape, self.config.family
+        replaced: list[tuple[nn.ModuleList, int, nn.Module]] = []
+        for block in range(deepest + 1, family.depth(shape)):
+            stack, index = family.locate(shape, block)
+            modules = getattr(self.transformer, stack.blocks)
+            replaced.append((modules, index, modules[index]))
+            modules[index] = SkippedBlock(stack)
+        try:
+            yield
+        finally:
+            for modules, index, module in replaced:
+                modules[index] = module
+
+    def unused_parts(self, features: Sequence[str]) -> list[nn.Module]:
+        resolved = [self.config.resolve_feature(name) for name in features]
+        deepest = max(feature.block for feature in resolved)
+        kinds = [feature.kind for feature in resolved if feature.block == deepest]
+        blocks = list(self.blocks())
+        unused = [module for _, module in blocks[deepest + 1 :]]
+        stack, module = blocks[deepest]
+        needed = {part for kind in kinds for part in stack.needed(kind)}
+        unused += _parts(module, stack.all_parts - needed)
+        if set(kinds) <= set(stack.before_text):  # the text has not been met yet
+            if deepest == 0:
+                unused += _parts(self.transformer, self.config.family.text_inputs)
+            else:
+                before, module = blocks[deepest - 1]
+                unused += _parts(module, before.text)
+        return unused + _parts(self.transformer, self.config.family.outputs)
+
+    def untrained_twin(self) -> Any:
+        twin = super().untrained_twin()
+        twin.set_conditioning({name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()})
+        return twin
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        config = self.config
+        network = {"class": config.transformer_class, "config": config.transformer_config, "guidance": config.guidance}
+        return super().fingerprint_fields() | {"network": network, "dtype": str(self._weight.dtype)}
+
+
+def build_transformer(config: ASelectDiffusionConfig) -> Any:
+    """The network, with its blocks after `config.kept_blocks` left out.
+
+    Every buffer is made persistent: transformers would fill others with arbitrary memory when it loads a checkpoint.
+
+    Raises:
+        ImportError: diffusers is missing, or does not have this class yet.
+    """
+    try:
+        import diffusers
+
+        transformer_class = getattr(diffusers, config.transformer_class)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"this checkpoint needs diffusers with {config.transformer_class}: {error}") from error
+    transformer = transformer_class.from_config(config.transformer_config or {})
+    shape, family = config.shape, config.family
+    for block in range(config.num_hidden_layers, family.depth(shape)):
+        stack, index = family.locate(shape, block)
+        getattr(transformer, stack.blocks)[index] = SkippedBlock(stack)
+    for module in transformer.modules():
+        module._non_persistent_buffers_set.clear()
+    return transformer
+
+
+def _parts(module: nn.Module, paths: Any) -> list[nn.Module]:
+    """Those of the submodules at `paths` that this module has."""
+    known = dict(module.named_modules())
+    return [known[path] for path in paths if path in known]
+
+
+__all__ = ["ASelectDiffusionModel", "ASelectDiffusionPreTrainedModel"]

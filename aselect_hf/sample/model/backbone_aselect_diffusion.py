@@ -1,0 +1,1 @@
+../../modeling/backbone_aselect_diffusion.py

@@ -1,0 +1,1 @@
+../../modeling/configuration_aselect_diffusion.py

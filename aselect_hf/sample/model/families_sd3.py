@@ -1,0 +1,1 @@
+../../modeling/families_sd3.py

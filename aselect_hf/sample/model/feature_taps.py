@@ -1,0 +1,1 @@
+../../modeling/feature_taps.py

@@ -1,0 +1,1 @@
+../../modeling/modeling_aselect_diffusion.py

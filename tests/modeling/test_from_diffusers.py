@@ -1,0 +1,260 @@
+"""Pipelines of diffusers of every family as backbones: by component, with their prompt, and only the blocks needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+import aselect_hf
+from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiffusionModel, ASelectDiTModel
+from aselect_hf.conversion import convert_checkpoint, load_model, save_model
+
+from .stock_families import tiny_vae
+from .tiny_transformers import SD3, TINY, tiny_model
+
+SD3_WIDE = SD3 | {"joint_attention_dim": 32, "pooled_projection_dim": 16}
+
+
+def sd3_pipeline(folder: Path, randomize: Any) -> Any:
+    """A tiny Stable Diffusion 3 with both CLIP encoders and without T5, as the authors of A-SelecT use it."""
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    config = CLIPTextConfig(
+        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, projection_dim=8,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=randomize(diffusers.SD3Transformer2DModel(**SD3_WIDE)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=randomize(tiny_vae(4), seed=5),
+        text_encoder=CLIPTextModelWithProjection(config).eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(config).eval(),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, randomize: Any) -> Any:
+    return sd3_pipeline(tmp_path_factory.mktemp("tokenizer"), randomize)
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def images(normal: Any) -> torch.Tensor:
+    return normal(2, 3, 16, 16).clamp(-1, 1)
+
+
+@torch.no_grad()
+def expected_query(pipeline: Any, model: Any, images: torch.Tensor, prompt: str = "") -> torch.Tensor:
+    """The query of block 1 at t = 141, by a hook on the stock transformer and the stock pipeline's own prompt."""
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
+    latents = (pipeline.vae.encode(images).latent_dist.mean - 0.1) * 0.2
+    noisy = 0.859 * latents + 0.141 * model.evaluation_noise
+    found: list[torch.Tensor] = []
+    to_q = pipeline.transformer.transformer_blocks[1].attn.to_q
+    handle = to_q.register_forward_hook(lambda _, __, output: found.append(output))
+    pipeline.transformer(
+        noisy, embeds.expand(2, -1, -1), pooled.expand(2, -1), torch.full((2,), 141.0), return_dict=False
+    )
+    handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("prompt", ["", "a b a"])
+def test_a_pipeline_becomes_a_backbone(pipeline: Any, folder: Path, images: Any, tmp_path: Path, prompt: str) -> None:
+    model = aselect_hf.from_diffusers(folder, prompt=prompt, feature="blocks.1.query", timestep=141)
+    assert isinstance(model, ASelectDiffusionModel)
+    assert model.config.kept_blocks == 2
+    assert model.config.conditioning == {"prompt_embeds": [333, 32], "pooled_prompt_embeds": [16]}
+    assert model.noise_schedule.type == "flow_matching"
+    with torch.no_grad():
+        found = model(images).last_hidden_state
+    torch.testing.assert_close(found, expected_query(pipeline, model, images, prompt), rtol=1e-4, atol=1e-4)
+    save_model(model, tmp_path / "saved")
+    loaded = AutoModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded(images).last_hidden_state, found)
+    assert torch.equal(load_model(tmp_path / "saved")(images).last_hidden_state, found)
+
+
+def test_all_ways_to_say_the_same_agree(pipeline: Any, folder: Path, images: Any, tmp_path: Path) -> None:
+    embeds, _, pooled, _ = pipeline.encode_prompt("", None, None, do_classifier_free_guidance=False)
+    prompt = {"prompt_embeds": embeds.contiguous(), "pooled_prompt_embeds": pooled.contiguous()}
+    save_file(prompt, tmp_path / "prompt.safetensors")
+    asked: dict[str, Any] = {"feature": "blocks.1.query", "timestep": 141}
+    without = tmp_path / "without-encoders"
+    shutil.copytree(folder, without, ignore=shutil.ignore_patterns("text_encoder*", "tokenizer*"))
+    models = [
+        aselect_hf.from_diffusers(pipeline, **asked),
+        aselect_hf.from_diffusers(without, prompt_embeds=prompt, **asked),
+        aselect_hf.from_diffusers(str(without), prompt_embeds=tmp_path / "prompt.safetensors", **asked),
+        aselect_hf.from_diffusers(folder, keep="all", **asked),
+        ASelectDiffusionModel.from_diffusers(folder, **asked),
+        convert_checkpoint(folder, text={"keep": "feature"}, **asked),
+        aselect_hf.from_diffusers(pipeline.transformer, vae=pipeline.vae, prompt_embeds=prompt, **asked),
+    ]
+    first, *others = [model(images).last_hidden_state for model in models]
+    for other in others:
+        assert torch.equal(other, first)
+    assert models[3].config.is_whole
+    with pytest.raises(ValueError, match=r"no text encoder|text encoders of .* cannot be read"):
+        aselect_hf.from_diffusers(without)
+
+
+def test_blocks_after_the_feature_are_not_read(folder: Path, images: Any, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    weights = tmp_path / "copy" / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = {name: x for name, x in load_file(weights).items() if not name.startswith("transformer_blocks.2.")}
+    save_file(state, weights)
+    expected, found = (
+        aselect_hf.from_diffusers(source, feature="blocks.1.query")(images).last_hidden_state
+        for source in (folder, tmp_path / "copy")
+    )
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"transformer_blocks\.2\..*missing"):
+        aselect_hf.from_diffusers(tmp_path / "copy", keep="all")
+
+
+def test_an_encoder_that_is_not_there_cannot_be_left_out(folder: Path) -> None:
+    with pytest.raises(ValueError, match="this pipeline has text_encoder, text_encoder_2"):
+        aselect_hf.from_diffusers(folder, skip_text_encoders=["text_encoder_3"])
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_transformer_of_every_family_converts(family: str, randomize: Any, normal: Any) -> None:
+    stock = randomize(tiny_model(family))
+    side = stock.config.sample_size
+    latents = normal(1, stock.config.num_channels, side, side)
+    prompt = {name: getattr(stock, f"conditioning_{name}") for name in stock.config.conditioning}
+    model = aselect_hf.from_diffusers(
+        stock.transformer, prompt_embeds=prompt, image_size=side, guidance=stock.config.guidance, feature="blocks.1.key"
+    )
+    assert model.config.kept_blocks == 2
+    for name in ("blocks.0.hidden", "blocks.1.key"):
+        found, expected = (x(latents=latents, feature=name, timestep=300).last_hidden_state for x in (model, stock))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": "some"}, "keep must be 'feature' or 'all'"),
+        ({"feature": "blocks.9.query"}, "there is no block 9"),
+        ({"guidance": 3.5}, "takes no guidance"),
+        ({"image_size": 64}, "positions of this network end"),
+        ({"prompt_embeds": torch.zeros(1)}, "prompt_embeds must be a dictionary"),
+        ({"prompt_embeds": {"prompt_embeds": torch.zeros(1, 5, 32)}}, "pooled_prompt_embeds"),
+        ({"prompt_embeds": {}, "prompt": "a"}, "leave prompt"),
+        ({"prompt_embeds": "nowhere.safetensors"}, "cannot be read"),
+        ({"skip_text_encoders": ["text_encoder", "text_encoder_2"]}, "leaves no text encoder"),
+        ({"scheduler": diffusers.DDIMScheduler()}, "does not fit"),
+        ({"model_class": ASelectDiTModel}, "is for a DiT"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_the_source_is_refused(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        aselect_hf.from_diffusers(folder, **arguments)
+
+
+def test_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'promt': did you mean"):
+        aselect_hf.from_diffusers(folder, promt="a")
+    shutil.copytree(folder / "transformer", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(ValueError, match=r"UNet2DConditionModel.*supported are SD3Transformer2DModel.*families\.md"):
+        aselect_hf.from_diffusers(tmp_path / "other")
+    with pytest.raises(ValueError, match="a transformer alone has no text encoder"):
+        aselect_hf.from_diffusers(folder / "transformer")
+
+
+def test_a_way_back_to_diffusers_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only a DiT converts to diffusers"):
+        convert_checkpoint(folder, tmp_path / "out", to="diffusers")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_is_put_on_a_pipeline(folder: Path, images: Any, tmp_path: Path) -> None:
+    model = ASelectDiffusionForImageClassification.from_diffusers(folder, feature="blocks.1.query", num_labels=3)
+    assert model(images).logits.shape == (2, 3)
+    save_model(model, tmp_path / "saved")
+    loaded = load_model(tmp_path / "saved", ASelectDiffusionForImageClassification)
+    assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+def test_the_dtype_is_that_asked_for(folder: Path, images: Any) -> None:
+    model = aselect_hf.from_diffusers(folder, dtype="bfloat16")
+    assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
+    whole = aselect_hf.from_diffusers(folder)(images).last_hidden_state
+    assert torch.cosine_similarity(model(images).last_hidden_state.float(), whole, dim=-1).min() > 0.99
+
+
+def test_sana_comes_with_its_own_autoencoder(randomize: Any, normal: Any, tmp_path: Path) -> None:
+    """AutoencoderDC has no posterior and no shift; the flow is inside a DPM scheduler."""
+    vae = randomize(
+        diffusers.AutoencoderDC(
+            latent_channels=4, attention_head_dim=4,
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), encoder_block_types="ResBlock",
+            decoder_block_types="ResBlock", encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+            scaling_factor=0.4,
+        )
+    )  # fmt: skip
+    stock = randomize(tiny_model("Sana"))
+    scheduler = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    diffusers.SanaPipeline(
+        transformer=stock.transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None
+    ).save_pretrained(tmp_path / "sana")
+    prompt = {name: getattr(stock, f"conditioning_{name}") for name in stock.config.conditioning}
+    model = aselect_hf.from_diffusers(tmp_path / "sana", prompt_embeds=prompt)
+    assert model.config.image_size == 16
+    images = normal(2, 3, 16, 16).clamp(-1, 1)
+    with torch.no_grad():
+        latents = 0.4 * vae.encode(images).latent
+        torch.testing.assert_close(model.encode(images), latents, rtol=1e-5, atol=1e-5)
+        expected = stock(latents=latents, timestep=100, feature=model.config.feature).last_hidden_state
+        torch.testing.assert_close(model(images, timestep=100).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+    save_model(model, tmp_path / "saved")
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "saved").encode(images), model.encode(images))
+
+
+def test_the_command_line_converts(folder: Path, images: Any, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from aselect_cli.app import app
+
+    options = ["--prompt", "a b", "--keep", "all", "--feature", "blocks.1.query", "--timestep", "141"]
+    done = CliRunner().invoke(app, ["convert", str(folder), str(tmp_path / "out"), *options])
+    assert done.exit_code == 0, done.output
+    model = load_model(tmp_path / "out")
+    assert model.config.prompt == "a b"
+    expected = aselect_hf.from_diffusers(folder, prompt="a b", feature="blocks.1.query", timestep=141)
+    assert torch.equal(model(images).last_hidden_state, expected(images).last_hidden_state)
+
+
+def test_the_first_blocks_train_without_a_denoising_loss(folder: Path) -> None:
+    from aselect_hf.training.objective import HeadSetting, TaskObjective
+
+    model = ASelectDiffusionForImageClassification.from_diffusers(folder, feature="blocks.1.query", timestep=100)
+    with pytest.raises(ValueError, match="denoising_loss_weight must be 0 for a network without its last blocks"):
+        TaskObjective(model, [HeadSetting(1e-3, 0.0)], denoising_loss_weight=1.0)

@@ -1,0 +1,98 @@
+"""One tiny configuration for every family of diffusers' transformers, and models of it with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from aselect_hf import ASelectDiffusionConfig, ASelectDiffusionModel
+
+SD3: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
+    "pos_embed_max_size": 6,
+}  # fmt: skip
+FLUX: dict[str, Any] = {
+    "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
+    "joint_attention_dim": 12, "pooled_projection_dim": 10, "axes_dims_rope": [2, 2, 4],
+}  # fmt: skip
+CHROMA: dict[str, Any] = {name: value for name, value in FLUX.items() if name != "pooled_projection_dim"} | {
+    "approximator_num_channels": 64, "approximator_hidden_dim": 16, "approximator_layers": 1,
+}  # fmt: skip
+PIXART: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 8, "num_layers": 3, "attention_head_dim": 8,
+    "num_attention_heads": 2, "cross_attention_dim": 16, "caption_channels": 12,
+}  # fmt: skip
+SANA: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+    "num_attention_heads": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16,
+    "caption_channels": 12, "timestep_scale": 0.5,
+}  # fmt: skip
+MASKED_TEXT = {"prompt_embeds": [5, 12], "prompt_attention_mask": [5]}
+SD3_TEXT = {"prompt_embeds": [5, 12], "pooled_prompt_embeds": [10]}
+
+TINY: dict[str, dict[str, Any]] = {
+    "SD3": {"transformer_class": "SD3Transformer2DModel", "transformer_config": SD3, "conditioning": SD3_TEXT},
+    "SD3.5": {
+        "transformer_class": "SD3Transformer2DModel",
+        "transformer_config": SD3 | {"dual_attention_layers": [0, 1], "qk_norm": "rms_norm"},
+        "conditioning": SD3_TEXT,
+    },
+    "FLUX": {
+        "transformer_class": "FluxTransformer2DModel",
+        "transformer_config": FLUX,
+        "conditioning": SD3_TEXT,
+        "image_size": 8,
+    },
+    "FLUX, guided": {
+        "transformer_class": "FluxTransformer2DModel",
+        "transformer_config": FLUX | {"guidance_embeds": True},
+        "conditioning": SD3_TEXT,
+        "image_size": 8,
+        "guidance": 4.0,
+    },
+    "Chroma": {
+        "transformer_class": "ChromaTransformer2DModel",
+        "transformer_config": CHROMA,
+        "conditioning": MASKED_TEXT,
+        "image_size": 8,
+    },
+    "PixArt-Sigma": {
+        "transformer_class": "PixArtTransformer2DModel",
+        "transformer_config": PIXART,
+        "conditioning": MASKED_TEXT,
+    },
+    "PixArt-alpha": {
+        "transformer_class": "PixArtTransformer2DModel",
+        "transformer_config": PIXART | {"sample_size": 128, "attention_head_dim": 12, "cross_attention_dim": 24},
+        "conditioning": MASKED_TEXT,
+        "image_size": 8,
+    },
+    "Sana": {
+        "transformer_class": "SanaTransformer2DModel",
+        "transformer_config": SANA,
+        "conditioning": MASKED_TEXT,
+    },
+}
+"""Arguments of `ASelectDiffusionConfig` by the name of a family."""
+
+
+def tiny_config(family: str, **fields: Any) -> ASelectDiffusionConfig:
+    return ASelectDiffusionConfig(**(TINY[family] | {"timestep": 100} | fields))
+
+
+def store_prompt(model: Any) -> Any:
+    """Give a model a random prompt, the same at every call."""
+    generator = torch.Generator().manual_seed(11)
+    shapes = model.base_model.config.conditioning
+    prompt = {name: torch.randn(shapes[name], generator=generator) for name in shapes}
+    if "prompt_attention_mask" in prompt:
+        prompt["prompt_attention_mask"] = torch.tensor([1.0, 1, 1, 0, 0])
+    model.base_model.set_conditioning(prompt)
+    return model
+
+
+def tiny_model(family: str, **fields: Any) -> ASelectDiffusionModel:
+    """A model of three blocks or so, with a random prompt and the weights that diffusers starts with."""
+    return store_prompt(ASelectDiffusionModel(tiny_config(family, **fields)))
