@@ -425,8 +425,9 @@ and which of them developed the rules are in [pairs.py](../benchmarks/selection/
 
 {protocol}
 
-Hardware: {hardware}. {versions}. The checkpoints, except for the shipped and the planted one, were trained on one
-NVIDIA H100 in bfloat16.
+Hardware: {hardware}. {versions}. The checkpoints, except for the shipped, the planted and the class-conditional one,
+were trained on one NVIDIA H100 in bfloat16. Of the class-conditional one (trained on two cores of a CPU) six features
+were measured instead of all. `icr` and `hfr_authors` came later: they were measured on five pairs, on a CPU.
 
 ## In one picture
 
