@@ -19,7 +19,15 @@ import numpy as np
 from matplotlib import pyplot
 from scipy.stats import spearmanr
 
-from aselect_hf.audit import NUM_AUDITED, TOLERANCE, TRUST, VERDICTS, verdict_of, verdict_of_agreement
+from aselect_hf.audit import (
+    DO_NOT_TRUST,
+    NUM_AUDITED,
+    TOLERANCE,
+    TRUST,
+    UNCERTAIN,
+    verdict_of,
+    verdict_of_agreement,
+)
 from aselect_hf.audit.regret import Regret
 from aselect_hf.files import atomic_file, read_json, write_text
 from aselect_hf.selection.rule import WITHOUT_LABELS
@@ -34,7 +42,8 @@ AUDITED = ("hfr", "consensus", "logme", "fixed t = 100")
 
 AGREEMENTS = (("hfr", "consensus"), ("rankme", "consensus"), ("consensus", "hfr"), ("hfr", "retrieval"))
 LOSSES = (0, 0.5, 1, 2, 3, 5)
-VERDICT_HEADS = [f"{head}{each}" for head in ("lost > 2: ", "lost less: ") for each in ("picks", *reversed(VERDICTS))]
+OF_PICKS = (TRUST, UNCERTAIN, DO_NOT_TRUST)
+VERDICT_HEADS = [f"{head}{each}" for head in ("lost > 2: ", "lost less: ") for each in ("picks", *reversed(OF_PICKS))]
 
 Content = dict[str, Any]
 
@@ -322,7 +331,7 @@ def _verdicts(cases: list[tuple[float, str]]) -> list[str]:
     cells = []
     for bad in (True, False):
         verdicts = [verdict for loss, verdict in cases if (loss > TOLERANCE) == bad]
-        cells += [str(len(verdicts)), *(_share(verdicts.count(each), len(verdicts)) for each in reversed(VERDICTS))]
+        cells += [str(len(verdicts)), *(_share(verdicts.count(each), len(verdicts)) for each in reversed(OF_PICKS))]
     return cells
 
 
