@@ -40,7 +40,8 @@ SINGLE = Stack(
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """`(batch, channels, height, width)` to `(batch, tokens, 4 * channels)`."""
-    blocks = latents.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # (batch, channels, rows, 2, columns, 2)
+    batch, channels, height, width = latents.shape
+    blocks = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return blocks.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 

@@ -211,5 +211,5 @@ def test_two_processes_train_a_task_like_one(tmp_path):
     for first, second in zip(one, two, strict=True):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-6)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=2e-5)
+    for name, value in first.items():  # Adam divides by the size of a gradient, and so shows the rounding of tiny ones
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=1e-4)
