@@ -208,7 +208,7 @@ def _judge_with_labels(
     worst = _worst_if_all_are_trusted(checked, tolerance, informative, seed)
     verdict, sentence = judge_by_probe(checked, pick, regret, tolerance, informative, itself, worst)
     if verdict in (ANY_TIMESTEP, TRUST) and len(grid) < FEW_TIMESTEPS:
-        verdict, sentence = UNCERTAIN, f"only {len(grid)} timesteps were compared, of which {sentence}"
+        verdict, sentence = UNCERTAIN, f"only {len(grid)} timesteps were compared; {sentence}"
     for t in sorted(set(picked.perturbed_timesteps or []) - {picked.timestep}):
         other = grid.index(t)
         worse = judge_by_probe(checked, other, regret_by(checked, other, seed), tolerance, informative, itself, worst)

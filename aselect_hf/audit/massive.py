@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aselect_hf.data.classes import UNLABELED, has_classes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.criteria import knn_predictions
@@ -21,7 +22,7 @@ MASSIVE = 50.0
 """Least ratio of a channel's mean magnitude to that of the median channel (ours; trained models stay below 20 in what
 they pass between blocks)."""
 NORMS = ("attention_norm", "mlp_norm")
-BATCH = 32
+BATCH, NEIGHBORS = 32, 5
 
 
 @dataclass
@@ -32,6 +33,7 @@ class MassiveChannels:
         feature, timestep: what was looked at.
         channels: numbers of the channels, the largest first; empty if there are none.
         ratios: mean magnitude over that of the median channel, of each.
+        norms: features of the same block behind a norm, another remedy; empty if the network has none.
         accuracies: leave-one-out accuracy in [0, 1] of the five nearest neighbors by cosine of token means, as the
             features are: of `"as it is"`, `"channels discarded"`, and features behind a norm of the same block, by
             name. `None` without labels.
@@ -41,6 +43,7 @@ class MassiveChannels:
     timestep: int
     channels: list[int]
     ratios: list[float]
+    norms: list[str]
     accuracies: dict[str, float] | None = None
 
     def sentence(self) -> str:
@@ -50,23 +53,16 @@ class MassiveChannels:
         largest = ", ".join(
             f"{x} ({ratio:.0f} x the median)" for x, ratio in zip(self.channels, self.ratios, strict=True)
         )
+        remedies = [f"read {norm}" for norm in self.norms]
+        remedies.append(f"set config.channel_discard = {{{self.feature!r}: {self.channels}}}")
         text = (
-            f"massive activations in {self.feature}: channel {largest}; cosines and norms of its raw values see little "
-            f"else. Read {' or '.join(self._norms())}, or set "
-            f"config.channel_discard = {{{self.feature!r}: {self.channels}}}"
+            f"massive activations in {self.feature}: channel {largest}; little else shows in cosines and norms of the "
+            f"raw values: {', or '.join(remedies)}"
         )
         if self.accuracies:
             found = ", ".join(f"{name} {100 * score:.1f} %" for name, score in self.accuracies.items())
             text += f" (nearest neighbors by cosine: {found})"
         return text
-
-    def _norms(self) -> list[str]:
-        return [norm_of(self.feature, kind) for kind in NORMS]
-
-
-def norm_of(feature: str, kind: str) -> str:
-    """The feature behind a norm of the same block."""
-    return f"{feature.rpartition('.')[0]}.{kind}"
 
 
 @torch.no_grad()
@@ -94,8 +90,9 @@ def find_massive_channels(
     name = str(model.config.resolve_feature(feature or str(model.config.feature)))
     step = model.resolve_timestep(timestep)
     data = ImageData.of(images, num_images).sample(num_images, seed)
-    norms = [norm for kind in NORMS if (norm := norm_of(name, kind)) in model.config.list_features()]
-    wanted = [name, *(norm for norm in norms if norm != name)]
+    behind_norms = {f"{name.rpartition('.')[0]}.{kind}" for kind in NORMS} - {name}
+    norms = [each for each in model.config.list_features() if each in behind_norms]
+    wanted = [name, *norms]
     sums = torch.zeros(model.config.feature_width(name), dtype=torch.float64)
     pooled: dict[str, list[np.ndarray]] = {key: [] for key in wanted}
     for pixels in data.batches(model.config, BATCH):
@@ -105,14 +102,15 @@ def find_massive_channels(
             pooled[key].append(found[key][:, 0].float().mean(dim=1).cpu().numpy())
     ratios = (sums / sums.median()).nan_to_num(posinf=float("inf")).numpy()
     channels = [int(channel) for channel in np.argsort(-ratios, kind="stable") if ratios[channel] >= MASSIVE]
-    result = MassiveChannels(name, step, channels, [float(ratios[channel]) for channel in channels])
-    if channels and data.labels is not None and len(np.unique(data.labels)) > 1:
-        rows = {key: np.concatenate(parts) for key, parts in pooled.items()}
+    result = MassiveChannels(name, step, channels, [float(ratios[channel]) for channel in channels], norms)
+    if channels and has_classes(data.labels):
+        labeled = np.flatnonzero(np.asarray(data.labels) != UNLABELED)
+        rows = {key: np.concatenate(parts)[labeled] for key, parts in pooled.items()}
         rows = {"as it is": rows.pop(name), **rows}
         rows["channels discarded"] = np.delete(rows["as it is"], channels, axis=1)
-        labels = np.asarray(data.labels)
+        labels, neighbors = np.asarray(data.labels)[labeled], min(NEIGHBORS, len(labeled) - 1)
         result.accuracies = {
-            key: float((knn_predictions(each, labels, 5, standardize=False) == labels).mean())
+            key: float((knn_predictions(each, labels, neighbors, standardize=False) == labels).mean())
             for key, each in rows.items()
         }
     return result

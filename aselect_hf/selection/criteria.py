@@ -116,6 +116,10 @@ def icr(views: Array, *, shrinkage: float = 0.1) -> float:
     variance, so that the result does not depend on scales (ours). `X` divides by `views - 1`, and the part of the
     residuals that remains in the means of few views is subtracted from the trace (ours).
 
+    With few images for the width the result is too low, because the residuals' covariance then has too low a rank: of
+    isotropic features with a ratio of one half, 256 images give 0.26 at width 192 and 0.08 at width 1152. Compare
+    results of the same number of images and the same feature only.
+
     Returns:
         0 (views of an image are the same) to 1 (images are no more different than views of one). Lower is better.
     """

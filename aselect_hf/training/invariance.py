@@ -32,8 +32,13 @@ def icr_of_training(model: NoisyBackbone, data: ImageData, seed: int) -> Callabl
 
     Returns:
         A function of the training step that returns `{"icr": 0 to 1}`; lower is better.
+
+    Raises:
+        ValueError: there is a single training image.
     """
     some = data.sample(NUM_IMAGES, seed)
+    if len(some) < 2:
+        raise ValueError(f"log_icr compares images, and needs at least 2 of them; the training data has {len(some)}")
     feature, timestep = str(model.config.resolve_feature(str(model.config.feature))), model.default_timestep
     inputs = SelectionInputs(model, some, None, feature, [timestep], seed, progress=False)
     rows = pooled_rows(model, len(some), 1)

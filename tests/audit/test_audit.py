@@ -236,7 +236,7 @@ def test_exit_codes(files, monkeypatch, capsys, tmp_path, verdict, code):
 def test_few_timesteps_are_never_trusted(files, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("aselect_hf.audit.audit.judge_by_probe", lambda *arguments: (TRUST, "because"))
     assert run(monkeypatch, *files, "--timesteps", "0,200,500,900", "--output-dir", tmp_path / "out") == 3
-    assert "uncertain: only 4 timesteps were compared, of which because" in capsys.readouterr().out
+    assert "uncertain: only 4 timesteps were compared; because" in capsys.readouterr().out
 
 
 def test_noise_is_not_trusted_by_the_command(files, monkeypatch, capsys, tmp_path):

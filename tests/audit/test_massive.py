@@ -45,6 +45,15 @@ def test_planted_channels_are_named_with_their_ratios(massive, images):
     assert "config.channel_discard = {'blocks.1.hidden': [3, 9]}" in sentence
 
 
+def test_few_images_and_images_without_a_label_are_enough(massive, images):
+    labels = np.where(np.arange(40) < 4, np.arange(40) % 2, -1)
+    found = find_massive_channels(massive, ImageData(images.items, labels), feature=FEATURE, timestep=50)
+    assert found.channels == [3, 9]
+    assert all(score * 4 == round(score * 4) for score in found.accuracies.values())
+    norm = find_massive_channels(massive, images, feature="blocks.1.mlp_norm", timestep=50)
+    assert norm.norms == ["blocks.1.attention_norm"]
+
+
 def test_the_audit_warns_of_them(massive, images):
     options = {"feature": FEATURE, "timesteps": [0, 100, 300, 500, 900], "num_images": 20, "progress": False}
     audit = audit_timestep(massive, images, method="hfr", **options)
