@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 
+from aselect_hf.compare.accuracies import ProbeAccuracies
 from aselect_hf.cost import count_flops, weight_bytes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
@@ -30,7 +31,7 @@ ANY_IMAGE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 
 
 @dataclass
-class BaselineRow:
+class BaselineRow(ProbeAccuracies):
     """A plain encoder's accuracies and cost.
 
     Args:
@@ -53,15 +54,6 @@ class BaselineRow:
     flops: float
     validation_accuracy: float
     test_accuracies: list[float]
-
-    @property
-    def test_accuracy_mean(self) -> float:
-        return float(np.mean(self.test_accuracies))
-
-    @property
-    def test_accuracy_deviation(self) -> float:
-        """Sample standard deviation over seeds; 0 for a single seed."""
-        return float(np.std(self.test_accuracies, ddof=1)) if len(self.test_accuracies) > 1 else 0.0
 
 
 class Baseline:

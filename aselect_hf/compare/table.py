@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from aselect_hf.audit import Audit
+from aselect_hf.compare.accuracies import ProbeAccuracies
 from aselect_hf.compare.baselines import BaselineRow
 from aselect_hf.compare.picture import plot_comparison
 from aselect_hf.files import Record, as_path, atomic_files, write_json, write_text
@@ -19,22 +20,13 @@ from aselect_hf.selection import TimestepSelection
 
 
 @dataclass
-class ComparisonRow:
+class ComparisonRow(ProbeAccuracies):
     """A rule's selection, and accuracies in [0, 1] of probes at its timestep."""
 
     strategy: str
     selection: TimestepSelection
     validation_accuracy: float
     test_accuracies: list[float]
-
-    @property
-    def test_accuracy_mean(self) -> float:
-        return float(np.mean(self.test_accuracies))
-
-    @property
-    def test_accuracy_deviation(self) -> float:
-        """Sample standard deviation over seeds; 0 for a single seed."""
-        return float(np.std(self.test_accuracies, ddof=1)) if len(self.test_accuracies) > 1 else 0.0
 
 
 @dataclass
@@ -76,7 +68,7 @@ class Comparison(Record):
                     "strategy": row.strategy,
                     "t": str(row.selection.timestep),
                     "sigma": f"{row.selection.sigma:.3f}",
-                    "test accuracy": f"{100 * row.test_accuracy_mean:.2f} ± {100 * row.test_accuracy_deviation:.2f} %",
+                    "test accuracy": row.test_accuracy,
                     "regret (validation)": "-" if regret is None else f"{regret:.2f} points",
                     "forward passes": f"{cost.forward_passes:,}",
                     "seconds": f"{cost.seconds:.1f}",
@@ -91,7 +83,7 @@ class Comparison(Record):
             {
                 "encoder": each.name if each.revision is None else f"{each.name} ({each.revision[:8]})",
                 "what the probe reads": each.reads,
-                "test accuracy": f"{100 * each.test_accuracy_mean:.2f} ± {100 * each.test_accuracy_deviation:.2f} %",
+                "test accuracy": each.test_accuracy,
                 "parameters": f"{each.parameters / 1e6:.1f} M",
                 "GFLOPs an image": f"{each.flops / 1e9:.3g}",
             }
