@@ -225,7 +225,8 @@ def tell_massive(found: Measured) -> tuple[str, str, str]:
         f"channel is massive in the feature itself (block {FEATURE_BLOCK}), nothing changes: HFR weights all channels "
         f"equally, and the other rules standardize them. The two HFR curves differ by at most {worst:.1e}.",
         "Yes, with labels, by the points that the pick loses. The cause is not named, because the audit looks "
-        f"for massive channels in the feature itself and not in the blocks before it. Without labels: {quoted(found.audits['unlabeled'])}.",
+        "for massive channels in the feature itself and not in the blocks before it. Without labels: "
+        f"{quoted(found.audits['unlabeled'])}.",
         "If rules pick timesteps that are far apart, look for massive channels in the blocks before the feature "
         "(`aselect_hf.find_massive_channels(model, images, feature=...)`), and audit a feature of an earlier block.",
     )
