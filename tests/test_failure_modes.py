@@ -6,6 +6,7 @@ import re
 
 from PIL import Image
 
+from aselect_hf.audit import VERDICTS
 from benchmarks.selection.failure_modes import DOCS, MODES, gratings, page
 
 
@@ -19,7 +20,7 @@ def test_the_page_tells_of_every_mode_with_its_picture():
         with Image.open(DOCS / path) as picture:
             picture.verify()
     for section in text.split("\n## ")[1:]:
-        assert re.search(r"^> (trust|uncertain|do not trust): ", section, re.MULTILINE), section
+        assert re.search(rf"^> ({'|'.join(VERDICTS)}): ", section, re.MULTILINE), section
         assert "**Noticed?**" in section
         assert "**What to do.**" in section
 
