@@ -219,7 +219,7 @@ def _prompt(
         raise ValueError("a transformer alone has no text encoder: pass prompt_embeds, or the whole pipeline")
     parts = text_parts(found.index)
     fetch_text_encoders(place, set(parts) - skipped_parts(skip_text_encoders, parts), options)
-    return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options.dtype)
+    return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options)
 
 
 def _unbatched(name: str, tensor: torch.Tensor) -> torch.Tensor:

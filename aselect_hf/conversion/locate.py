@@ -211,7 +211,7 @@ def _inside(options: LoadingOptions) -> str:
 def _pinned(place: Source, options: LoadingOptions) -> LoadingOptions:
     """The same options, at the commit of the files that are here, even if a new one is pushed."""
     if re.fullmatch("[0-9a-f]{40}", place.root.name):
-        return dataclasses.replace(options, revision=place.root.name, force_download=False)
+        return dataclasses.replace(options, revision=place.root.name)
     return options
 
 
