@@ -25,7 +25,13 @@ from aselect_hf.conversion.locate import (
     transformer_class,
 )
 from aselect_hf.conversion.prompts import Tensors, encode_prompt, encode_with, given_prompt, skipped_parts, text_parts
-from aselect_hf.conversion.transformer import build_diffusion, dropped_blocks, read_tensors
+from aselect_hf.conversion.transformer import (
+    build_diffusion,
+    crop_positions,
+    dropped_blocks,
+    kept_positions,
+    read_tensors,
+)
 from aselect_hf.conversion.weights import weight_files
 from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.families import find_family
@@ -81,7 +87,8 @@ def from_diffusers(
         feature: name of the feature (default: the query at 0.40 of the depth).
         keep: `"feature"` keeps the blocks up to that of the feature, and the others are not even read; `"all"` keeps
             all, so that the model can also denoise.
-        image_size: side in pixels (default: that of the network).
+        image_size: side in pixels (default: that of the network). With `keep="feature"`, positions for larger images
+            are left out where they are a stored table (Stable Diffusion 3).
         guidance: guidance scale of a network that takes one as an input.
         vae: folder, Hub id or autoencoder that replaces the source's VAE.
         vae_decoder: keep the VAE's decoder.
@@ -142,6 +149,8 @@ def from_diffusers(
     fields["feature"] = feature or default_feature(whole.num_hidden_layers)
     kept = whole.resolve_feature(fields["feature"]).block + 1
     fields["kept_blocks"] = kept if keep == "feature" and kept < whole.num_hidden_layers else None
+    if keep == "feature" and image_size is not None:
+        fields["kept_positions"] = kept_positions(whole)
     tensors = _prompt(place, found, prompt, prompt_embeds, skip_text_encoders, options)
     fields["conditioning"] = {name: list(_unbatched(name, x).shape) for name, x in tensors.items()}
     checked = ASelectDiffusionConfig(**fields)
@@ -235,7 +244,13 @@ def _weights(
     place: Any, found: Pipeline, config: ASelectDiffusionConfig, options: LoadingOptions
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The transformer's weights of the blocks that are kept; those of the others are neither fetched nor read."""
-    dropped = dropped_blocks(config)
+    return crop_positions(_tensors(place, found, dropped_blocks(config), options), config)
+
+
+def _tensors(
+    place: Any, found: Pipeline, dropped: tuple[str, ...], options: LoadingOptions
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of the transformer, without those whose names start with one of `dropped`."""
     if found.transformer is not None:
         state = found.transformer.state_dict()
         return ((name, tensor) for name, tensor in state.items() if not name.startswith(dropped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from aselect_hf.conversion.assemble import cast, some
 from aselect_hf.conversion.prompts import Tensors
 from aselect_hf.conversion.weights import State, first_line, read_state
-from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
+from aselect_hf.modeling.configuration_aselect_diffusion import POSITION_TABLES, ASelectDiffusionConfig
 
 DECODER = ("decoder.", "post_quant_conv.")
 """Starts of the names of a VAE's weights that only its decoder has."""
@@ -46,6 +47,33 @@ def read_tensors(files: Iterable[Path], dropped: tuple[str, ...]) -> Iterator[tu
             raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 
+def kept_positions(config: ASelectDiffusionConfig) -> int | None:
+    """Side in tokens of the middle of the position table that images of `config.image_size` and smaller ones read.
+
+    `None` if there is no such table, or all of it is needed. The side differs from the table's by an even number, so
+    that images of every size read the same rows of the part as of the whole.
+    """
+    if config.transformer_class not in POSITION_TABLES:
+        return None
+    side, grid = config.shape[POSITION_TABLES[config.transformer_class]], config.grid_size[0]
+    kept = grid + (side - grid) % 2
+    return kept if kept < side else None
+
+
+def crop_positions(
+    tensors: Iterable[tuple[str, torch.Tensor]], config: ASelectDiffusionConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors, with the middle of the position table if only that is kept."""
+    kept = config.kept_positions
+    for name, tensor in tensors:
+        if kept is not None and name == "pos_embed.pos_embed":  # (1, side * side, width)
+            side = math.isqrt(tensor.shape[1])
+            start = (side - kept) // 2
+            table = tensor.view(1, side, side, -1)[:, start : start + kept, start : start + kept]
+            tensor = table.reshape(1, kept * kept, -1)
+        yield name, tensor
+
+
 def copied(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """A copy on the CPU, so that the model shares no memory with its source, in `dtype` if it is of floating point."""
     return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None, copy=True)
@@ -74,6 +102,8 @@ def build_diffusion(
     Raises:
         ValueError: a weight is missing, has the wrong shape, or has no place; the message names it.
     """
+    with init_empty_weights(include_buffers=False):  # first, because computing a position table takes memory
+        model: Any = model_class(config)
     state: State = {}
     for key, tensor in weights:
         if dtype is None and tensor.is_floating_point():
@@ -82,8 +112,6 @@ def build_diffusion(
     if vae is not None:
         skipped = () if config.vae_decoder else DECODER
         state |= {f"vae.{key}": copied(x, dtype) for key, x in vae.state_dict().items() if not key.startswith(skipped)}
-    with init_empty_weights(include_buffers=False):
-        model: Any = model_class(config)
     backbone = model.base_model
     parameters, buffers = dict(backbone.named_parameters()), dict(backbone.named_buffers())
     problems = {

@@ -16,8 +16,8 @@ from typing import Any
 
 import datasets
 import yaml
-from huggingface_hub.errors import GatedRepoError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.errors import GatedRepoError
 from transformers.utils import logging
 
 from aselect_hf.files import read_json
