@@ -24,7 +24,17 @@ from aselect_hf.conversion.locate import (
     split_keywords,
     transformer_class,
 )
-from aselect_hf.conversion.prompts import Tensors, encode_prompt, encode_with, given_prompt, skipped_parts, text_parts
+from aselect_hf.conversion.prompts import (
+    Tensors,
+    check_encoders,
+    encode_prompt,
+    encode_with,
+    given_prompt,
+    loaded_parts,
+    text_parts,
+    unbatched_prompt,
+    with_tokenizers,
+)
 from aselect_hf.conversion.transformer import (
     build_diffusion,
     crop_positions,
@@ -35,6 +45,7 @@ from aselect_hf.conversion.transformer import (
 from aselect_hf.conversion.weights import weight_files
 from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.families import find_family
+from aselect_hf.modeling.family import Family
 from aselect_hf.modeling.features import default_feature
 from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTPreTrainedModel
@@ -54,6 +65,26 @@ class Pipeline:
     transformer: Any = None
     pipeline: Any = None
     vae: Any = None
+    prompt: Tensors | None = None
+
+    def choose_prompt(self, family: Family, prompt: str, prompt_embeds: Any, skip_text_encoders: Sequence[str]) -> None:
+        """Read an encoded prompt, or check that the encoders of the others are there.
+
+        Raises:
+            ValueError: the arguments contradict each other or the source.
+        """
+        if prompt_embeds is not None:
+            if prompt or skip_text_encoders:
+                raise ValueError("prompt_embeds stand for a prompt: leave prompt and skip_text_encoders out")
+            self.prompt = unbatched_prompt(given_prompt(prompt_embeds), family, {**family.defaults, **self.config})
+            return
+        if self.pipeline is not None:
+            parts = loaded_parts(self.pipeline)
+        elif self.index is not None:
+            parts = text_parts(self.index)
+        else:
+            raise ValueError("a transformer alone has no text encoder: pass prompt_embeds, or the whole pipeline")
+        check_encoders(family.transformer_class, skip_text_encoders, parts)
 
 
 def from_diffusers(
@@ -101,45 +132,40 @@ def from_diffusers(
         TypeError: a keyword is unknown.
         ValueError: the source is missing, damaged or of another family; or an argument contradicts it.
     """
-    own = {
-        "prompt": prompt, "prompt_embeds": prompt_embeds, "skip_text_encoders": list(skip_text_encoders) or None,
-        "guidance": guidance, "image_size": image_size, "feature": feature,
-    }  # fmt: skip
     if keep not in ("feature", "all"):
         raise ValueError(f"keep must be 'feature' or 'all', got {keep!r}")
+    text = {
+        "prompt": prompt or None, "prompt_embeds": prompt_embeds, "skip_text_encoders": skip_text_encoders or None,
+        "guidance": guidance,
+    }  # fmt: skip
     asked, config = split_keywords("from_diffusers", keywords, also_diffusion=True)
+    config |= {"feature": feature, "image_size": image_size}
     options = options or asked
     place = locate(source, options, with_vae=vae is None) if isinstance(source, str | Path) else source
     in_memory = type(getattr(place, "transformer", place)).__name__
     class_name = transformer_class(place.path) if isinstance(place, Source) else in_memory
     if class_name is None or class_name in DIT:
-        for name in ("prompt", "prompt_embeds", "skip_text_encoders", "guidance"):
-            if own[name]:
+        for name, value in text.items():
+            if value is not None:
                 raise ValueError(f"{name} is given, but a DiT is conditioned on classes, not on text: leave it out")
-        fields = {name: own[name] for name in ("feature", "image_size") if own[name] is not None}
+        given = {name: value for name, value in config.items() if value is not None or name in keywords}
         chosen = {} if model_class is None else {"model_class": model_class}
         return load_diffusers(
-            place, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **chosen, **fields, **config
+            place, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **chosen, **given
         )
     if model_class is not None and issubclass(model_class, ASelectDiTPreTrainedModel):
         raise ValueError(
             f"{model_class.__name__} is for a DiT, but this is a {class_name}: use aselect_hf.from_diffusers"
         )
-    find_family(class_name)
-    found = _read_folder(place, options, vae is None) if isinstance(place, Source) else _read_memory(place, vae is None)
-    if prompt_embeds is not None and (prompt or skip_text_encoders):
-        raise ValueError("prompt_embeds stand for a prompt: leave prompt and skip_text_encoders out")
-    if vae is not None:
-        found.vae = load_vae(vae, options)
-    fields = config | {
+    found = _read_folder(place) if isinstance(place, Source) else _read_memory(place)
+    found.choose_prompt(find_family(class_name), prompt, prompt_embeds, skip_text_encoders)
+    found.vae = load_vae(vae, options) if vae is not None else _own_vae(place, found, options)
+    fields = _origin(place) | config
+    fields |= {
         "transformer_class": class_name,
         "transformer_config": {key: x for key, x in found.config.items() if not key.startswith("_")},
-        "image_size": image_size, "guidance": guidance, "feature": feature, "prompt": prompt,
-        "skipped_text_encoders": list(skip_text_encoders) or None,
+        "guidance": guidance, "prompt": prompt, "skipped_text_encoders": list(skip_text_encoders) or None,
     }  # fmt: skip
-    if isinstance(place, Source):
-        origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
-        fields = {name: value for name, value in origin.items() if value is not None} | fields
     if found.vae is not None:
         fields |= vae_fields(found.vae, vae_decoder)
     fields["scheduler_config"] = scheduler_config(scheduler) if scheduler is not None else found.scheduler
@@ -147,34 +173,41 @@ def from_diffusers(
         fields["noise_schedule"] = _schedule(class_name, fields["scheduler_config"])
     whole = ASelectDiffusionConfig(**fields)  # refuses what contradicts the source before any encoder is read
     fields["feature"] = feature or default_feature(whole.num_hidden_layers)
-    kept = whole.resolve_feature(fields["feature"]).block + 1
-    fields["kept_blocks"] = kept if keep == "feature" and kept < whole.num_hidden_layers else None
-    if keep == "feature" and image_size is not None:
-        fields["kept_positions"] = kept_positions(whole)
-    tensors = _prompt(place, found, prompt, prompt_embeds, skip_text_encoders, options)
-    fields["conditioning"] = {name: list(_unbatched(name, x).shape) for name, x in tensors.items()}
+    if keep == "feature":
+        fields |= _kept(whole, [fields["feature"], *(config.get("head_features") or ())], image_size is not None)
+    tensors = unbatched_prompt(_encode(place, found, prompt, skip_text_encoders, options), whole.family, whole.shape)
+    fields["conditioning"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     checked = ASelectDiffusionConfig(**fields)
     return build_diffusion(
-        found.name,
-        checked,
-        _weights(place, found, checked, options),
-        found.vae,
-        tensors,
-        model_class or ASelectDiffusionModel,
-        options.dtype,
-    )
+        found.name, checked, _weights(place, found, checked, options), found.vae, tensors,
+        model_class or ASelectDiffusionModel, options.dtype,
+    )  # fmt: skip
 
 
-def _read_folder(place: Source, options: LoadingOptions, with_vae: bool) -> Pipeline:
+def _origin(place: Any) -> dict[str, Any]:
+    """Where the weights are from, as fields of the config."""
+    if not isinstance(place, Source):
+        return {}
+    origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
+    return {name: value for name, value in origin.items() if value is not None}
+
+
+def _kept(whole: ASelectDiffusionConfig, features: Sequence[str], fixed_size: bool) -> dict[str, int | None]:
+    """What is kept of a network for these features, as fields of the config; `None` stands for all."""
+    blocks = max(whole.resolve_feature(name).block for name in features) + 1
+    return {
+        "kept_blocks": blocks if blocks < whole.num_hidden_layers else None,
+        "kept_positions": kept_positions(whole) if fixed_size else None,
+    }
+
+
+def _read_folder(place: Source) -> Pipeline:
     index = place.path / "model_index.json"
     pipeline = index.is_file()
     folder = place.path / "transformer" if pipeline else place.path
     found = Pipeline(str(folder), read_fields(folder / "config.json"), folder=folder)
     if pipeline:
         found.index = read_fields(index)
-        if with_vae and (place.path / "vae").is_dir():
-            fetch_vae(place, options)
-            found.vae = load_vae(place.path / "vae", options)
         if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
             found.scheduler = scheduler_config(read_fields(scheduler))
     if found.config.get("quantization_config"):
@@ -182,7 +215,7 @@ def _read_folder(place: Source, options: LoadingOptions, with_vae: bool) -> Pipe
     return found
 
 
-def _read_memory(source: Any, with_vae: bool) -> Pipeline:
+def _read_memory(source: Any) -> Pipeline:
     transformer = getattr(source, "transformer", source)
     config = json.loads(json.dumps(dict(transformer.config), default=list))
     found = Pipeline(type(source).__name__, config, transformer=transformer)
@@ -191,9 +224,18 @@ def _read_memory(source: Any, with_vae: bool) -> Pipeline:
     if source is not transformer:
         found.pipeline = source
         found.scheduler = scheduler_config(source.scheduler)
-        if with_vae and getattr(source, "vae", None) is not None:
-            found.vae = load_vae(source.vae)
     return found
+
+
+def _own_vae(place: Any, found: Pipeline, options: LoadingOptions) -> Any:
+    """The VAE of a pipeline; `None` if it has none."""
+    if found.pipeline is not None:
+        vae = getattr(found.pipeline, "vae", None)
+        return None if vae is None else load_vae(vae)
+    if found.index is None or not (place.path / "vae").is_dir():
+        return None
+    fetch_vae(place, options)
+    return load_vae(place.path / "vae", options)
 
 
 def _schedule(class_name: str, scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -211,33 +253,18 @@ def _schedule(class_name: str, scheduler: dict[str, Any]) -> dict[str, Any]:
     return own | schedule_fields(scheduler)
 
 
-def _prompt(
-    place: Any,
-    found: Pipeline,
-    prompt: str,
-    prompt_embeds: Any,
-    skip_text_encoders: Sequence[str],
-    options: LoadingOptions,
+def _encode(
+    place: Any, found: Pipeline, prompt: str, skip_text_encoders: Sequence[str], options: LoadingOptions
 ) -> Tensors:
     """The tensors of the prompt, given or encoded."""
-    if prompt_embeds is not None:
-        return given_prompt(prompt_embeds)
+    if found.prompt is not None:
+        return found.prompt
     if found.pipeline is not None:
         return encode_with(found.pipeline, prompt, skip_text_encoders)
-    if found.index is None:
-        raise ValueError("a transformer alone has no text encoder: pass prompt_embeds, or the whole pipeline")
+    assert found.index is not None
     parts = text_parts(found.index)
-    fetch_text_encoders(place, set(parts) - skipped_parts(skip_text_encoders, parts), options)
+    fetch_text_encoders(place, set(parts) - with_tokenizers(skip_text_encoders), options)
     return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options)
-
-
-def _unbatched(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the prompt without its batch of 1."""
-    if tensor.ndim == (3 if name == "prompt_embeds" else 2):
-        if tensor.shape[0] != 1:
-            raise ValueError(f"prompt_embeds: {name} must hold one prompt, got a batch of {tensor.shape[0]}")
-        return tensor[0]
-    return tensor
 
 
 def _weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,9 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from aselect_hf.conversion.assemble import cast, some
+from aselect_hf.conversion.diffusers_dit import scheduler_of
 from aselect_hf.conversion.prompts import Tensors
 from aselect_hf.conversion.weights import State, first_line, read_state
 from aselect_hf.modeling.configuration_aselect_diffusion import POSITION_TABLES, ASelectDiffusionConfig
+from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
+
+logger = logging.getLogger(__name__)
 
 DECODER = ("decoder.", "post_quant_conv.")
 """Starts of the names of a VAE's weights that only its decoder has."""
@@ -139,3 +144,37 @@ def start_head(model: Any) -> None:
                 empty = torch.empty_like(parameter, device="cpu")
                 setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
             model._init_weights(module)
+
+
+def save_stock(model: ASelectDiffusionModel, folder: Path) -> None:
+    """Write the network back as diffusers reads it: `transformer`, and `scheduler` and `vae` if there are any.
+
+    Text encoders are not in a model, so that the folder is no pipeline.
+
+    Raises:
+        ValueError: parts of the network were left out at conversion.
+    """
+    config = model.config
+    if config.fixed_timestep:
+        raise config.fixed_error("conversion to diffusers")
+    dropped = []
+    if not config.is_whole:
+        dropped.append(f"the blocks from {config.num_hidden_layers} on")
+    if config.kept_positions is not None:
+        dropped.append(f"the positions outside of the middle {config.kept_positions}x{config.kept_positions}")
+    if dropped:
+        raise ValueError(
+            f"this model cannot go back to diffusers without {' and '.join(dropped)}, which were left out when it was "
+            'converted: convert its source again with keep="all"'
+        )
+    with init_empty_weights(include_buffers=False):
+        stock = type(model.transformer).from_config(config.transformer_config or {})
+    state = model.transformer.state_dict()
+    stock.load_state_dict({name: state[name] for name in stock.state_dict()}, assign=True)
+    stock.save_pretrained(folder / "transformer")
+    if config.scheduler_config is not None:
+        scheduler_of(config.scheduler_config).save_pretrained(folder / "scheduler")
+    if model.vae is not None and config.vae_decoder:
+        model.vae.save_pretrained(folder / "vae")
+    elif model.vae is not None:
+        logger.warning("the VAE is not written, because its decoder is not in the model: pass vae to add one")

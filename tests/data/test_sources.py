@@ -237,7 +237,8 @@ def test_a_gated_data_set_says_where_to_accept(monkeypatch: pytest.MonkeyPatch, 
     """As `datasets` raises it, from the answer of the Hub's client."""
 
     def gated(*_: Any, **__: Any) -> None:
-        refusal = GatedRepoError("Cannot access gated repo", response=SimpleNamespace(status_code=status, headers={}))
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        refusal = GatedRepoError("Cannot access gated repo", response=response)  # type: ignore[arg-type]
         raise datasets.exceptions.DatasetNotFoundError(
             "Dataset 'ada/cells' is a gated dataset on the Hub."
         ) from refusal

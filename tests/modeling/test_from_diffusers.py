@@ -139,6 +139,32 @@ def test_a_transformer_of_every_family_converts(family: str, randomize: Any, nor
         ({"image_size": 64}, "positions of this network end"),
         ({"prompt_embeds": torch.zeros(1)}, "prompt_embeds must be a dictionary"),
         ({"prompt_embeds": {"prompt_embeds": torch.zeros(1, 5, 32)}}, "pooled_prompt_embeds"),
+        ({"prompt_embeds": {}}, "for a SD3Transformer2DModel, got none"),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(5, 31), "pooled_prompt_embeds": torch.zeros(16)}},
+            r"prompt_embeds must be \(tokens, 32\), with or without a batch of 1, got \(5, 31\)",
+        ),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(32), "pooled_prompt_embeds": torch.zeros(16)}},
+            r"prompt_embeds must be \(tokens, 32\)",
+        ),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(2, 5, 32), "pooled_prompt_embeds": torch.zeros(2, 16)}},
+            r"got \(2, 5, 32\)",
+        ),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(5, 32), "pooled_prompt_embeds": torch.zeros(1, 1, 16)}},
+            r"pooled_prompt_embeds must be \(16,\), .* got \(1, 1, 16\)",
+        ),
+        (
+            {
+                "prompt_embeds": {
+                    "prompt_embeds": torch.full((5, 32), torch.nan),
+                    "pooled_prompt_embeds": torch.zeros(16),
+                }
+            },
+            "holds NaN",
+        ),
         ({"prompt_embeds": {}, "prompt": "a"}, "leave prompt"),
         ({"prompt_embeds": "nowhere.safetensors"}, "cannot be read"),
         ({"skip_text_encoders": ["text_encoder", "text_encoder_2"]}, "leaves no text encoder"),
@@ -164,10 +190,56 @@ def test_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         aselect_hf.from_diffusers(folder / "transformer")
 
 
-def test_a_way_back_to_diffusers_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="only a DiT converts to diffusers"):
-        convert_checkpoint(folder, tmp_path / "out", to="diffusers")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("kind", ["pipeline", "saved"])
+def test_a_whole_network_goes_back_to_diffusers(pipeline: Any, folder: Path, tmp_path: Path, kind: str) -> None:
+    """Its weights are those of the source, bit for bit, and so are the configs; the network reads them."""
+    source: Any = folder
+    if kind == "saved":
+        source = tmp_path / "ours"
+        convert_checkpoint(folder, source, text={"keep": "all"}, vae_decoder=True)
+    convert_checkpoint(source, tmp_path / "back", to="diffusers")
+    for part in ("transformer", "vae"):
+        name = "diffusion_pytorch_model.safetensors"
+        before, after = (load_file(place / part / name) for place in (folder, tmp_path / "back"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    stock = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "back" / "transformer")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "back" / "scheduler")
+    for pair in ((stock, pipeline.transformer), (scheduler, pipeline.scheduler)):
+        back, own = ({name: x for name, x in each.config.items() if not name.startswith("_")} for each in pair)
+        assert json.dumps(back, sort_keys=True) == json.dumps(own, sort_keys=True)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_transformer_of_every_family_goes_back(family: str, randomize: Any, tmp_path: Path) -> None:
+    stock = randomize(tiny_model(family))
+    prompt = {name: getattr(stock, f"conditioning_{name}") for name in stock.config.conditioning}
+    side = stock.config.sample_size
+    convert_checkpoint(
+        stock.transformer, tmp_path / "back", to="diffusers", text={"prompt_embeds": prompt}, image_size=side
+    )
+    stock_class = getattr(diffusers, stock.config.transformer_class)
+    back, report = stock_class.from_pretrained(tmp_path / "back" / "transformer", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(tensor, stock.transformer.state_dict()[name])
+
+
+def test_a_way_back_without_what_was_dropped_is_refused(folder: Path, tmp_path: Path) -> None:
+    convert_checkpoint(folder, tmp_path / "ours", feature="blocks.0.query", image_size=8)
+    asked: list[tuple[Path, dict[str, Any]]] = [
+        (tmp_path / "ours", {}),
+        (folder, {"text": {"keep": "feature"}, "feature": "blocks.0.query", "image_size": 8}),
+    ]
+    for source, options in asked:
+        with pytest.raises(ValueError) as raised:
+            convert_checkpoint(source, tmp_path / "out", to="diffusers", **options)
+        assert str(raised.value) == (
+            "this model cannot go back to diffusers without the blocks from 1 on and the positions outside of the middle "
+            '2x2, which were left out when it was converted: convert its source again with keep="all"'
+        )
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_head_is_put_on_a_pipeline(folder: Path, images: Any, tmp_path: Path) -> None:
