@@ -26,6 +26,14 @@ def push(
     examples: Annotated[
         bool | None, typer.Option(help="Push example pictures of the training (default: if their license permits).")
     ] = None,
+    accept_base_license: Annotated[
+        bool,
+        typer.Option(
+            "--accept-base-license",
+            help="Publish weights whose base model is gated, or has a non-commercial or uncommon license: you have "
+            "read it, and it permits this.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files and the card; send nothing.")] = False,
 ) -> Answer:
     """Push a saved model to the Hub with its card, selection, audit, results and endpoint handler, in one commit."""
@@ -41,6 +49,9 @@ def push(
         sizes = upload.sizes()
         lines = [f"{size:>14,}  {path}" for path, size in sizes.items()]
         return Answer("\n".join([*lines, "", str(upload.card)]), {"files": sizes, "card": str(upload.card)})
-    commit = push_folder(folder, repo_id, dataset=dataset, audit=audited, license=license, examples=examples, **options)
+    commit = push_folder(
+        folder, repo_id, dataset=dataset, audit=audited, license=license, examples=examples,
+        accept_base_license=accept_base_license, **options,
+    )  # fmt: skip
     url = commit.pr_url or commit.commit_url
     return Answer(f"pushed {url}", {"url": url, "commit": commit.oid})

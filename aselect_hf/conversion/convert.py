@@ -107,6 +107,8 @@ def convert_checkpoint(
     )  # fmt: skip
     if fix_timestep:
         model = model.fix_timestep(**asked)
+    if place is not None:
+        model.license_files = place.license_files
     if output_dir is not None:
         with atomic_directory(output_dir) as folder:
             if to == "aselect":
@@ -115,8 +117,7 @@ def convert_checkpoint(
                 save_diffusers(model, folder)
             else:
                 save_stock(model, folder)
-            if place is not None:
-                place.copy_license(folder)
+            model.write_license(folder)
     return model
 
 
@@ -237,7 +238,8 @@ def load_model(
         ValueError: the checkpoint is another model, its weights are damaged, or keys are missing or unexpected.
     """
     options, config = split_keywords("load_model", keywords, also_diffusion=True)
-    path = locate(source, options).path
+    place = locate(source, options)
+    path = place.path
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: load it with aselect_hf.from_diffusers")
     try:
@@ -270,6 +272,8 @@ def load_model(
     if missing or unused:
         found = [f"{kind} {sorted(keys)}" for kind, keys in (("missing", missing), ("no place for", unused)) if keys]
         raise ValueError(f"checkpoint {source} does not fit its config: {'; '.join(found)}")
+    if files := place.license_files:
+        model.license_files = files
     return model
 
 

@@ -178,10 +178,13 @@ def from_diffusers(
     tensors = unbatched_prompt(_encode(place, found, prompt, skip_text_encoders, options), whole.family, whole.shape)
     fields["conditioning"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     checked = ASelectDiffusionConfig(**fields)
-    return build_diffusion(
+    model = build_diffusion(
         found.name, checked, _weights(place, found, checked, options), found.vae, tensors,
         model_class or ASelectDiffusionModel, options.dtype,
     )  # fmt: skip
+    if isinstance(place, Source):
+        model.license_files = place.license_files
+    return model
 
 
 def _origin(place: Any) -> dict[str, Any]:

@@ -128,10 +128,13 @@ def load_diffusers(
     }
     fields |= {name: value for name, value in config.items() if value is not None or name not in fields}
     _check_positions(found, fields)
-    return build(
+    model = build(
         fields, {ours: found.state[theirs] for theirs, ours in pairs if theirs in found.state}, found.vae, vae_decoder,
         model_class, name=found.name, unused=set(found.state) - _computed(pairs, layers), dtype=options.dtype,
     )  # fmt: skip
+    if isinstance(source, Source):
+        model.license_files = source.license_files
+    return model
 
 
 def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tuple[DiffusersModel, dict[str, Any]]:

@@ -7,7 +7,6 @@ import difflib
 import itertools
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 ORIGINAL_LICENSES = {"dit": "cc-by-nc-4.0", "sit": "mit"}
 """Kinds of original `.pt` files and the licenses under which they were published."""
+LICENSE_FILES = ("LICENSE*", "NOTICE*")
+"""Patterns of the files in the root folder that say under which terms a model may be used and passed on."""
 DIT = ("DiTTransformer2DModel", "Transformer2DModel")
 """Names of DiT's class in diffusers; the second is that before 0.29, and in the published repositories."""
 DESCRIPTIONS = (
@@ -144,11 +145,11 @@ class Source:
                     )  # fmt: skip
         return {}
 
-    def copy_license(self, folder: Path) -> None:
-        """Copy the text of the license to `folder`."""
-        for text in sorted(self.root.glob("LICENSE*")) if self.root.is_dir() else ():
-            if text.is_file():
-                shutil.copyfile(text, folder / text.name)
+    @property
+    def license_files(self) -> dict[str, bytes]:
+        """Content of the files with the license and its notices, by name."""
+        found = [path for name in LICENSE_FILES for path in sorted(self.root.glob(name))] if self.root.is_dir() else []
+        return {path.name: path.read_bytes() for path in found if path.is_file()}
 
 
 def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: bool = True) -> Source:
@@ -188,7 +189,7 @@ def transformer_class(path: Path) -> str | None:
 def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
     """Download a checkpoint: first the files that describe it, then the weights that they name."""
     inside = _inside(options)
-    texts = dict.fromkeys((f"{inside}README.md", "README.md", "LICENSE*"))
+    texts = dict.fromkeys((f"{inside}README.md", "README.md", *LICENSE_FILES))
     root = _fetch(repo_id, [*(f"{inside}{name}" for name in DESCRIPTIONS), *texts], options)
     pipeline, class_name = (root / inside / "model_index.json").is_file(), transformer_class(root / inside)
     if class_name in FAMILIES or (pipeline and class_name not in (None, *DIT)):

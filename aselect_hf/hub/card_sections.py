@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aselect_hf.audit import Audit
 from aselect_hf.conversion.licenses import normalize_license
 from aselect_hf.hub.card import CardContent
+from aselect_hf.hub.licenses import base_license, special_terms
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.reporting.markdown import Markdown, code
@@ -57,6 +58,8 @@ def render_card(content: CardContent) -> ModelCard:
         training=content.training,
         training_summary=training_summary(content.training or {}),
         training_arguments=training_arguments(content.training or {}),
+        special_terms=special_terms(config),
+        base_license=base_license(config),
         has_processor=content.has_processor,
         versions=", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     )

@@ -18,8 +18,9 @@ from aselect_hf.audit import Audit
 from aselect_hf.conversion import save_model
 from aselect_hf.files import as_path, disk_errors
 from aselect_hf.hub.examples import load_examples, may_share
+from aselect_hf.hub.licenses import check_base_license
 from aselect_hf.hub.target import PushTarget
-from aselect_hf.hub.upload import Results, prepare_folder, prepare_upload
+from aselect_hf.hub.upload import Results, prepare_folder, prepare_upload, read_config
 from aselect_hf.selection import TimestepSelection
 
 
@@ -33,6 +34,7 @@ def push_to_hub(
     training: dict[str, Any] | None = None,
     audit: Audit | None = None,
     license: str | None = None,
+    accept_base_license: bool = False,
     **target: Any,
 ) -> CommitInfo:
     """Push a model with its card, selection, audit and results, in one commit.
@@ -47,6 +49,8 @@ def push_to_hub(
         training: record of a training run, as in a training script's `training.json`.
         audit: of the model's timestep, by `aselect_hf.audit.audit_timestep`.
         license: Hub identifier of a license no less restrictive than the base model's (default: the latter).
+        accept_base_license: you have read the license of the base model, and it permits you to publish these weights.
+            Needed if it is gated, non-commercial, forbids changed versions, or is not a common one.
         target: `private`, `revision`, `tag`, `create_pr`, `commit_message` and `token`, see `PushTarget`.
 
     Returns:
@@ -54,10 +58,12 @@ def push_to_hub(
 
     Raises:
         TypeError: an unknown argument.
-        ValueError: an argument is wrong, the license is less restrictive than the base model's, the tag exists, or the
+        ValueError: an argument is wrong, the license is less restrictive than the base model's or needs to be accepted,
+            the tag exists, or the
             repository does not have the requested visibility.
         PushError: the Hub refused, or the connection broke.
     """
+    check_base_license(model.config, accept_base_license)
     place = PushTarget(repo_id, **target)
     with TemporaryDirectory() as folder:
         with disk_errors(f"the copy to push, in {folder} (set TMPDIR to move it),"):
@@ -83,6 +89,7 @@ def push_folder(
     audit: Audit | None = None,
     license: str | None = None,
     examples: bool | None = None,
+    accept_base_license: bool = False,
     **target: Any,
 ) -> CommitInfo:
     """Push a saved model, with the `selection`, `compare`, `results`, `training` and `audit` `.json` beside it.
@@ -101,4 +108,5 @@ def push_folder(
         found = load_examples(as_path(folder))
         examples = found is not None and may_share(found["dataset"], place.api)
     upload = prepare_folder(folder, place.repo_id, dataset=dataset, audit=audit, license=license, examples=examples)
+    check_base_license(read_config(as_path(folder)), accept_base_license)
     return place.commit(upload, as_path(folder) / "README.md")

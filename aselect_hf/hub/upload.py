@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
 from aselect_hf.compare.table import Comparison
-from aselect_hf.conversion import DERIVED_KEYS, detect_format
+from aselect_hf.conversion import DERIVED_KEYS, LICENSE_FILES, detect_format
 from aselect_hf.files import as_path, check_types, read_json
 from aselect_hf.hub.card import CardContent, TrainingRecord
 from aselect_hf.hub.card_sections import TEMPLATES, render_card
@@ -37,7 +37,7 @@ MODEL_FILES = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "*.py",
-    "LICENSE*",
+    *LICENSE_FILES,
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 

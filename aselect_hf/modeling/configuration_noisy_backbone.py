@@ -69,6 +69,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         selection: how `timestep` was chosen (method, options, curve), written by `TimestepSelection.apply`.
         base_model, base_model_license: where the weights came from, for the model card; several licenses are a list.
         base_model_license_name, base_model_license_link: of a license that is `"other"`.
+        base_model_gated: whether the base model's terms had to be accepted on its page.
         scheduler_config: the scheduler that the weights came with, for conversion back to diffusers.
         head_features: features that a head reads, concatenated along the width (default: `[feature]`). The UPerNet head
             takes one, for all levels of its pyramid, or four, starting with that of the finest level.
@@ -107,6 +108,7 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
     base_model_license: str | list[str] | None = None
     base_model_license_name: str | None = None
     base_model_license_link: str | None = None
+    base_model_gated: bool = False
     scheduler_config: dict | None = None
     head_features: list[str] | None = None
     head_timesteps: list[int] | None = None

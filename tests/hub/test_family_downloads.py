@@ -69,6 +69,14 @@ def test_only_the_shards_of_kept_blocks_are_fetched(hub: HubServer, online: Onli
     expected = aselect_hf.from_diffusers(pipeline, feature="blocks.0.query")
     for name, tensor in models[0].state_dict().items():
         torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-5, atol=1e-5)
+    config = models[0].config
+    link = "https://huggingface.co/ada/sd3/blob/main/LICENSE.md"
+    assert (config.base_model, config.base_model_license_name, config.base_model_license_link) == (
+        "ada/sd3",
+        "community",
+        link,
+    )
+    assert models[0].license_files == {"LICENSE.md": b"Be kind."}
     later = online(aselect_hf.from_diffusers, "ada/sd3", keep="all")
     assert later == shards(pipeline) - needed, "the others are fetched when they are needed"
     assert online(load_checkpoint, "ada/sd3", local_files_only=True) == set()

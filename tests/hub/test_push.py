@@ -49,6 +49,7 @@ def push(folder: Path, repo_id: str, **options: Any) -> CommitInfo:
     from aselect_hf.hub.results import EvaluationResult
 
     options["results"] = [EvaluationResult(**result) for result in options.get("results", [])]
+    options.setdefault("accept_base_license", True)
     selection = TimestepSelection.load(folder / "selection.json") if options.pop("with_selection", True) else None
     return push_to_hub(ASelectDiTModel.from_pretrained(folder), repo_id, selection=selection, **options)
 
@@ -387,10 +388,19 @@ def test_command(hub, client, saved) -> None:
     assert "model.safetensors" in printed
     assert "## How to use it" in printed
     assert len(hub.requests) == before, "a dry run asks nobody"
-    code, printed = client.run(push_command, str(saved()), "ada/typed", "--private", "--tag", "v1")
+    code, printed = client.run(push_command, str(saved()), "ada/typed")
+    assert (code, printed.splitlines()[-1]) == (
+        2,
+        "aselect: error: these weights derive from ada/base under the license cc-by-nc-4.0. It does not permit "
+        "commercial use. Read it, and if it permits you to publish them, pass accept_base_license=True "
+        "(--accept-base-license)",
+    )
+    assert not any(word in line for line in hub.requests[before:] for word in ("create", "upload", "commit"))
+    options = ("--private", "--tag", "v1", "--accept-base-license")
+    code, printed = client.run(push_command, str(saved()), "ada/typed", *options)
     assert (code, printed.splitlines()[-1].startswith(f"pushed {hub.url}/ada/typed/commit/")) == (0, True)
     assert "selection.json" in hub.files("ada/typed", "v1")
-    code, printed = client.run(push_command, str(saved()), "ada/typed", "--tag", "v1")
+    code, printed = client.run(push_command, str(saved()), "ada/typed", "--tag", "v1", "--accept-base-license")
     assert code == 2
     assert printed.splitlines()[-1] == "aselect: error: tag 'v1' already exists in ada/typed"
 

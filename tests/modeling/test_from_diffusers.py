@@ -236,8 +236,8 @@ def test_a_way_back_without_what_was_dropped_is_refused(folder: Path, tmp_path: 
         with pytest.raises(ValueError) as raised:
             convert_checkpoint(source, tmp_path / "out", to="diffusers", **options)
         assert str(raised.value) == (
-            "this model cannot go back to diffusers without the blocks from 1 on and the positions outside of the middle "
-            '2x2, which were left out when it was converted: convert its source again with keep="all"'
+            "this model cannot go back to diffusers without the blocks from 1 on and the positions outside of the "
+            'middle 2x2, which were left out when it was converted: convert its source again with keep="all"'
         )
         assert not (tmp_path / "out").exists()
 
