@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers import PreTrainedModel
 
 from aselect_hf.audit import Audit
 from aselect_hf.conversion import save_model
@@ -21,11 +20,12 @@ from aselect_hf.hub.examples import load_examples, may_share
 from aselect_hf.hub.licenses import check_base_license
 from aselect_hf.hub.target import PushTarget
 from aselect_hf.hub.upload import Results, prepare_folder, prepare_upload, read_config
+from aselect_hf.modeling.noisy_pretrained import NoisyPreTrainedModel
 from aselect_hf.selection import TimestepSelection
 
 
 def push_to_hub(
-    model: PreTrainedModel,
+    model: NoisyPreTrainedModel,
     repo_id: str,
     *,
     selection: TimestepSelection | None = None,
@@ -67,7 +67,7 @@ def push_to_hub(
     place = PushTarget(repo_id, **target)
     with TemporaryDirectory() as folder:
         with disk_errors(f"the copy to push, in {folder} (set TMPDIR to move it),"):
-            save_model(model, folder)  # type: ignore[arg-type]
+            save_model(model, folder)
         upload = prepare_upload(
             folder,
             place.repo_id,

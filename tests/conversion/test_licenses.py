@@ -17,6 +17,9 @@ from aselect_hf.conversion.licenses import COPYLEFT, PERMISSIVE, PUBLIC_DOMAIN, 
 from aselect_hf.hub import push_to_hub
 from aselect_hf.hub.licenses import check_base_license, inherited_license, special_terms
 from aselect_hf.hub.upload import prepare_folder
+from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments
+from aselect_hf.training.parsing import parse_arguments
+from aselect_hf.training.pretrain import pretrain
 
 KNOWN = (*PUBLIC_DOMAIN, *PERMISSIVE, *COPYLEFT, "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0")
 
@@ -200,3 +203,18 @@ def test_a_free_license_needs_no_words(pipeline_folder: Path, tmp_path: Path) ->
     convert_checkpoint(pipeline_folder, tmp_path / "ours")
     card = prepare_folder(tmp_path / "ours", "ada/dit", dataset=None, license=None).card
     assert "License of the base model" not in card.text
+
+
+def test_a_training_that_may_not_push_does_not_start(make_model: Any, tmp_path: Path) -> None:
+    make_model(num_channels=3, num_condition_classes=0, base_model_license="cc-by-nc-4.0").save_pretrained(
+        tmp_path / "model"
+    )
+    arguments = {
+        "model_name_or_path": str(tmp_path / "model"), "dataset_name": "sample", "max_train_samples": "10",
+        "output_dir": str(tmp_path / "out"), "push_to_hub": "true",
+    }  # fmt: skip
+    command = [word for name, value in arguments.items() for word in (f"--{name}", value)]
+    parsed = parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), "", command)
+    with pytest.raises(ValueError, match="--accept-base-license"):
+        pretrain(*parsed)
+    assert not list((tmp_path / "out").iterdir())
