@@ -165,8 +165,8 @@ def _session(path: Path) -> Callable[[torch.Tensor], Any]:
 def _quantize(path: Path, quantized: Path) -> Callable[[torch.Tensor], Any]:
     """Quantize the linear layers dynamically.
 
-    `reduce_range` leaves a bit unused. Processors without VNNI instructions add pairs of 8-bit products in 16 bits, which
-    saturates with all 8 bits, so the same file would give other numbers there.
+    `reduce_range` leaves a bit unused. Processors without VNNI instructions add pairs of 8-bit products in 16 bits,
+    which saturates with all 8 bits, so the same file would give other numbers there.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
