@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 
-from aselect_hf.conversion.assemble import cast, load_vae, some, vae_fields
+from aselect_hf.conversion.assemble import load_vae, vae_fields
 from aselect_hf.conversion.diffusers_dit import load_diffusers, read_fields, schedule_fields, scheduler_config
 from aselect_hf.conversion.licenses import license_fields
-from aselect_hf.conversion.locate import LoadingOptions, Source, fetch_text_encoders, locate, split_keywords
+from aselect_hf.conversion.locate import (
+    DIT,
+    LoadingOptions,
+    Source,
+    fetch_text_encoders,
+    fetch_vae,
+    fetch_weights,
+    locate,
+    split_keywords,
+    transformer_class,
+)
 from aselect_hf.conversion.prompts import Tensors, encode_prompt, encode_with, given_prompt, skipped_parts, text_parts
-from aselect_hf.conversion.weights import State, first_line, read_state, weight_files
+from aselect_hf.conversion.transformer import (
+    build_diffusion,
+    crop_positions,
+    dropped_blocks,
+    kept_positions,
+    read_tensors,
+)
+from aselect_hf.conversion.weights import weight_files
 from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.families import find_family
 from aselect_hf.modeling.features import default_feature
 from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTPreTrainedModel
 
-DIT = ("DiTTransformer2DModel", "Transformer2DModel")
 Keep = Literal["feature", "all"]
 
 
@@ -73,7 +87,8 @@ def from_diffusers(
         feature: name of the feature (default: the query at 0.40 of the depth).
         keep: `"feature"` keeps the blocks up to that of the feature, and the others are not even read; `"all"` keeps
             all, so that the model can also denoise.
-        image_size: side in pixels (default: that of the network).
+        image_size: side in pixels (default: that of the network). With `keep="feature"`, positions for larger images
+            are left out where they are a stored table (Stable Diffusion 3).
         guidance: guidance scale of a network that takes one as an input.
         vae: folder, Hub id or autoencoder that replaces the source's VAE.
         vae_decoder: keep the VAE's decoder.
@@ -95,7 +110,8 @@ def from_diffusers(
     asked, config = split_keywords("from_diffusers", keywords, also_diffusion=True)
     options = options or asked
     place = locate(source, options, with_vae=vae is None) if isinstance(source, str | Path) else source
-    class_name = _transformer_class(place)
+    in_memory = type(getattr(place, "transformer", place)).__name__
+    class_name = transformer_class(place.path) if isinstance(place, Source) else in_memory
     if class_name is None or class_name in DIT:
         for name in ("prompt", "prompt_embeds", "skip_text_encoders", "guidance"):
             if own[name]:
@@ -133,20 +149,20 @@ def from_diffusers(
     fields["feature"] = feature or default_feature(whole.num_hidden_layers)
     kept = whole.resolve_feature(fields["feature"]).block + 1
     fields["kept_blocks"] = kept if keep == "feature" and kept < whole.num_hidden_layers else None
+    if keep == "feature" and image_size is not None:
+        fields["kept_positions"] = kept_positions(whole)
     tensors = _prompt(place, found, prompt, prompt_embeds, skip_text_encoders, options)
     fields["conditioning"] = {name: list(_unbatched(name, x).shape) for name, x in tensors.items()}
-    return _build(found, ASelectDiffusionConfig(**fields), tensors, model_class or ASelectDiffusionModel, options)
-
-
-def _transformer_class(place: Any) -> str | None:
-    """Name of the transformer's class; `None` if it cannot be told here."""
-    if not isinstance(place, Source):
-        return type(getattr(place, "transformer", place)).__name__
-    for path in (place.path / "transformer" / "config.json", place.path / "config.json"):
-        if path.is_file():
-            name = read_fields(path).get("_class_name")
-            return name if isinstance(name, str) else None
-    return None
+    checked = ASelectDiffusionConfig(**fields)
+    return build_diffusion(
+        found.name,
+        checked,
+        _weights(place, found, checked, options),
+        found.vae,
+        tensors,
+        model_class or ASelectDiffusionModel,
+        options.dtype,
+    )
 
 
 def _read_folder(place: Source, options: LoadingOptions, with_vae: bool) -> Pipeline:
@@ -157,6 +173,7 @@ def _read_folder(place: Source, options: LoadingOptions, with_vae: bool) -> Pipe
     if pipeline:
         found.index = read_fields(index)
         if with_vae and (place.path / "vae").is_dir():
+            fetch_vae(place, options)
             found.vae = load_vae(place.path / "vae", options)
         if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
             found.scheduler = scheduler_config(read_fields(scheduler))
@@ -211,7 +228,7 @@ def _prompt(
         raise ValueError("a transformer alone has no text encoder: pass prompt_embeds, or the whole pipeline")
     parts = text_parts(found.index)
     fetch_text_encoders(place, set(parts) - skipped_parts(skip_text_encoders, parts), options)
-    return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options.dtype)
+    return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options)
 
 
 def _unbatched(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -223,60 +240,20 @@ def _unbatched(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _dropped(config: ASelectDiffusionConfig) -> tuple[str, ...]:
-    """Starts of the names of the blocks that are not kept."""
-    shape, family = config.shape, config.family
-    places = [family.locate(shape, block) for block in range(config.num_hidden_layers, family.depth(shape))]
-    return tuple(f"{stack.blocks}.{index}." for stack, index in places)
+def _weights(
+    place: Any, found: Pipeline, config: ASelectDiffusionConfig, options: LoadingOptions
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The transformer's weights of the blocks that are kept; those of the others are neither fetched nor read."""
+    return crop_positions(_tensors(place, found, dropped_blocks(config), options), config)
 
 
-def _read_weights(found: Pipeline, dropped: tuple[str, ...], options: LoadingOptions) -> State:
-    """The transformer's weights under our names, without those of dropped blocks."""
+def _tensors(
+    place: Any, found: Pipeline, dropped: tuple[str, ...], options: LoadingOptions
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of the transformer, without those whose names start with one of `dropped`."""
     if found.transformer is not None:
-        state = {name: tensor.detach().clone() for name, tensor in found.transformer.state_dict().items()
-                 if not name.startswith(dropped)}  # fmt: skip
-    else:
-        assert found.folder is not None
-        state = {}
-        for path in weight_files(found.folder, options.variant, options.allow_pickle):
-            if path.suffix != ".safetensors":
-                state |= read_state([path])
-                continue
-            try:
-                with safe_open(path, framework="pt") as tensors:
-                    names = [name for name in tensors.keys() if not name.startswith(dropped)]  # noqa: SIM118
-                    state |= {name: tensors.get_tensor(name) for name in names}
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    return {f"transformer.{name}": tensor for name, tensor in state.items() if not name.startswith(dropped)}
-
-
-def _build(
-    found: Pipeline, config: ASelectDiffusionConfig, prompt: Tensors, model_class: Any, options: LoadingOptions
-) -> Any:
-    """The model, in `options.dtype` (default: that of the weights). Weights are held in memory once."""
-    state = _read_weights(found, _dropped(config), options)
-    if found.vae is not None:
-        state |= {f"vae.{name}": tensor for name, tensor in found.vae.state_dict().items()}
-    with init_empty_weights(include_buffers=False):
-        backbone: Any = ASelectDiffusionModel(config)
-    parameters, buffers = dict(backbone.named_parameters()), dict(backbone.named_buffers())
-    decoder = () if config.vae_decoder else ("vae.decoder.", "vae.post_quant_conv.")
-    unused = {name for name in set(state) - set(backbone.state_dict()) if not name.startswith(decoder)}
-    problems = {
-        "missing": set(parameters) - set(state),
-        "of the wrong shape": {x for x in parameters if x in state and state[x].shape != parameters[x].shape},
-        "without a place in this network": unused,
-    }
-    if faults := [f"{some(names)} {problem}" for problem, names in problems.items() if names]:
-        raise ValueError(f"{found.name} does not fit its config: {'; '.join(faults)}")
-    own = {name: tensor for name, tensor in state.items() if name in parameters or name in buffers}
-    backbone.load_state_dict(own, strict=False, assign=True)
-    backbone.set_conditioning(prompt)
-    dtype = options.dtype or next(state[name].dtype for name in parameters if name.startswith("transformer."))
-    if model_class is not ASelectDiffusionModel:
-        headed = model_class(config)
-        setattr(headed, headed.base_model_prefix, backbone)
-        headed.freeze_unused()
-        return cast(headed, dtype).eval()
-    return cast(backbone, dtype).eval()
+        state = found.transformer.state_dict()
+        return ((name, tensor) for name, tensor in state.items() if not name.startswith(dropped))
+    assert found.folder is not None
+    fetch_weights(place, "transformer" if found.index is not None else "", options, dropped=dropped)
+    return read_tensors(weight_files(found.folder, options.variant, options.allow_pickle, dropped), dropped)

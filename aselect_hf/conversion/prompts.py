@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from aselect_hf.conversion.locate import LoadingOptions
 from aselect_hf.conversion.weights import first_line
 
 Tensors = dict[str, torch.Tensor]
@@ -77,7 +78,7 @@ def encode_prompt(
     transformer_config: dict[str, Any],
     prompt: str,
     skip_text_encoders: Sequence[str],
-    dtype: torch.dtype | None,
+    options: LoadingOptions,
 ) -> Tensors:
     """Encode a prompt with the text encoders of a pipeline's folder; its other weights are not read.
 
@@ -95,8 +96,9 @@ def encode_prompt(
     nothing.pop("scheduler", None)
     try:
         pipeline: Any = getattr(diffusers, index["_class_name"]).from_pretrained(
-            folder, **(nothing | {"transformer": transformer}), torch_dtype=dtype or torch.float32
-        )
+            folder, **(nothing | {"transformer": transformer}), torch_dtype=options.dtype or torch.float32,
+            variant=options.variant, use_safetensors=None if options.allow_pickle else True,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise ValueError(
             f"the text encoders of {folder} cannot be read ({first_line(error)}): "

@@ -204,8 +204,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         most = self.config.family.max_grid(self.config.shape)
         if most is not None and max(self.grid_size(noisy)) > most:
             raise ValueError(
-                f"latents of {noisy.shape[-2]}x{noisy.shape[-1]} are too large: the positions of this network end at a "
-                f"patch grid of {most}x{most}"
+                f"latents of {noisy.shape[-2]}x{noisy.shape[-1]} are too large: "
+                f"{self.config.position_limit} {most}x{most}"
             )
         dtype = self._weight.dtype
         stored = {name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()}
@@ -266,6 +266,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         if self.config.fixed_timestep:
             return twin
         twin.set_conditioning({name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()})
+        for name, buffer in self.transformer.named_buffers():  # positions, which may be a part of a larger table
+            twin.transformer.get_buffer(name).copy_(buffer)
         return twin
 
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -288,7 +290,7 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
         transformer_class = getattr(diffusers, config.transformer_class)
     except (ImportError, AttributeError) as error:
         raise ImportError(f"this checkpoint needs diffusers with {config.transformer_class}: {error}") from error
-    transformer = transformer_class.from_config(config.transformer_config or {})
+    transformer = transformer_class.from_config(config.built_config)
     shape, family = config.shape, config.family
     for block in range(config.num_hidden_layers, family.depth(shape)):
         stack, index = family.locate(shape, block)

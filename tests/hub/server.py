@@ -135,8 +135,8 @@ class Commit:
 class Repository:
     """Commits, the references which name them, and the large objects uploaded so far (committed or not)."""
 
-    def __init__(self, repo_id: str, private: bool) -> None:
-        self.repo_id, self.private = repo_id, private
+    def __init__(self, repo_id: str, private: bool, gated: bool = False) -> None:
+        self.repo_id, self.private, self.gated = repo_id, private, gated
         self.owner = repo_id.partition("/")[0]
         self.refs: dict[str, str] = {}
         self.commits: dict[str, Commit] = {}
@@ -234,7 +234,8 @@ class HubServer:
 
     Args:
         tokens: the valid access tokens, each with the name of its user. A user reads every public repository, and
-            reads and writes those in the namespace of that name.
+            reads and writes those in the namespace of that name. Of a gated repository, only its owner may download
+            more than the card.
 
     Attributes:
         requests: ``"METHOD /path?query status"`` of each request answered so far.
@@ -392,7 +393,9 @@ class HubServer:
                 sibling |= {"size": len(blob.content), "blobId": blob.git_oid, **blob.lfs_entry("sha256")}
         info = {"id": repo_id, "modelId": repo_id, "author": repo.owner, "sha": commit.sha, "private": repo.private}
         info |= {"createdAt": list(commit.history())[-1].date, "lastModified": commit.date, "siblings": siblings}
-        return Reply.json(info | {"tags": [], "gated": False, "disabled": False, "downloads": 0, "likes": 0})
+        return Reply.json(
+            info | {"tags": [], "gated": "auto" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0}
+        )
 
     # -- references --
 
@@ -508,8 +511,12 @@ class HubServer:
 
     @route("GET", rf"{REPO}/resolve{REVISION}/(?P<path>.+)")
     def _download(self, request: Request, repo_id: str, revision: str, path: str) -> Reply:
-        commit = self._repository(request, repo_id).commit_at(revision)
+        repo = self._repository(request, repo_id)
+        commit = repo.commit_at(revision)
         headers = {"X-Repo-Commit": commit.sha}
+        if repo.gated and request.user != repo.owner and path not in ("README.md", ".gitattributes"):
+            reason = f"Access to model {repo_id} is restricted."
+            raise HubError(403 if request.user else 401, reason, "GatedRepo", headers)
         if path not in commit.files:
             raise HubError(404, "Entry not found", "EntryNotFound", headers)
         blob = commit.files[path]
