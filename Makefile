@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 PICKS := tests/selection/test_scoring.py -k planted_timestep
 
-.PHONY: demo test test-slow test-clients conformance clean
+.PHONY: demo test test-slow test-clients conformance docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
@@ -30,13 +30,22 @@ test-clients: $(VENV)/installed-clients
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs
+	@echo "The pages: site/index.html"
+
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info
+	rm -rf $(VENV) build dist runs site *.egg-info
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 $(VENV)/installed-clients: $(VENV)/installed-test

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aselect_cli import audit, benchmark, compare, convert, features, push, select
+from aselect_cli import audit, benchmark, compare, convert, export, features, push, select
 from aselect_cli.command import as_command
 from aselect_cli.rules import rule_options, rules_table
 from aselect_cli.source import SourceOption, options_of_class
@@ -61,6 +61,7 @@ add(audit, "audit sample sample --output-dir runs/audit", *RULES)
 add(compare, "compare sample sample --methods hfr,grid --baseline facebook/dinov2-small", *RULES)
 add(features, "features sample --list")
 add(convert, "convert facebook/DiT-XL-2-256 dit-xl-2-256")
+add(export, "export runs/model runs/onnx --quantize")
 add(push, "push runs/model me/my-dit --private --tag v1.0", TARGET)
 add(benchmark, "benchmark sample --batch-sizes 1,8 --output runs/benchmark.json")
 

@@ -120,6 +120,8 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
 def fixed_fact(fixed: dict[str, Any], null_class: int | None) -> str:
     """What the weights of a model with a fixed timestep contain."""
     condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
+    if null_class is None:
+        condition = "prompt"
     names = Markdown(", ").join(map(code, fixed["features"]))
     folded = Markdown("timestep, noise and {} are folded into the weights, which leaves a plain ViT that computes {}")
     return folded.format(condition, names)

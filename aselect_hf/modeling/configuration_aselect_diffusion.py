@@ -43,6 +43,7 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         prompt: text that they encode, for the record.
         skipped_text_encoders: names of the text encoders that were left out when the prompt was encoded.
         guidance: guidance scale that the network takes as an input, if it does.
+        merged_tokens: with a fixed timestep, how many text tokens of the prompt each remaining one stands for.
         initializer_range: standard deviation of new weights of a head.
         kwargs: fields that all families share, see [`NoisyBackboneConfig`].
 
@@ -61,6 +62,7 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
     prompt: str = ""
     skipped_text_encoders: list[str] | None = None
     guidance: float | int | None = None
+    merged_tokens: list[int] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -194,6 +196,8 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         return tuple(dict.fromkeys(kind for stack in self.family.stacks for kind in stack.taps))
 
     def list_features(self) -> list[str]:
+        if self.fixed_to is not None:
+            return super().list_features()
         return [str(FeatureName(i, kind)) for i in range(self.num_hidden_layers) for kind in self.kinds_of(i)]
 
     def kinds_of(self, block: int) -> tuple[str, ...]:

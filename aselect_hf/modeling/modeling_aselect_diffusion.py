@@ -15,8 +15,10 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_aselect_diffusion import ASelectDiffusionConfig
+from .families import FAMILIES
 from .family import Stack
 from .feature_taps import Collector, StopForwardError, collecting, register, unregister
+from .folded_joint import FoldedJoint, distinct_tokens, folded_joint_state
 from .noisy_backbone import NoisyBackbone
 from .noisy_network import Features
 from .noisy_pretrained import NoisyPreTrainedModel
@@ -46,7 +48,9 @@ class ASelectDiffusionPreTrainedModel(NoisyPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ASelectDiffusionModel):  # a prompt that is missing must not give numbers
+        if (
+            isinstance(module, ASelectDiffusionModel) and not module.config.fixed_timestep
+        ):  # a prompt that is missing must not give numbers
             for name in self.config.conditioning or ():
                 init.constant_(getattr(module, f"{STORED}{name}"), float("nan"))
 
@@ -57,20 +61,39 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
     `early_exit` says how a run ends: `"raise"` stops in the middle of the deepest block, and `"block"` runs that block
     to its end and skips the others, without an exception. Sharded training (FSDP, DeepSpeed) needs the latter. It
     replaces modules during a run, so it is for one thread at a time.
+
+    With a fixed timestep the network is not that of diffusers but a plain one, see `folded_joint.py`.
     """
 
-    projection_names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    projection_names = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("to_qkv", "add_qkv", "to_image_out"),  # with a fixed timestep
+    )
     early_exit: Literal["raise", "block"] = "raise"
 
     def __init__(self, config: ASelectDiffusionConfig) -> None:
         super().__init__(config)
-        self.transformer = build_transformer(config)
-        self._no_split_modules = list(self.transformer._no_split_modules or ())
-        for name, shape in (config.conditioning or {}).items():
-            self.register_buffer(f"{STORED}{name}", torch.full(shape, float("nan")))
         self._tapped: dict[str, nn.Module] = {}
-        self.follow_modules()
+        if config.fixed_timestep:
+            config.check_fixed()  # again, since `from_pretrained` may change fields
+            self.transformer = FoldedJoint(config)
+            self._no_split_modules = ["FoldedJointBlock"]
+        else:
+            self.transformer = build_transformer(config)
+            self._no_split_modules = list(self.transformer._no_split_modules or ())
+            for name, shape in (config.conditioning or {}).items():
+                self.register_buffer(f"{STORED}{name}", torch.full(shape, float("nan")))
+            self.follow_modules()
         self.post_init()
+
+    @property
+    def can_fix_timestep(self) -> bool:  # type: ignore[override]
+        return self.config.family.fold is not None
+
+    @property
+    def no_fold(self) -> str:  # type: ignore[override]
+        known = [name for name, family in FAMILIES.items() if family.fold is not None]
+        return f"{self.config.transformer_class} has no fold; there is one for {', '.join(known)} and DiT"
 
     def follow_modules(self) -> None:
         """Read features where the modules are now: peft and quantizers put others in their place.
@@ -139,6 +162,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
                 "output_hidden_states and output_attentions are not there for a network of diffusers: "
                 "read blocks.<i>.hidden with extract_features"
             )
+        if self.config.fixed_timestep:
+            return self._run_folded(inputs, names), None
         if predict and not self.config.is_whole:
             raise ValueError(
                 f"this model keeps only {self.config.num_hidden_layers} blocks, so it cannot denoise: "
@@ -168,6 +193,11 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
                 raise ValueError(f"{feature} has {tokens.shape[1]} tokens, but the patch grid is {height}x{width}")
         features = {name: collector.found[feature] for name, feature in resolved.items()}
         return features, self.config.family.prediction(output, inputs) if predict else None
+
+    def _run_folded(self, latents: torch.Tensor, names: Sequence[str]) -> Features:
+        resolved = {name: self.config.resolve_feature(name) for name in names}
+        found = self.transformer(latents, max(feature.block for feature in resolved.values()))
+        return {name: found[tuple(feature)] for name, feature in resolved.items()}
 
     def inputs(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, Any]:
         """What the transformer receives for noisy latents at these timesteps `(batch,)`."""
@@ -208,6 +238,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
     def unused_parts(self, features: Sequence[str]) -> list[nn.Module]:
         resolved = [self.config.resolve_feature(name) for name in features]
         deepest = max(feature.block for feature in resolved)
+        if self.config.fixed_timestep:
+            return self.transformer.unused_parts(deepest, [each.kind for each in resolved if each.block == deepest])
         kinds = [feature.kind for feature in resolved if feature.block == deepest]
         blocks = list(self.blocks())
         unused = [module for _, module in blocks[deepest + 1 :]]
@@ -222,8 +254,17 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
                 unused += _parts(module, before.text)
         return unused + _parts(self.transformer, self.config.family.outputs)
 
+    def folded_config(self, config: Any) -> Any:
+        config.merged_tokens = distinct_tokens(getattr(self, f"{STORED}prompt_embeds"))[1]
+        return config
+
+    def folded_state(self, fixed: Any) -> dict[str, torch.Tensor]:
+        return folded_joint_state(self, fixed)
+
     def untrained_twin(self) -> Any:
         twin = super().untrained_twin()
+        if self.config.fixed_timestep:
+            return twin
         twin.set_conditioning({name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()})
         for name, buffer in self.transformer.named_buffers():  # positions, which may be a part of a larger table
             twin.transformer.get_buffer(name).copy_(buffer)

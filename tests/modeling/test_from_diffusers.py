@@ -96,6 +96,20 @@ def test_all_ways_to_say_the_same_agree(folder: Path, images: Any, tmp_path: Pat
         aselect_hf.from_diffusers(without)
 
 
+def test_a_pipeline_becomes_a_plain_network(pipeline: Any, folder: Path, images: Any, tmp_path: Path) -> None:
+    """No prompt, no time and no text of the feature's block is left; the zeros in place of T5 are one token."""
+    fixed = convert_checkpoint(folder, tmp_path / "fixed", fix_timestep=True, timestep=141, feature="blocks.1.query")
+    whole = aselect_hf.from_diffusers(folder, feature="blocks.1.query", timestep=141)
+    loaded = AutoModel.from_pretrained(tmp_path / "fixed")
+    with torch.no_grad():
+        found = loaded(images).last_hidden_state
+        torch.testing.assert_close(found, whole(images).last_hidden_state, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, expected_query(pipeline, whole, images), rtol=1e-3, atol=1e-3)
+    tokens = whole.config.conditioning["prompt_embeds"][0]
+    assert sorted(fixed.config.merged_tokens) == [1] * 77 + [tokens - 77]
+    assert fixed.num_parameters() < 0.6 * whole.num_parameters()
+
+
 def test_blocks_after_the_feature_are_not_read(folder: Path, images: Any, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     weights = tmp_path / "copy" / "transformer" / "diffusion_pytorch_model.safetensors"
