@@ -108,3 +108,13 @@ def test_a_head_is_put_on_one_backbone(pipeline: Any, monkeypatch: pytest.Monkey
     expected = {name for name, x in ASelectDiffusionForImageClassification(model.config).named_parameters()
                 if x.requires_grad}  # fmt: skip
     assert trained == expected
+
+
+def test_a_fixed_timestep_keeps_the_positions(pipeline: Any, normal: Any) -> None:
+    model = aselect_hf.from_diffusers(
+        pipeline, prompt_embeds=PROMPT, image_size=8, feature="blocks.1.query", timestep=300
+    )
+    assert model.config.kept_positions == 2
+    latents = normal(1, 4, 4, 4)
+    expected = model(latents=latents).last_hidden_state
+    torch.testing.assert_close(model.fix_timestep()(latents=latents).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
