@@ -70,6 +70,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         *("to_qkv", "add_qkv", "to_image_out"),  # with a fixed timestep
     )
     early_exit: Literal["raise", "block"] = "raise"
+    transformer: Any
 
     def __init__(self, config: ASelectDiffusionConfig) -> None:
         super().__init__(config)
