@@ -18,7 +18,7 @@ from .configuration_aselect_diffusion import ASelectDiffusionConfig
 from .families import FAMILIES
 from .family import Stack
 from .feature_taps import Collector, StopForwardError, collecting, register, unregister
-from .folded_joint import FoldedJoint, distinct_tokens, folded_joint_state
+from .folded_joint import FoldedJoint, folded_joint_state, merged_tokens
 from .noisy_backbone import NoisyBackbone
 from .noisy_network import Features
 from .noisy_pretrained import NoisyPreTrainedModel
@@ -255,7 +255,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         return unused + _parts(self.transformer, self.config.family.outputs)
 
     def folded_config(self, config: Any) -> Any:
-        config.merged_tokens = distinct_tokens(getattr(self, f"{STORED}prompt_embeds"))[1]
+        config.merged_tokens = merged_tokens(self)
         return config
 
     def folded_state(self, fixed: Any) -> dict[str, torch.Tensor]:

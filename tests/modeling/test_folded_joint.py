@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModel
 
 from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiffusionForSemanticSegmentation
-from aselect_hf.modeling.folded_joint import KINDS, distinct_tokens
+from aselect_hf.modeling.folded_blocks import KINDS
+from aselect_hf.modeling.folded_weights import distinct_tokens
 
 from .test_remote_code import LOAD
 from .tiny_transformers import TINY, store_prompt, tiny_model
