@@ -182,6 +182,11 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         """Description of the network in a model card, after its number of blocks."""
         raise NotImplementedError
 
+    @property
+    def folded_network(self) -> str:
+        """What a fixed timestep leaves of the network, in a model card, after "a plain"."""
+        return "ViT"
+
     def vit_fields(self) -> dict[str, Any]:
         """Fields of the `ViTConfig` of a plain ViT of the same shape, on what the network sees."""
         raise NotImplementedError
