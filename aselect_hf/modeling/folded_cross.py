@@ -84,6 +84,7 @@ class TextAttention(nn.Module):
 
     def __init__(self, shape: Mapping[str, Any], tokens: int) -> None:
         super().__init__()
+        self.key_value: Any
         self.heads, inner = shape["num_cross_attention_heads"], _cross_width(shape)
         width = shape["num_attention_heads"] * shape["attention_head_dim"]
         self.to_q = nn.Linear(width, inner)

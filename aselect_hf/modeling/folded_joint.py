@@ -64,6 +64,7 @@ class JointAttention(SelfAttention):
         self, shape: Mapping[str, Any], projections: tuple[str, ...], text: str | None, text_queries: bool, tokens: int
     ) -> None:
         super().__init__(shape, projections, _norm_width(shape))
+        self.table: Any
         width, head_width = self.heads * shape["attention_head_dim"], _norm_width(shape)
         self.text_queries = text_queries
         self.to_add_out = nn.Linear(width, width) if text_queries else None
@@ -126,6 +127,7 @@ class FoldedJointBlock(FoldedBlock):
     ) -> None:
         width = shape["num_attention_heads"] * shape["attention_head_dim"]
         super().__init__(width, kinds)
+        self.text: Any
         dual, self.updates_text = dual and self.deepest > ATTENTION, updates_text
         self.attn = JointAttention(shape, self.projections, text, updates_text, tokens) if self.projections else None
         self.attn2 = SelfAttention(shape, tuple(PROJECTIONS), _norm_width(shape)) if dual else None
@@ -156,6 +158,7 @@ class FoldedJointBlock(FoldedBlock):
         """The text after the block, if a later one attends to it."""
         if self.norm2_context is None or self.ff_context is None:
             return None
+        assert attention is not None
         text = (self.text if text is None else text) + attention
         return text + self.ff_context(self.norm2_context(text))
 
@@ -197,6 +200,7 @@ class FoldedJoint(FoldedNetwork):
         block: Any = self.blocks[deepest]
         unused: list[Any] = [*self.blocks[deepest + 1 :], *block.parts_after(reached)]
         last = deepest if reached >= ATTENTION else deepest - 1  # that attends to the text
+        each: Any
         for each in self.blocks[max(0, last) : deepest + 1]:
             unused += [each.norm2_context, each.ff_context]
             unused += [] if each.attn is None else [each.attn.to_add_out, each.attn.norm_added_q]
@@ -277,7 +281,7 @@ def _text_parts(block: Any, plain: FoldedJointBlock, context: State, text: torch
     return state
 
 
-def _modulation(norm: nn.Module, embedding: torch.Tensor) -> State:
+def _modulation(norm: Any, embedding: torch.Tensor) -> State:
     """Shifts, scales and gates of a block, each `(width,)`. The last block's text has a scale, then a shift, only."""
     values = exact(norm.linear(embedding)[0])
     width = norm.linear.in_features
