@@ -2,11 +2,11 @@
 
     python -m benchmarks.families
 
-Protocol: 1,024 image tokens (512 x 512 pixels; 1024 x 1024 for Sana), batch 1, without the VAE. The prompt is the empty one:
-for SD3 without T5, 333 text tokens of which 78 are distinct; for PixArt and Sana, 300 tokens of which the mask keeps one.
-Parameters (with the positions) and FLOPs are counted on the published shapes, without weights. Times are of the same depth
-at a quarter of the width and number of heads, random weights, float32, one thread, medians of 5 alternating rounds,
-relative to the whole network of diffusers, which is what a feature read by a hook costs.
+Protocol: 1,024 image tokens (512 x 512 pixels; 1024 x 1024 for Sana), batch 1, without the VAE. The prompt is the
+empty one: for SD3 without T5, 333 text tokens of which 78 are distinct; for PixArt and Sana, 300 tokens of which the
+mask keeps one. Parameters (with the positions) and FLOPs are counted on the published shapes, without weights. Times
+are of the same depth at a quarter of the width and number of heads, random weights, float32, one thread, medians of 5
+alternating rounds, relative to the whole network of diffusers, which is what a feature read by a hook costs.
 Writes `benchmarks/results/families.json` and prints the table.
 """
 
