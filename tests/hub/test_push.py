@@ -116,10 +116,10 @@ def save_head(folder: Path, task: str) -> None:
 def save_folded(folder: Path, family: str) -> None:
     """A classifier on the first blocks of a text-to-image network, with a fixed timestep."""
     import torch
+    from modeling.tiny_transformers import TINY, store_prompt, tiny_config
 
     from aselect_hf import ASelectDiffusionForImageClassification
     from aselect_hf.conversion import save_model
-    from modeling.tiny_transformers import TINY, store_prompt, tiny_config
 
     torch.manual_seed(0)
     labels = {0: "sky", 1: "sea", 2: "sand"}
