@@ -128,8 +128,10 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
             tensors: as the pipeline names its arguments, each with a batch of 1 or without a batch.
 
         Raises:
-            ValueError: a name or shape is not that of `config.conditioning`.
+            ValueError: a name or shape is not that of `config.conditioning`, or the timestep is fixed.
         """
+        if self.config.fixed_timestep:
+            raise self.config.fixed_error("another prompt")
         shapes = self.config.conditioning or {}
         if set(tensors) != set(shapes):
             raise ValueError(f"conditioning must have the tensors {sorted(shapes)}, got {sorted(tensors)}")
@@ -256,6 +258,9 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         return unused + _parts(self.transformer, self.config.family.outputs)
 
     def folded_config(self, config: Any) -> Any:
+        for name in config.conditioning or ():
+            if not getattr(self, f"{STORED}{name}").isfinite().all():
+                raise ValueError(f"fix_timestep needs the prompt, but {name} is not set: call set_conditioning first")
         config.merged_tokens = FOLDS[config.family.fold].tokens(self)
         return config
 

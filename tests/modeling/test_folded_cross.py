@@ -115,6 +115,16 @@ def test_a_head_works_without_the_package_and_diffusers(
         torch.testing.assert_close(torch.tensor(found["numbers"]), model(images).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_prompt_is_needed_and_cannot_be_changed(family: str, randomize: Any) -> None:
+    model = build(family, PROMPTS["one token"], randomize)
+    fixed = model.fix_timestep(70)
+    with pytest.raises(ValueError, match="another prompt is not possible: this model is fixed to timestep 70"):
+        fixed.set_conditioning({"prompt_embeds": model.conditioning_prompt_embeds})
+    model.conditioning_prompt_attention_mask[:] = torch.nan
+    with pytest.raises(ValueError, match="needs the prompt, but prompt_attention_mask is not set"):
+        model.fix_timestep(70)
+
+
 def test_what_cannot_be_folded_is_named() -> None:
     model = tiny_model("Sana", transformer_config=SANA | {"norm_elementwise_affine": True})
     with pytest.raises(ValueError, match=r"SanaTransformer2DModel with norm_elementwise_affine=True cannot be fixed"):
