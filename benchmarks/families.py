@@ -5,8 +5,9 @@
 Protocol: 1,024 image tokens (512 x 512 pixels; 1024 x 1024 for Sana), batch 1, without the VAE. The prompt is the
 empty one: for SD3 without T5, 333 text tokens of which 78 are distinct; for PixArt and Sana, 300 tokens of which the
 mask keeps one. Parameters (with the positions) and FLOPs are counted on the published shapes, without weights. Times
-are of the same depth at a quarter of the width and number of heads, random weights, float32, one thread, medians of 5
-alternating rounds, relative to the whole network of diffusers, which is what a feature read by a hook costs.
+are CPU seconds of networks of the same depth at a quarter of the width and number of heads, random weights, float32,
+one thread, medians of 3 alternating rounds, relative to the whole network of diffusers, which is what a feature read
+by a hook costs.
 Writes `benchmarks/results/families.json` and prints the table.
 """
 
@@ -28,7 +29,7 @@ from aselect_hf.files import write_json
 from aselect_hf.versions import hardware, installed_versions
 
 RESULT = Path(__file__).parent / "results" / "families.json"
-ROUNDS, TIMESTEP = 5, 141
+ROUNDS, TIMESTEP = 3, 141
 SD3 = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
     "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
@@ -170,14 +171,14 @@ def count(network: Network) -> dict[str, dict[str, float]]:
 
 @torch.no_grad()
 def measure(network: Network) -> dict[str, float]:
-    """Speed over the whole stock network."""
+    """Speed over the whole stock network, by CPU time, which other programs on the machine disturb less."""
     runs = {name: call for name, (_, call) in contenders(network.narrow()).items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     medians = {name: float(np.median(each)) for name, each in seconds.items()}
     return {name: medians["diffusers, whole"] / each for name, each in medians.items()}
 
