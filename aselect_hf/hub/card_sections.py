@@ -96,7 +96,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "classes", Markdown(", ").join(names)
     yield "timestep", Markdown("t = {} of 0..{} ({})").format(t, schedule.num_train_timesteps - 1, chosen)
     if config.fixed_to:
-        yield "fixed", fixed_fact(config.fixed_to, config.null_class)
+        yield "fixed", fixed_fact(config)
     noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
     yield "noise level", noise
     width = config.feature_width(str(config.feature))
@@ -117,14 +117,15 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "license", named + (" (the base model's)" if inherited else "")
 
 
-def fixed_fact(fixed: dict[str, Any], null_class: int | None) -> str:
+def fixed_fact(config: NoisyBackboneConfig) -> str:
     """What the weights of a model with a fixed timestep contain."""
+    fixed, null_class = config.fixed_to or {}, config.null_class
     condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
     if null_class is None:
         condition = "prompt"
     names = Markdown(", ").join(map(code, fixed["features"]))
-    folded = Markdown("timestep, noise and {} are folded into the weights, which leaves a plain ViT that computes {}")
-    return folded.format(condition, names)
+    folded = Markdown("timestep, noise and {} are folded into the weights, which leaves a plain {} that computes {}")
+    return folded.format(condition, config.folded_network, names)
 
 
 def input_fact(config: NoisyBackboneConfig) -> Markdown:

@@ -191,6 +191,13 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         return f"{self.transformer_class}, width {self.hidden_size}"
 
     @property
+    def folded_network(self) -> str:
+        if self.family.fold != "joint":
+            return "ViT"
+        tokens = len(self.merged_tokens or [1])
+        return f"network of image tokens and {tokens} text token{'s' if tokens > 1 else ''}"
+
+    @property
     def feature_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
         """Kinds of features that some block has."""
         return tuple(dict.fromkeys(kind for stack in self.family.stacks for kind in stack.taps))

@@ -17,79 +17,64 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-State = dict[str, torch.Tensor]
+from .folded_blocks import (
+    ATTENTION,
+    EPS,
+    KINDS,
+    MLP,
+    MLP_NORM,
+    PROJECTIONS,
+    FoldedBlock,
+    FoldedNetwork,
+    RMSNorm,
+    SelfAttention,
+    feed_forward,
+    kept_kinds,
+    normalized,
+)
+from .folded_weights import (
+    State,
+    affine,
+    after_norm,
+    before_gate,
+    distinct_tokens,
+    exact,
+    folded_patches,
+    image_projections,
+    in_place_of,
+    query_norms,
+    rms_normed,
+)
 
-EPS = 1e-6
-"""Of every norm of the network."""
-PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v"}
-KINDS = ("attention_norm", *PROJECTIONS, "attention", "mlp_norm", "mlp", "hidden")
-"""Kinds of features in order of computation."""
-ATTENTION, MLP_NORM, MLP = KINDS.index("attention"), KINDS.index("mlp_norm"), KINDS.index("mlp")
 SHIFTS = ("shift", "scale", "gate", "mlp_shift", "mlp_scale", "mlp_gate", "shift2", "scale2", "gate2")
 """Parts of what modulates a block; the last three are of a second attention (SD3.5)."""
 
 
-class RMSNorm(nn.Module):
-    """Over the channels of a head, with the mean square in float32, as in diffusers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean_square = x.float().pow(2).mean(dim=-1, keepdim=True)
-        return (x * torch.rsqrt(mean_square + EPS)).to(x.dtype) * self.weight
-
-
-class Affine(nn.Module):
-    """Scale and shift of a norm whose output is kept as a feature."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight + self.bias
-
-
-def feed_forward(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-
-
-class FoldedAttention(nn.Module):
-    """Attention of image tokens to themselves and, with `text`, to text tokens.
+class JointAttention(SelfAttention):
+    """Attention of image tokens to themselves and to text tokens.
 
     Args:
-        projections: those to compute, of `PROJECTIONS`; without all three, only these are computed.
-        norm: whether queries and keys are normalized per head.
-        text: `"table"`, `"stream"` or `None`, if there are no text tokens or they are not needed.
+        text: `"table"` or `"stream"`, or `None` if the block ends before its attention.
         text_queries: whether the text attends, too.
+        tokens: number of text tokens.
     """
 
     def __init__(
         self, shape: Mapping[str, Any], projections: tuple[str, ...], text: str | None, text_queries: bool, tokens: int
     ) -> None:
-        super().__init__()
-        self.heads, head_width = shape["num_attention_heads"], shape["attention_head_dim"]
-        width, norm = self.heads * head_width, shape["qk_norm"] is not None
-        self.projections, self.text, self.text_queries = projections, text, text_queries
-        self.to_qkv = nn.Linear(width, len(projections) * width)
-        self.norm_q, self.norm_k = (RMSNorm(head_width) if norm and len(projections) == 3 else None for _ in "qk")
-        self.to_image_out = nn.Linear(width, width) if len(projections) == 3 else None
+        super().__init__(shape, projections, _norm_width(shape))
+        self.table: Any
+        width, head_width = self.heads * shape["attention_head_dim"], _norm_width(shape)
+        self.text_queries = text_queries
         self.to_add_out = nn.Linear(width, width) if text_queries else None
-        parts = 3 if text_queries else 2
-        self.add_qkv = nn.Linear(width, parts * width) if text == "stream" else None
+        parts, stream = 3 if text_queries else 2, text == "stream"
+        self.add_qkv = nn.Linear(width, parts * width) if stream else None
         self.register_buffer("table", torch.zeros(parts, tokens, width) if text == "table" else None)
-        self.norm_added_k = RMSNorm(head_width) if norm and text == "stream" else None
-        self.norm_added_q = RMSNorm(head_width) if norm and text == "stream" and text_queries else None
+        self.norm_added_k = RMSNorm(head_width) if head_width and stream else None
+        self.norm_added_q = RMSNorm(head_width) if head_width and stream and text_queries else None
 
-    def project(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Queries, keys and values `(batch, tokens, width)`, those that are there."""
-        return dict(zip(self.projections, self.to_qkv(x).chunk(len(self.projections), dim=-1), strict=True))
-
-    def forward(
+    def attend(
         self, projected: dict[str, torch.Tensor], context: torch.Tensor | None, scores: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Output for the image and, if it is needed, for the text.
@@ -99,14 +84,13 @@ class FoldedAttention(nn.Module):
             scores: what is added to the scores of the text tokens, `(tokens,)`.
         """
         query, key, value = (self.split(projected[kind]) for kind in PROJECTIONS)
-        query, key = _normalized(self.norm_q, query), _normalized(self.norm_k, key)
+        query, key = normalized(self.norm_q, query), normalized(self.norm_k, key)
         image_tokens, mask = query.shape[2], None
-        if self.text is not None:
-            *added_query, added_key, added_value = self.added(context, query.shape[0])
-            key, value = torch.cat([key, added_key], dim=2), torch.cat([value, added_value], dim=2)
-            query = torch.cat([query, *added_query], dim=2)
-            if scores is not None:
-                mask = torch.cat([scores.new_zeros(image_tokens), scores])[None, None, None].to(query.dtype)
+        *added_query, added_key, added_value = self.added(context, query.shape[0])
+        key, value = torch.cat([key, added_key], dim=2), torch.cat([value, added_value], dim=2)
+        query = torch.cat([query, *added_query], dim=2)
+        if scores is not None:
+            mask = torch.cat([scores.new_zeros(image_tokens), scores])[None, None, None].to(query.dtype)
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
         assert self.to_image_out is not None
         text = None if self.to_add_out is None else self.to_add_out(found[:, image_tokens:])
@@ -118,18 +102,16 @@ class FoldedAttention(nn.Module):
             return [self.split(part.expand(batch, -1, -1)) for part in self.table]
         assert self.add_qkv is not None
         *query, key, value = (self.split(x) for x in self.add_qkv(context).chunk(3 if self.text_queries else 2, dim=-1))
-        return [*(_normalized(self.norm_added_q, x) for x in query), _normalized(self.norm_added_k, key), value]
-
-    def split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return [*(normalized(self.norm_added_q, x) for x in query), normalized(self.norm_added_k, key), value]
 
 
-def _normalized(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
-    return x if norm is None else norm(x)
+def _norm_width(shape: Mapping[str, Any]) -> int | None:
+    """Queries and keys are normalized per head, or not at all."""
+    return None if shape["qk_norm"] is None else shape["attention_head_dim"]
 
 
-class FoldedJointBlock(GradientCheckpointingLayer):
-    """A block that computes `kinds` and nothing after them.
+class FoldedJointBlock(FoldedBlock):
+    """A block of two streams.
 
     Args:
         text: `"table"` in the first block, `"stream"` in later ones, `None` if the block does not attend.
@@ -138,26 +120,19 @@ class FoldedJointBlock(GradientCheckpointingLayer):
         tokens: number of text tokens.
     """
 
+    parts = FoldedBlock.parts | {"attn2": MLP_NORM, "norm1_context": ATTENTION}
+
     def __init__(
         self, shape: Mapping[str, Any], kinds: set[str], text: str | None, updates_text: bool, dual: bool, tokens: int
     ) -> None:
-        super().__init__()
         width = shape["num_attention_heads"] * shape["attention_head_dim"]
-        deepest = max(map(KINDS.index, kinds))
-        self.kinds, self.deepest, self.updates_text = kinds, deepest, updates_text
-        projections = tuple(kind for kind in PROJECTIONS if kind in kinds or deepest >= ATTENTION)
-        dual = dual and deepest > ATTENTION
-        self.norm1 = nn.LayerNorm(width, EPS, elementwise_affine=False)
-        self.attention_norm = Affine(width) if "attention_norm" in kinds else None
-        self.attn = FoldedAttention(shape, projections, text, updates_text, tokens) if projections else None
-        self.gate = nn.Parameter(torch.ones(width)) if "attention" in kinds and deepest > ATTENTION else None
-        self.attn2 = FoldedAttention(shape, tuple(PROJECTIONS), None, False, 0) if dual else None
-        self.norm2 = nn.LayerNorm(width, EPS, elementwise_affine=False) if deepest >= MLP_NORM else None
-        self.mlp_norm = Affine(width) if "mlp_norm" in kinds else None
-        self.ff = feed_forward(width) if deepest >= MLP else None
-        self.mlp_gate = nn.Parameter(torch.ones(width)) if "mlp" in kinds and deepest > MLP else None
-        norms_text = text == "stream"
-        self.norm1_context = nn.LayerNorm(width, EPS, elementwise_affine=False) if norms_text else None
+        super().__init__(width, kinds)
+        self.text: Any
+        dual, self.updates_text = dual and self.deepest > ATTENTION, updates_text
+        self.attn = JointAttention(shape, self.projections, text, updates_text, tokens) if self.projections else None
+        self.attn2 = SelfAttention(shape, tuple(PROJECTIONS), _norm_width(shape)) if dual else None
+        self.ff = feed_forward(width) if self.deepest >= MLP else None
+        self.norm1_context = nn.LayerNorm(width, EPS, elementwise_affine=False) if text == "stream" else None
         self.register_buffer("text", torch.zeros(tokens, width) if text == "table" and updates_text else None)
         self.norm2_context = nn.LayerNorm(width, EPS, elementwise_affine=False) if updates_text else None
         self.ff_context = feed_forward(width) if updates_text else None
@@ -166,65 +141,35 @@ class FoldedJointBlock(GradientCheckpointingLayer):
         self, image: torch.Tensor, text: torch.Tensor | None, scores: torch.Tensor | None
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """Features by kind, and the text after the block."""
-        found: dict[str, torch.Tensor] = {}
-        normed = self.norm1(image)
-        if self.attention_norm is not None:
-            found["attention_norm"] = self.attention_norm(normed)
-        if self.attn is None:
-            return found, None
-        found |= self.attn.project(normed)
+        found, normed = self.start(image)
         if self.deepest < ATTENTION:
             return found, None
         context = None if self.norm1_context is None else self.norm1_context(text)
-        attention, text_attention = self.attn(found, context, scores)
-        found["attention"] = attention
+        found["attention"], text_attention = self.attn.attend(found, context, scores)
         if self.deepest == ATTENTION:
             return found, None
-        image = image + (attention if self.gate is None else self.gate * attention)
+        image = self.add_attention(image, found)
         if self.attn2 is not None:
-            image = image + self.attn2(self.attn2.project(normed), None, None)[0]
-        if self.norm2 is not None:
-            image = self.feed_forward(image, found)
+            image = image + self.attn2(self.attn2.project(normed))
+        self.finish(image, found)
         return found, self.next_text(text, text_attention)
-
-    def feed_forward(self, image: torch.Tensor, found: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The second half of the block, for the image."""
-        assert self.norm2 is not None
-        normed = self.norm2(image)
-        if self.mlp_norm is not None:
-            found["mlp_norm"] = self.mlp_norm(normed)
-        if self.ff is None:
-            return image
-        found["mlp"] = self.ff(normed)
-        found["hidden"] = image + (found["mlp"] if self.mlp_gate is None else self.mlp_gate * found["mlp"])
-        return found["hidden"]
 
     def next_text(self, text: torch.Tensor | None, attention: torch.Tensor | None) -> torch.Tensor | None:
         """The text after the block, if a later one attends to it."""
         if self.norm2_context is None or self.ff_context is None:
             return None
+        assert attention is not None
         text = (self.text if text is None else text) + attention
         return text + self.ff_context(self.norm2_context(text))
 
 
-class FoldedJoint(nn.Module):
-    """The whole folded network, from clean latents to features.
-
-    Args:
-        config: an `ASelectDiffusionConfig` with `fixed_to`.
-    """
+class FoldedJoint(FoldedNetwork):
+    """The whole folded network, from clean latents to features."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        shape, width = config.shape, config.hidden_size
-        patch, last = config.patch_size, config.num_kept_layers - 1
-        names = [config.resolve_feature(name) for name in config.list_features()]
-        kinds = [{name.kind for name in names if name.block == block} for block in range(last + 1)]
-        kinds = [wanted | ({"hidden"} if block < last else set()) for block, wanted in enumerate(kinds)]
+        super().__init__(config)
+        shape, kinds, counts = config.shape, kept_kinds(config), config.merged_tokens or [1]
         attends = [max(map(KINDS.index, wanted)) >= ATTENTION for wanted in kinds]
-        counts = config.merged_tokens or [1]
-        self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Parameter(torch.zeros(config.num_noise_draws, config.num_patches, width))
         merged = max(counts) > 1 and any(attends)
         self.register_buffer("token_scores", torch.tensor(counts).log() if merged else None)
         self.blocks = nn.ModuleList(
@@ -232,7 +177,7 @@ class FoldedJoint(nn.Module):
                 shape,
                 wanted,
                 text=("stream" if block else "table") if attends[block] else None,
-                updates_text=block < last and attends[block + 1],
+                updates_text=block < len(kinds) - 1 and attends[block + 1],
                 dual=block in shape["dual_attention_layers"],
                 tokens=len(counts),
             )
@@ -241,8 +186,7 @@ class FoldedJoint(nn.Module):
 
     def forward(self, latents: torch.Tensor, deepest: int) -> dict[tuple[int, str], torch.Tensor]:
         """Features `(draws * batch, tokens, width)` by block and kind, up to a block."""
-        patches = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        image, text = (patches[None] + self.position_embedding[:, None]).flatten(0, 1), None
+        image, text = self.embed(latents), None
         features: dict[tuple[int, str], torch.Tensor] = {}
         for index, block in enumerate(self.blocks[: deepest + 1]):
             found, text = block(image, text, self.token_scores)
@@ -252,15 +196,11 @@ class FoldedJoint(nn.Module):
 
     def unused_parts(self, deepest: int, kinds: list[str]) -> list[nn.Module]:
         """The parts that these kinds of the deepest block that is read, and all blocks before it, do not depend on."""
-        block: Any = self.blocks[deepest]
         reached = max(map(KINDS.index, kinds))
-        unused: list[Any] = list(self.blocks[deepest + 1 :])
-        parts = {"attn": 1, "attn2": MLP_NORM, "norm2": MLP_NORM, "ff": MLP, "norm1_context": ATTENTION}
-        unused += [getattr(block, part) for part, first in parts.items() if reached < first]
-        if reached < ATTENTION and block.attn is not None:
-            parts_of_attention = ("to_image_out", "add_qkv", "norm_q", "norm_k", "norm_added_q", "norm_added_k")
-            unused += [getattr(block.attn, part) for part in parts_of_attention]
+        block: Any = self.blocks[deepest]
+        unused: list[Any] = [*self.blocks[deepest + 1 :], *block.parts_after(reached)]
         last = deepest if reached >= ATTENTION else deepest - 1  # that attends to the text
+        each: Any
         for each in self.blocks[max(0, last) : deepest + 1]:
             unused += [each.norm2_context, each.ff_context]
             unused += [] if each.attn is None else [each.attn.to_add_out, each.attn.norm_added_q]
@@ -270,12 +210,9 @@ class FoldedJoint(nn.Module):
 # --------------------------------------------------------------------------------------------------------- the weights
 
 
-def distinct_tokens(prompt: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """The distinct rows of a prompt `(tokens, width)` in the order of their first appearance, and how often each is."""
-    _, group, counts = prompt.unique(dim=0, return_inverse=True, return_counts=True)
-    first = [int((group == index).nonzero()[0]) for index in range(len(counts))]
-    order = sorted(range(len(counts)), key=first.__getitem__)
-    return prompt[[first[index] for index in order]], counts[order].tolist()
+def merged_tokens(model: Any) -> list[int]:
+    """How many text tokens each distinct one stands for."""
+    return distinct_tokens(model.conditioning_prompt_embeds)[1]
 
 
 def folded_joint_state(model: Any, fixed: Any) -> State:
@@ -292,20 +229,13 @@ def folded_joint_state(model: Any, fixed: Any) -> State:
     time = model.noise_schedule.model_time(torch.tensor([timestep], device=weight.device)).float()
     embedding = F.silu(network.time_text_embed(time, pooled))  # modulates every block
     text = exact(network.context_embedder(distinct_tokens(prompt[0])[0]))  # (tokens, width)
-
-    projection = network.pos_embed.proj
-    patch, bias, noise = exact(projection.weight), exact(projection.bias), exact(model.evaluation_noise)
-    side = config.sample_size
-    positions = exact(network.pos_embed.cropped_pos_embed(side, side))
-    alpha, sigma = model.noise_schedule.alpha(timestep), model.noise_schedule.sigma(timestep)
-    embedded = F.conv2d(sigma * noise, patch, bias, stride=config.patch_size).flatten(2).transpose(1, 2)
-    state = {"patch_embedding.weight": alpha * patch, "position_embedding": embedded + positions}
+    state = folded_patches(model, network.pos_embed, timestep)
     if fixed.transformer.token_scores is not None:
         state["token_scores"] = torch.tensor(config.merged_tokens, dtype=torch.float64).log()
     for index, plain in enumerate(fixed.transformer.blocks):
         parts = _folded_block(network.transformer_blocks[index], embedding, plain, text)
         state |= {f"blocks.{index}.{name}": parts[name] for name in plain.state_dict()}
-    return {f"transformer.{name}": tensor.to(weight).contiguous() for name, tensor in state.items()}
+    return in_place_of(model, state)
 
 
 def _folded_block(block: Any, embedding: torch.Tensor, plain: FoldedJointBlock, text: torch.Tensor) -> State:
@@ -313,23 +243,21 @@ def _folded_block(block: Any, embedding: torch.Tensor, plain: FoldedJointBlock, 
     context = _modulation(block.norm1_context, embedding)
     ones = torch.ones_like(image["shift"])
     state: State = {"gate": image["gate"], "mlp_gate": image["mlp_gate"], "text": text}
-    for norm, start in (("attention_norm", ""), ("mlp_norm", "mlp_")):
-        state[f"{norm}.weight"], state[f"{norm}.bias"] = 1 + image[f"{start}scale"], image[f"{start}shift"]
+    state |= affine("attention_norm", image["scale"], image["shift"])
+    state |= affine("mlp_norm", image["mlp_scale"], image["mlp_shift"])
     if plain.attn is not None:
-        linears = [getattr(block.attn, PROJECTIONS[kind]) for kind in plain.attn.projections]
-        state |= _after_norm("attn.to_qkv", linears, image["scale"], image["shift"])
-        state |= _before_gate(
+        state |= image_projections(plain, block.attn, image["scale"], image["shift"])
+        state |= before_gate(
             "attn.to_image_out", block.attn.to_out[0], ones if "attention" in plain.kinds else image["gate"]
         )
-        state |= _head_norms("attn", block.attn)
         state |= _text_parts(block, plain, context, text)
     if plain.attn2 is not None:
         linears = [getattr(block.attn2, name) for name in PROJECTIONS.values()]
-        state |= _after_norm("attn2.to_qkv", linears, image["scale2"], image["shift2"])
-        state |= _before_gate("attn2.to_image_out", block.attn2.to_out[0], image["gate2"])
-        state |= _head_norms("attn2", block.attn2)
-    state |= _after_norm("ff.0", [block.ff.net[0].proj], image["mlp_scale"], image["mlp_shift"])
-    return state | _before_gate("ff.2", block.ff.net[2], ones if "mlp" in plain.kinds else image["mlp_gate"])
+        state |= after_norm("attn2.to_qkv", linears, image["scale2"], image["shift2"])
+        state |= before_gate("attn2.to_image_out", block.attn2.to_out[0], image["gate2"])
+        state |= query_norms("attn2", block.attn2)
+    state |= after_norm("ff.0", [block.ff.net[0].proj], image["mlp_scale"], image["mlp_shift"])
+    return state | before_gate("ff.2", block.ff.net[2], ones if "mlp" in plain.kinds else image["mlp_gate"])
 
 
 def _text_parts(block: Any, plain: FoldedJointBlock, context: State, text: torch.Tensor) -> State:
@@ -338,22 +266,22 @@ def _text_parts(block: Any, plain: FoldedJointBlock, context: State, text: torch
     if plain.updates_text:
         names, norms = ["add_q_proj", *names], ["norm_added_q", *norms]
     linears = [getattr(block.attn, name) for name in names]
-    state = _after_norm("attn.add_qkv", linears, context["scale"], context["shift"])
-    assert plain.attn is not None
+    state = after_norm("attn.add_qkv", linears, context["scale"], context["shift"])
     if plain.attn.table is not None:
         normed = F.layer_norm(text, text.shape[-1:], eps=EPS)
         added = F.linear(normed, state["attn.add_qkv.weight"], state["attn.add_qkv.bias"]).chunk(len(linears), dim=-1)
+        heads = [x.unflatten(-1, (plain.attn.heads, -1)) for x in added]  # each (tokens, heads, head width)
         found = [getattr(block.attn, norm, None) for norm in norms]
-        rows = [_head_normed(norm, x, plain.attn.heads) for norm, x in zip(found, added, strict=True)]
+        rows = [rms_normed(norm, x).flatten(-2) for norm, x in zip(found, heads, strict=True)]
         state["attn.table"] = torch.stack(rows)
     if plain.updates_text:
-        state |= _before_gate("attn.to_add_out", block.attn.to_add_out, context["gate"])
-        state |= _after_norm("ff_context.0", [block.ff_context.net[0].proj], context["mlp_scale"], context["mlp_shift"])
-        state |= _before_gate("ff_context.2", block.ff_context.net[2], context["mlp_gate"])
+        state |= before_gate("attn.to_add_out", block.attn.to_add_out, context["gate"])
+        state |= after_norm("ff_context.0", [block.ff_context.net[0].proj], context["mlp_scale"], context["mlp_shift"])
+        state |= before_gate("ff_context.2", block.ff_context.net[2], context["mlp_gate"])
     return state
 
 
-def _modulation(norm: nn.Module, embedding: torch.Tensor) -> State:
+def _modulation(norm: Any, embedding: torch.Tensor) -> State:
     """Shifts, scales and gates of a block, each `(width,)`. The last block's text has a scale, then a shift, only."""
     values = exact(norm.linear(embedding)[0])
     width = norm.linear.in_features
@@ -361,35 +289,4 @@ def _modulation(norm: nn.Module, embedding: torch.Tensor) -> State:
     return dict(zip(names, values.split(width), strict=False))
 
 
-def _after_norm(name: str, linears: list[nn.Linear], scale: torch.Tensor, shift: torch.Tensor) -> State:
-    weights = [exact(linear.weight) for linear in linears]
-    biases = [
-        weight @ shift + (0 if linear.bias is None else exact(linear.bias))
-        for weight, linear in zip(weights, linears, strict=True)
-    ]
-    return {f"{name}.weight": torch.cat(weights) * (1 + scale), f"{name}.bias": torch.cat(biases)}
-
-
-def _before_gate(name: str, linear: nn.Linear, gate: torch.Tensor) -> State:
-    return {f"{name}.weight": gate[:, None] * exact(linear.weight), f"{name}.bias": gate * exact(linear.bias)}
-
-
-def _head_norms(name: str, attention: Any) -> State:
-    norms = {part: getattr(attention, part, None) for part in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")}
-    return {f"{name}.{part}.weight": exact(norm.weight) for part, norm in norms.items() if norm is not None}
-
-
-def _head_normed(norm: Any, x: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows `(tokens, width)` normalized per head, as `RMSNorm` does."""
-    if norm is None:
-        return x
-    parts = x.unflatten(-1, (heads, -1))
-    return (parts * torch.rsqrt(parts.pow(2).mean(dim=-1, keepdim=True) + EPS) * exact(norm.weight)).flatten(-2)
-
-
-def exact(tensor: torch.Tensor) -> torch.Tensor:
-    """In double precision on the CPU, since not every accelerator has it."""
-    return tensor.detach().cpu().double()
-
-
-__all__ = ["FoldedJoint", "distinct_tokens", "folded_joint_state"]
+__all__ = ["FoldedJoint", "folded_joint_state", "merged_tokens"]

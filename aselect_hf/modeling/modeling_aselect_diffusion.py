@@ -18,7 +18,7 @@ from .configuration_aselect_diffusion import ASelectDiffusionConfig
 from .families import FAMILIES
 from .family import Stack
 from .feature_taps import Collector, StopForwardError, collecting, register, unregister
-from .folded_joint import FoldedJoint, distinct_tokens, folded_joint_state
+from .folds import FOLDS
 from .noisy_backbone import NoisyBackbone
 from .noisy_network import Features
 from .noisy_pretrained import NoisyPreTrainedModel
@@ -62,7 +62,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
     to its end and skips the others, without an exception. Sharded training (FSDP, DeepSpeed) needs the latter. It
     replaces modules during a run, so it is for one thread at a time.
 
-    With a fixed timestep the network is not that of diffusers but a plain one, see `folded_joint.py`.
+    With a fixed timestep the network is not that of diffusers but a plain one, see `folds.py`.
     """
 
     projection_names = (
@@ -77,8 +77,9 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         self._tapped: dict[str, nn.Module] = {}
         if config.fixed_timestep:
             config.check_fixed()  # again, since `from_pretrained` may change fields
-            self.transformer = FoldedJoint(config)
-            self._no_split_modules = ["FoldedJointBlock"]
+            fold = FOLDS[config.family.fold or ""]
+            self.transformer = fold.network(config)
+            self._no_split_modules = [fold.block.__name__]
         else:
             self.transformer = build_transformer(config)
             self._no_split_modules = list(self.transformer._no_split_modules or ())
@@ -128,8 +129,10 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
             tensors: as the pipeline names its arguments, each with a batch of 1 or without a batch.
 
         Raises:
-            ValueError: a name or shape is not that of `config.conditioning`.
+            ValueError: a name or shape is not that of `config.conditioning`, or the timestep is fixed.
         """
+        if self.config.fixed_timestep:
+            raise self.config.fixed_error("another prompt")
         shapes = self.config.conditioning or {}
         if set(tensors) != set(shapes):
             raise ValueError(f"conditioning must have the tensors {sorted(shapes)}, got {sorted(tensors)}")
@@ -256,11 +259,14 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         return unused + _parts(self.transformer, self.config.family.outputs)
 
     def folded_config(self, config: Any) -> Any:
-        config.merged_tokens = distinct_tokens(getattr(self, f"{STORED}prompt_embeds"))[1]
+        for name in config.conditioning or ():
+            if not getattr(self, f"{STORED}{name}").isfinite().all():
+                raise ValueError(f"fix_timestep needs the prompt, but {name} is not set: call set_conditioning first")
+        config.merged_tokens = FOLDS[config.family.fold].tokens(self)
         return config
 
     def folded_state(self, fixed: Any) -> dict[str, torch.Tensor]:
-        return folded_joint_state(self, fixed)
+        return FOLDS[self.config.family.fold or ""].state(self, fixed)
 
     def untrained_twin(self) -> Any:
         twin = super().untrained_twin()

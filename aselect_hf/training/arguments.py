@@ -98,9 +98,9 @@ class TaskModelArguments(RuleOptions, ModelArguments):
     head_weight_decays: list[float] | None = argument(
         None, "Weight decays of heads, each combined with every rate (default: weight_decay; if frozen, 0 and 0.1)."
     )
-    pooling: str | None = argument(None, "classify: mean or attentive pooling of the tokens.")
+    pooling: str | None = argument(None, "classify: mean, attentive or transformer pooling of the tokens.")
     segmentation_head: str | None = argument(None, "segment: linear or upernet.")
-    head_norm: str | None = argument(None, "Norm before the head's linear layer: layer_norm or batch_norm.")
+    head_norm: str | None = argument(None, "Norm before the head's linear layer: layer_norm, batch_norm or none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from modeling.tiny_transformers import store_prompt, tiny_config, tiny_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from aselect_hf import ASelectDiTForSemanticSegmentation, ASelectDiTModel
+from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
 from aselect_hf.conversion import save_model
 
 
@@ -154,6 +155,25 @@ def test_convert_to_a_fixed_timestep(aselect, make_model, pictures, tmp_path, he
     code, _, stderr = aselect("select", tmp_path / "fixed", pictures)
     assert code == 2
     assert "aselect: error: selecting a timestep is not possible: this model is fixed to timestep 70" in stderr
+
+
+@pytest.mark.parametrize("family", ["SD3.5", "Sana"])
+def test_convert_a_text_to_image_classifier_to_a_fixed_timestep(aselect, tmp_path, family):
+    """With the options and the head of any other model; what has no fold says which families have one."""
+    whole = ASelectDiffusionForImageClassification(tiny_config(family, num_labels=3, kept_blocks=2)).eval()
+    save_model(store_prompt(whole), tmp_path / "whole")
+    code, stdout, stderr = aselect("convert", tmp_path / "whole", tmp_path / "fixed", "--fix-timestep")
+    assert code == 0, stderr
+    fixed = ASelectDiffusionForImageClassification.from_pretrained(tmp_path / "fixed").eval()
+    assert f"{fixed.num_parameters() / 1e6:.1f} M parameters" in stdout
+    with torch.no_grad():
+        latents = torch.ones(1, 4, 8, 8)
+        torch.testing.assert_close(fixed(latents)[0], whole(latents)[0], rtol=1e-4, atol=1e-4)
+    save_model(tiny_model("FLUX"), tmp_path / "flux")
+    code, _, stderr = aselect("convert", tmp_path / "flux", tmp_path / "nothing", "--fix-timestep")
+    assert code == 2
+    assert "there is one for SD3Transformer2DModel, PixArtTransformer2DModel, SanaTransformer2DModel and DiT" in stderr
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_fixed_timestep_does_not_convert_to_diffusers(aselect, checkpoint, tmp_path):

@@ -114,6 +114,25 @@ def save_head(folder: Path, task: str) -> None:
     save_model(model.eval(), folder)
 
 
+def save_folded(folder: Path, family: str) -> None:
+    """A classifier on the first blocks of a text-to-image network, with a fixed timestep."""
+    import torch
+    from modeling.tiny_transformers import TINY, store_prompt, tiny_config
+
+    from aselect_hf import ASelectDiffusionForImageClassification
+    from aselect_hf.conversion import save_model
+
+    torch.manual_seed(0)
+    labels = {0: "sky", 1: "sea", 2: "sand"}
+    shape = TINY[family]["transformer_config"] | {"in_channels": 3}
+    config = tiny_config(family, transformer_config=shape, kept_blocks=2, feature="blocks.1.query",
+                         id2label=labels, label2id={v: k for k, v in labels.items()})  # fmt: skip
+    model = ASelectDiffusionForImageClassification(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(store_prompt(model.eval()).fix_timestep(300), folder)
+
+
 def push_head(folder: Path, repo_id: str, task: str) -> CommitInfo:
     import transformers
 
@@ -253,6 +272,26 @@ def test_heads_and_their_pipelines_give_the_same_numbers(client, stranger, tmp_p
     assert {label for label, _ in before} <= {"sky", "sea", "sand"}
     for (_, ours), (_, theirs) in zip(before, after, strict=True):
         assert theirs == pytest.approx(ours, abs=1e-6) if isinstance(ours, float) else theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("family", "network"),
+    [("SD3", "network of image tokens and 5 text tokens"), ("PixArt-Sigma", "ViT"), ("Sana", "ViT")],
+)
+def test_a_fixed_text_to_image_network_classifies_without_the_package(
+    hub, client, stranger, tmp_path, family, network
+) -> None:
+    task, repo = "image-classification", f"ada/fixed-{family}"
+    client.run(save_folded, tmp_path / family, family)
+    client.run(push_head, tmp_path / family, repo, task)
+    before = client.run(run_pipeline, task, str(tmp_path / family), False)
+    assert stranger.run(run_pipeline, task, repo, True) == [
+        (label, pytest.approx(score, abs=1e-6)) for label, score in before
+    ]
+    files = hub.files(repo)
+    assert {"folds.py", "folded_blocks.py", "folded_weights.py", "folded_joint.py", "folded_cross.py"} <= files.keys()
+    folded = f"timestep, noise and prompt are folded into the weights, which leaves a plain {network} that computes"
+    assert f"| fixed | {folded} `blocks.1.query` |" in files["README.md"].decode()
 
 
 def test_second_push_keeps_what_people_wrote(hub, ada, pushed) -> None:
