@@ -44,7 +44,7 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
-from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rule import BY_CLUSTERS
 from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
 from aselect_hf.selection.samples import LEAST_PER_CLASS
 
@@ -80,9 +80,9 @@ def audit_timestep(
     A verdict is about the timestep and not about the model. The probe therefore also runs on an untrained network of
     the same shape, for which there must be memory; a checkpoint that is not significantly better gets a warning.
 
-    Without labels the check is an independent rule: `"consensus"`, or HFR if `"consensus"` picked. The verdict is
-    `"trust"` if the picks are equal or neighbors on the grid, the curves are alike over at least five timesteps, and
-    the pick is stable; see `judge_by_agreement`. HFR always runs.
+    Without labels the check is an independent rule: `"consensus"`, or HFR if a rule by clusters picked (`"consensus"`,
+    `"consensus_rank"`). The verdict is `"trust"` if the picks are equal or neighbors on the grid, the curves are alike
+    over at least five timesteps, and the pick is stable; see `judge_by_agreement`. HFR always runs.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
@@ -238,6 +238,6 @@ def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: boo
     if data.labels is not None:
         classes = data.describe_classes()
         warnings.append(f"the labels are not used, because no 2 classes have 2 images each ({classes})")
-    if checked.method == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+    if checked.method in BY_CLUSTERS and checked.num_images < LEAST_FOR_CLUSTERS:
         warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
     return warnings

@@ -11,6 +11,7 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import RULES, criteria
 from aselect_hf.selection.feature_sweep import SMALLEST_CROP, augmented_views, random_resized_crop
 from aselect_hf.selection.inputs import SelectionInputs
+from aselect_hf.selection.rule import BY_CLUSTERS
 from aselect_hf.selection.scoring import KINDS
 from tests.selection.test_criteria import knn_loo, ridge_loo
 
@@ -54,8 +55,8 @@ class VeiledModel(PlantedModel):
 
 @pytest.fixture
 def planted(make_config, randomize, request) -> PlantedModel:
-    """With the information where the method can find it: `consensus` needs some of it in other candidates."""
-    agreeing = "method" in request.fixturenames and request.getfixturevalue("method") == "consensus"
+    """With the information where the method can find it: rules by clusters need some of it in other candidates."""
+    agreeing = "method" in request.fixturenames and request.getfixturevalue("method") in BY_CLUSTERS
     return randomize((VeiledModel if agreeing else PlantedModel)(make_config()))
 
 
