@@ -39,6 +39,8 @@ import numpy as np
 
 from aselect_hf.data.image_data import ImageData
 
+TWIN_SEED = 1000
+"""No sample of images is drawn with this seed; else most of the flipped labels could be in the sample."""
 FASHION_GROUPS = ((0, 2, 3, 4, 6), (1,), (5, 7, 9), (8,))  # worn above, trousers, shoes, bags
 CIFAR_GROUPS = ((0, 1, 8, 9), (2, 3, 4, 5, 6, 7))  # vehicles, animals
 
@@ -59,7 +61,7 @@ class Pair:
         role: `"develop"` or `"confirm"`.
         coarse: groups of classes that count as one, in place of the labels.
         fresh_noise: whether to measure the curve with noise of each image's own, too.
-        flipped: share of the training images that get the label of another class, at random with seed 0.
+        flipped: share of the training images that get the label of another class, at random.
         imbalance: images of a class per image of the class before it, among the training images; 1 keeps all.
     """
 
@@ -77,7 +79,7 @@ class Pair:
         """The training images with the labels, and in the numbers, that this pair gives them."""
         if not self.flipped and self.imbalance == 1:
             return images
-        generator, labels = np.random.default_rng(0), np.array(images.labels)
+        generator, labels = np.random.default_rng(TWIN_SEED), np.array(images.labels)
         classes, counts = np.unique(labels, return_counts=True)
         if self.flipped:
             rows = generator.permutation(len(labels))[: round(self.flipped * len(labels))]

@@ -8,7 +8,7 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import RULES, select_timestep
 from aselect_hf.selection.samples import LEAST_PER_CLASS
 from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION
-from benchmarks.selection import audits, left_out, report, sources, spreads
+from benchmarks.selection import audits, fused, left_out, report, sources, spreads
 from benchmarks.selection.measure import Measurement
 from benchmarks.selection.pairs import PAIRS
 from benchmarks.selection.rules import COMBINED, MEASURED, SUMS, UNCORRECTED, combine
@@ -174,6 +174,12 @@ def test_the_noised_twin_flips_a_fifth_of_the_labels_to_other_classes():
     assert {*noised.labels} == {*images.labels}
 
 
+def test_a_sample_of_the_noised_twin_has_its_share_of_flipped_labels():
+    images = ImageData(np.zeros((4000, 1, 2, 2)), np.arange(4000) % 10)
+    before, after = (each.sample(1000, 0) for each in (images, PAIRS["fashion-mnist-noised"].training_images(images)))
+    assert 0.17 < (np.asarray(before.labels) != np.asarray(after.labels)).mean() < 0.23
+
+
 def test_the_shifted_twin_has_fewer_images_of_every_next_class():
     images = ImageData(np.arange(100 * 16).reshape(100, 1, 4, 4), np.arange(100) % 5)
     shifted = PAIRS["fashion-mnist-shifted"].training_images(images)
@@ -229,3 +235,11 @@ def test_a_sum_of_rules_is_the_one_of_the_package(small):
     )
     parts = [np.array(scores_of(small, name))[None] for name in SUMS["consensus_rank"]]
     np.testing.assert_allclose(combine(RULES["consensus_rank"], parts)[0], shipped.scores, atol=1e-4)
+
+
+def test_what_a_second_timestep_is_worth():
+    seeds = [[0.70, 0.72], [0.71, 0.75]]
+    found = {"rows": [{"timesteps": [50, 0][: count + 1], "test": tests} for count, tests in enumerate(seeds)]}
+    one, two = fused.fused_table(found).splitlines()[2:]
+    assert one == "| 50 | 1 | 71.0 ± 1.4 | - |"
+    assert two == "| 50, 0 | 2 | 73.0 ± 2.8 | +2.0 ± 1.4 |"
