@@ -156,6 +156,8 @@ def find_upstream_channels(
 ) -> UpstreamChannels:
     """Find massive channels, as `find_massive_channels` does, in the outputs of all blocks before a feature.
 
+    Channels that are discarded from the feature, itself the output of a block, are known and not named again.
+
     Args:
         images, feature, timestep: see `find_massive_channels`; 8 random images are looked at.
     """
@@ -171,9 +173,11 @@ def find_upstream_channels(
         for each, values in found.items():
             sizes[each] = sizes[each] + values.double().abs().mean(dim=2).sum(dim=(0, 1)).cpu()
             squares[each] = squares[each] + values.double().square().mean(dim=2).sum(dim=(0, 1)).cpu()
+    known = (model.config.channel_discard or {}).get(name, []) if name.endswith(".hidden") else []
     result = UpstreamChannels(name, [], [], 0.0, 0.0)
     for each in before:
         ratios, channels = _massive(sizes[each])
+        channels = [channel for channel in channels if channel not in known]
         if channels:
             result.blocks.append(each)
             result.channels = result.channels or channels
