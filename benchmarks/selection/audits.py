@@ -68,6 +68,18 @@ def limits(contents: list[Content]) -> str:
     return table(["limits", "estimate", "upper bound", "labeled images", *heads], rows)
 
 
+def missed(contents: list[Content]) -> str:
+    """The timesteps that lose more than 3 points and are trusted with 1,000 labeled images."""
+    found = []
+    for content in contents:
+        for (loss, verdict), t in zip(
+            audit_cases(content, "every timestep", NUM_AUDITED), itertools.cycle(content["timesteps"]), strict=False
+        ):
+            if loss > ALWAYS_FLAGGED and verdict == TRUST:
+                found.append(f"t = {t} of {content['pair']} ({loss:.1f} points)")
+    return ", ".join(found) or "none"
+
+
 def _holds(false_alarms: float, found: float) -> bool:
     return false_alarms <= MOST_FALSE_ALARMS and found == 1
 
