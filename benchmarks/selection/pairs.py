@@ -2,7 +2,7 @@
 
 Whatever the report chooses (a rule, the bounds of the audit) it chooses on pairs that `develop`, and judges on pairs
 that `confirm`. The two share neither a checkpoint nor a data set: a checkpoint or data set has one role. The constants
-inside the rules are older than this split; `FIXED_BY_HAND` says which pairs had been looked at when they were set.
+inside the rules are older than this split; `left_out.fixed_by_hand` lists the pairs that had been looked at then.
 
 Checkpoints beyond the shipped one are made by the commands below, with their seeds; they and the data lie under
 `--root`, by these names.
