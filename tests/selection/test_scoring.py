@@ -53,7 +53,7 @@ class VeiledModel(PlantedModel):
 
 
 class NarrowedModel(PlantedModel):
-    """Elsewhere than planted, it gives one direction of what it tells, behind noise: a lower rank, and worse clusters."""
+    """Elsewhere than planted, one direction of what it tells, behind noise: a lower rank, and worse clusters."""
 
     def features_of_noisy(self, noisy_latents, timesteps, features, class_labels=None):
         told = self.patch_embedding(noisy_latents).flatten(2).mT
