@@ -5,7 +5,7 @@ from aselect_hf.pictures.colors import FeatureColors
 from aselect_hf.pictures.curves import curve
 from aselect_hf.pictures.maps import cosine_similarities, pca_map, similarity_map
 from aselect_hf.pictures.strip import noise_strip
-from aselect_hf.pictures.sweep import PictureSweep, sweep_picture
+from aselect_hf.pictures.sweep import PictureSweep, picture_latents, sweep_picture
 
 __all__ = [
     "FeatureColors",
@@ -16,6 +16,7 @@ __all__ = [
     "curve",
     "noise_strip",
     "pca_map",
+    "picture_latents",
     "similarity_map",
     "sweep_picture",
 ]

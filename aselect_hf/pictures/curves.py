@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 def curve(
     schedule: NoiseSchedule,
     *,
-    picture: tuple[Sequence[int], Sequence[float]] | None = None,
+    picture: tuple[Sequence[int], Mapping[str, Sequence[float]]] | None = None,
     selection: Curve | None = None,
     timestep: int | None = None,
     label: str = "HFR",
-    figsize: tuple[float, float] = (6.4, 3.2),
+    figsize: tuple[float, float] = (5.6, 3.2),
 ) -> Figure:
-    """Draw a score of one picture over the noise axis, before the curve of a data set.
+    """Draw scores of one picture over the noise axis, before the curve of a data set.
 
     Args:
         schedule: the model's, for the axis of sigma.
-        picture: timesteps and the picture's score at each.
+        picture: timesteps, and by name the picture's scores at each.
         selection: whose raw scores are drawn behind, with those of pure noise if it has them.
         timestep: drawn as a line.
         label: of the vertical axis.
@@ -46,7 +47,9 @@ def curve(
         if selection.control_scores:
             axis.plot(selection.timesteps, selection.control_scores, "--", color=COLORS["control"], label="pure noise")
     if picture is not None:
-        axis.plot(*picture, "o-", ms=3, color=COLORS["score"], label="this picture")
+        colors = (COLORS[name] for name in ("score", "accuracy", "gate", "control", "raw"))
+        for (name, scores), color in zip(picture[1].items(), itertools.cycle(colors)):
+            axis.plot(picture[0], scores, "o-", ms=3, color=color, label=name)
     if timestep is not None:
         axis.axvline(timestep, color=COLORS["chosen"], lw=1.5)
     axis.set_xlim(0, schedule.num_train_timesteps - 1)

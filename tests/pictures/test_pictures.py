@@ -176,7 +176,7 @@ def test_a_picture_of_attention(gray_model, picture):
 
 
 def test_a_curve_lies_before_that_of_the_data_set(gray_model):
-    figure = curve(gray_model.noise_schedule, picture=([0, 500], [0.2, 0.4]), timestep=500)
+    figure = curve(gray_model.noise_schedule, picture=([0, 500], {"this picture": [0.2, 0.4]}), timestep=500)
     labels = [line.get_label() for line in figure.axes[0].get_lines()]
     assert labels[0] == "this picture"
     assert figure.axes[1].get_xlabel() == "sigma"
