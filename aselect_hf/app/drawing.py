@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
-from aselect_hf.reporting.plotting import inline_svg
+from aselect_hf.reporting.web import data_url, inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +20,7 @@ MAX_LEGEND = 20
 
 def plot_with_line(figure: Figure, description: str) -> str:
     """A plot as HTML in which `{left}` stands for the place of a vertical line, see `at_timestep`."""
-    svg = inline_svg(figure, description).replace("{", "{{").replace("}", "}}")
+    svg = inline_svg(figure.savefig, description).replace("{", "{{").replace("}", "}}")
     box = figure.axes[0].get_position()
     return (
         f'<div class="plot" data-from="{box.x0:.4f}" data-width="{box.width:.4f}">{svg}'
@@ -81,10 +79,3 @@ def wall(pictures: Iterable[tuple[Image.Image, str, float]]) -> str:
         for picture, label, similarity in pictures
     ]
     return f'<ol class="wall">{"".join(items)}</ol>'
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture inside of HTML."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import io
-import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +11,6 @@ from aselect_hf.modeling.noise_schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLORS = {
     "score": "#1f6feb",
@@ -24,9 +20,6 @@ COLORS = {
     "accuracy": "#1a7f37",
     "gate": "#8250df",
 }
-SVG = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"]}
-"""Text stays text, in the font of the page."""
-_ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings are those of the process
 TIMESTEP_LABEL = "timestep t (0 clean, larger is noisier)"
 
 
@@ -66,21 +59,3 @@ def sigma_axis(axis: Axes, schedule: NoiseSchedule) -> None:
     ticks = [t for t in axis.get_xticks() if 0 <= t <= schedule.num_train_timesteps - 1]
     top.set_xticks(ticks, [f"{schedule.sigma(t):.2f}" for t in ticks])
     top.set_xlabel("sigma")
-
-
-def inline_svg(figure: Figure, description: str) -> str:
-    """A figure for an HTML page: as wide as its place, in the page's text color, on its background.
-
-    Args:
-        description: what a screen reader says.
-    """
-    import matplotlib
-
-    buffer = io.StringIO()
-    with _ONE_AT_A_TIME, matplotlib.rc_context(SVG | {"svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    _, _, text = buffer.getvalue().partition("<svg ")
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    start = f'<svg role="img" aria-label="{html.escape(description)}" fill="currentColor" style="max-width:{width}px" '
-    sized = text.replace(f'width="{width}pt" height="{height}pt"', 'width="100%"', 1)
-    return start + sized.replace("#000000", "currentColor")
