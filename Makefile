@@ -34,7 +34,7 @@ test-clients: $(VENV)/installed-clients
 # The browser is the system's, never a download of playwright's.
 test-app: $(VENV)/installed-test-app
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app tests/hub
 
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q

@@ -11,23 +11,17 @@ from PIL import Image
 
 from aselect_hf.app.cache import BoundedCache
 from aselect_hf.app.checkpoint import Checkpoint
+from aselect_hf.app.compute import COMPUTATIONS, Progress, no_progress
 from aselect_hf.app.uploads import Upload
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images
-from aselect_hf.pictures import FeatureColors, PictureSweep, attention_maps, sweep_picture
-from aselect_hf.pictures.sweep import picture_latents
+from aselect_hf.pictures import FeatureColors, PictureSweep
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 
 MAX_SWEEP_BYTES = 2**28
 MAX_CACHED_BYTES = 2**30
 NUM_NEIGHBORS = 10
 GALLERY_PER_CLASS = 12
-
-Progress = Callable[[float], None]
-
-
-def no_progress(share: float) -> None:
-    """Show nothing."""
 
 
 class Workbench:
@@ -42,6 +36,18 @@ class Workbench:
         if not checkpoints or len(self.checkpoints) < len(checkpoints):
             raise ValueError(f"models must have different names, got {', '.join(each.name for each in checkpoints)}")
         self.cache = BoundedCache(MAX_CACHED_BYTES)
+        self._run: Callable[..., Any] = self._run_here
+
+    def borrow(self, lend: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Run models by a function that is lent a GPU for the length of a call, as `spaces.GPU` does.
+
+        Such a call may run in another process: only names, pictures and tensors pass, and no progress is shown.
+        """
+        lent = lend(self._run_here)
+        self._run = lambda *inputs, progress=no_progress: lent(*inputs)
+
+    def _run_here(self, what: str, name: str, *inputs: Any, progress: Progress = no_progress) -> Any:
+        return COMPUTATIONS[what](self.checkpoint(name), *inputs, progress=progress)
 
     def checkpoint(self, name: str | None) -> Checkpoint:
         """The model of this name (default: the first)."""
@@ -63,14 +69,7 @@ class Workbench:
         features = features_together(shown, feature)
 
         def compute() -> PictureSweep:
-            return sweep_picture(
-                shown.backbone,
-                upload.picture,
-                shown.timesteps,
-                features,
-                whole_image=shown.task.whole_image,
-                progress=progress,
-            )
+            return self._run("sweep", shown.name, upload.picture, features, progress=progress)
 
         return self.cache.get(("sweep", shown.name, upload.key, *features), compute, sweep_bytes)
 
@@ -101,32 +100,21 @@ class Workbench:
             return None
         return self.cache.get(("head", shown.name, upload.key), lambda: self._confidences(shown, upload))
 
-    @torch.inference_mode()
     def _confidences(self, shown: Checkpoint, upload: Upload) -> dict[str, list[float]]:
-        model = shown.model
-        names = [str(shown.backbone.config.resolve_feature(name)) for name in model.features]
-        sweep = sweep_picture(
-            shown.backbone, upload.picture, shown.timesteps, names, whole_image=shown.task.whole_image
-        )
-        tokens = torch.stack([sweep.features[name] for name in names], dim=-2).to(shown.backbone.device)
-        tokens = tokens.to(next(model.parameters()).dtype)  # (timesteps, tokens, features, width)
-        head = getattr(model, shown.task.head)
+        shares = self._run("shares_over_t", shown.name, upload.picture)
         if shown.task.dense:
-            likeliest = head(tokens, sweep.grid_size).float().softmax(1).amax(1)
-            return {"mean over pixels": likeliest.flatten(1).mean(1).tolist()}
-        shares = head(tokens).float().softmax(-1).cpu()
+            return {"mean over pixels": shares[:, 0].tolist()}
         best = shares.amax(0).topk(min(5, shares.shape[1])).indices.tolist()
-        return {class_name(model.config, label): shares[:, label].tolist() for label in best}
+        return {class_name(shown.model.config, label): shares[:, label].tolist() for label in best}
 
     def attention(self, shown: Checkpoint, upload: Upload, timestep: int, block: int) -> torch.Tensor:
         """`attention_maps` of one block, kept."""
         return self.cache.get(
             ("attention", shown.name, upload.key, timestep, block),
-            lambda: attention_maps(shown.backbone, upload.picture, timestep, block),
+            lambda: self._run("attention", shown.name, upload.picture, timestep, block),
             lambda maps: maps.nbytes,
         )
 
-    @torch.inference_mode()
     def classes(self, shown: Checkpoint, upload: Upload) -> dict[str, float]:
         """Probabilities by class; without a head, shares of the nearest labeled pictures of the sample."""
         if not shown.has_head:
@@ -137,7 +125,6 @@ class Workbench:
         shares = self._logits(shown, upload)[0].softmax(-1).tolist()
         return {class_name(shown.model.config, label): share for label, share in enumerate(shares)}
 
-    @torch.inference_mode()
     def segments(self, shown: Checkpoint, upload: Upload) -> np.ndarray:
         """The class of every pixel, `(height, width)`."""
         size = (upload.picture.height, upload.picture.width)
@@ -145,8 +132,7 @@ class Workbench:
         return logits[0].argmax(0).cpu().numpy()
 
     def _logits(self, shown: Checkpoint, upload: Upload) -> torch.Tensor:
-        latents = picture_latents(shown.backbone, upload.picture, whole_image=shown.task.whole_image)
-        return shown.model(latents=latents).logits.float()
+        return self._run("logits", shown.name, upload.picture)
 
     @property
     def gallery(self) -> ImageData:
@@ -183,8 +169,7 @@ class Workbench:
             Rows of the gallery and similarities, the nearest first.
         """
         wall = self._gallery_features(shown, feature, timestep, progress)
-        latents = picture_latents(shown.backbone, upload.picture)
-        own = _pooled(shown, feature, timestep, latents=latents) - wall.mean(0)
+        own = self._run("pooled", shown.name, [upload.picture], feature, timestep) - wall.mean(0)
         similarities = torch.nn.functional.cosine_similarity(wall - wall.mean(0), own)
         found = similarities.topk(NUM_NEIGHBORS)
         return found.indices.tolist(), found.values.tolist()
@@ -195,19 +180,10 @@ class Workbench:
         """`(pictures, width)`."""
 
         def compute() -> torch.Tensor:
-            parts: list[torch.Tensor] = []
-            for pixels in self.gallery.batches(shown.backbone.config, 16):
-                parts.append(_pooled(shown, feature, timestep, pixel_values=pixels.to(shown.backbone.device)))
-                progress(min(1.0, 16 * len(parts) / len(self.gallery)))
-            return torch.cat(parts)
+            pictures = [self.gallery_picture(row) for row in range(len(self.gallery))]
+            return self._run("pooled", shown.name, pictures, feature, timestep, progress=progress)
 
         return self.cache.get(("gallery", shown.name, feature, timestep), compute, lambda found: found.nbytes)
-
-
-def _pooled(shown: Checkpoint, feature: str, timestep: int | None, **inputs: Any) -> torch.Tensor:
-    """Token means `(batch, width)` float32 on the CPU."""
-    found = shown.backbone.extract_features(feature=feature, timestep=timestep, output_format="pooled", **inputs)
-    return found[feature][:, 0].float().cpu()
 
 
 def features_together(shown: Checkpoint, feature: str) -> list[str]:

@@ -58,6 +58,7 @@ def render_card(content: CardContent) -> ModelCard:
         training_summary=training_summary(content.training or {}),
         training_arguments=training_arguments(content.training or {}),
         has_processor=content.has_processor,
+        space=Markdown(content.repo_id) if content.space else "",
         versions=", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     )
     return ModelCard(f"---\n{content.metadata().to_yaml()}\n---\n\n{text}")

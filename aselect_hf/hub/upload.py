@@ -70,11 +70,12 @@ def prepare_upload(
     audit: Audit | None = None,
     license: str | None = None,
     examples: Examples | None = None,
+    space: bool = False,
 ) -> Upload:
     """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
 
     `results` may be a comparison, or figures, which may have a separate `comparison`. The pictures of `examples` are in
-    `folder`.
+    `folder`. With `space`, the card links to the Space of the same id.
 
     Raises:
         ValueError: not a saved model of this package, pickled or damaged weights, or a wrong argument.
@@ -97,6 +98,7 @@ def prepare_upload(
         license=license,
         files=list(files),
         examples=examples["examples"] if examples else [],
+        space=space,
     )
     if examples:
         files |= {name: folder.absolute() / name for name in pictures_of(examples)}
@@ -147,6 +149,7 @@ def prepare_folder(
     license: str | None,
     audit: Audit | None = None,
     examples: bool = True,
+    space: bool = False,
 ) -> Upload:
     """`prepare_upload` with the `selection`, `compare`, `results`, `training` and `audit` `.json` in the folder.
 
@@ -175,6 +178,7 @@ def prepare_folder(
         audit=audit,
         license=license,
         examples=load_examples(folder) if examples else None,
+        space=space,
     )
 
 

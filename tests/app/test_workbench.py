@@ -18,7 +18,7 @@ FEATURE = "blocks.1.key"
 def test_a_sweep_is_computed_once_and_holds_every_feature(bench, shown, upload, monkeypatch):
     progress = []
     sweep = bench.sweep(shown, upload, FEATURE, progress.append)
-    monkeypatch.setattr(workbench, "sweep_picture", None)
+    monkeypatch.setattr(bench, "_run", None)
     assert bench.sweep(shown, upload, "blocks.0.hidden") is sweep
     assert set(sweep.features) == set(shown.backbone.config.list_features())
     assert (sweep.timesteps, progress[-1]) == (list(range(0, 1000, 25)), 1)
@@ -123,3 +123,24 @@ def test_the_cache_is_bounded():
         cache.get(key, lambda key=key: key, lambda result: 4)
     assert cache.get("c", lambda: "new") == "c"
     assert cache.get("a", lambda: "new") == "new"
+
+
+def test_models_run_on_a_borrowed_gpu(shown, upload):
+    """Only what a process can hand to another one goes there and comes back."""
+    import pickle
+
+    calls = []
+
+    def lend(function):
+        def lent(*inputs):
+            calls.append(inputs[0])
+            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(inputs)))))
+
+        return lent
+
+    bench, lent = Workbench([shown]), Workbench([shown])
+    lent.borrow(lend)
+    assert lent.ratios(shown, upload, FEATURE) == bench.ratios(shown, upload, FEATURE)
+    assert lent.neighbors(shown, upload, FEATURE, 100) == bench.neighbors(shown, upload, FEATURE, 100)
+    assert torch.equal(lent.attention(shown, upload, 100, 1), bench.attention(shown, upload, 100, 1))
+    assert calls == ["sweep", "pooled", "pooled", "attention"]
