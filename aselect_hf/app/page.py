@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ CSS = """
 .wall span { display: block; font-size: 0.85em; line-height: 1.25; }
 .patches { padding-top: 30px !important; }
 .patches img { image-rendering: pixelated; }
+.dark button[role=tab][aria-selected=true] { color: var(--primary-300); }
 .about td, .about th { word-break: normal !important; overflow-wrap: normal !important; }
 .about th { display: none; }
 """
@@ -43,9 +45,15 @@ def upload(value: str | None = None, **options: Any) -> gr.Image:
 
 
 def theme() -> gr.themes.Base:
-    """The looks, with fonts of the reader's system, so that none is fetched."""
+    """The looks, with fonts of the reader's system, so that none is fetched, and colors of enough contrast."""
     fonts = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
-    return gr.themes.Default(font=fonts, font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")])
+    code = [gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
+    looks = gr.themes.Default(primary_hue="blue", font=fonts, font_mono=code)
+    return looks.set(
+        color_accent="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+    )
 
 
 def example_pictures() -> list[str]:
@@ -58,6 +66,11 @@ def example_pictures() -> list[str]:
         paths.append(str(folder / f"{row}-{name.replace('/', ' or ').replace(' ', '-').lower()}.png"))
         picture.save(paths[-1])
     return paths
+
+
+NAME_EXAMPLES = """() => setTimeout(() => document.querySelectorAll("button.gallery-item").forEach(
+  (button, index) => button.setAttribute("aria-label", "Sample picture " + {names}[index])), 500)"""
+"""Gradio gives the buttons of pictures no name, so that a screen reader could not tell them apart."""
 
 
 class Controls:
@@ -100,6 +113,11 @@ class Controls:
         return [gr.update(**each(shown)) for each in (cls.timesteps, cls.blocks, cls.kinds)]
 
 
+def answer_label(shown: Checkpoint) -> str:
+    """What the probabilities of classes are."""
+    return "Classes" if shown.has_head else "Nearest labeled sample pictures (this model has no head)"
+
+
 class Page:
     """Builds the page.
 
@@ -125,6 +143,7 @@ class Page:
                     examples = example_pictures()
                     self.picture = upload(examples[0], label="Picture", height=260, elem_id="picture")
                     gr.Examples([[each] for each in examples], [self.picture], label="Sample pictures")
+                    page.load(None, js=NAME_EXAMPLES.format(names=json.dumps([Path(each).stem for each in examples])))
                 with gr.Column(scale=3, min_width=340):
                     self._tabs()
             self._connect(page)
@@ -152,9 +171,10 @@ class Page:
                 self.about = gr.Markdown(self.first.facts(), elem_classes="about")
 
     def _answers(self, dense: bool) -> None:
-        label = "Classes" if self.first.has_head else "Nearest labeled sample pictures (this model has no head)"
-        self.classes = gr.Label(label=label, num_top_classes=8, visible=not dense)
-        self.segments = gr.Image(label="Segments", interactive=False, visible=dense, buttons=["download"])
+        self.classes = gr.Label(label=answer_label(self.first), num_top_classes=8, visible=not dense)
+        self.segments = gr.Image(
+            label="Segments", alt_text="Segmented picture", interactive=False, visible=dense, buttons=["download"]
+        )
         self.opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", visible=dense)
         self.legend = gr.HTML()
 
@@ -164,10 +184,9 @@ class Page:
         side: dict[str, Any] = {"interactive": False, "buttons": [], "elem_classes": "patches", "min_width": 150}
         plot: dict[str, Any] = {"show_label": True, "container": True, "min_width": 320}
         with gr.Row():
-            self.noisy = gr.Image(label="Noisy input", **side)
-            self.colors = gr.Image(label="Feature as colors", **side)
-            self.click = gr.Image(label="Similarity (click)", **side)
-            self.attention = gr.Image(label="Its attention", **side)
+            labels = ("Noisy input", "Feature as colors", "Similarity (click)", "Its attention")
+            images = [gr.Image(label=label, alt_text=label, **side) for label in labels]
+            self.noisy, self.colors, self.click, self.attention = images
         with gr.Row():
             self.ratios = gr.HTML(label="HFR over the noise axis", **plot)
             self.confidences = gr.HTML(label="The head's confidence", visible=self.first.has_head, **plot)
@@ -186,7 +205,8 @@ class Page:
                     model = self._model_choice(f"Model{suffix}")
                     controls = Controls(self.first, suffix, own_timestep=not self.sides)
                     look: dict[str, Any] = {"interactive": False, "buttons": [], "elem_classes": "patches"}
-                    colors = gr.Image(label=f"Feature as colors{suffix}", height=280, **look)
+                    title = f"Feature as colors{suffix}"
+                    colors = gr.Image(label=title, alt_text=title, height=280, **look)
                     wall = gr.HTML(label=f"Nearest sample pictures{suffix}", show_label=True, container=True)
                     self.sides.append((model, controls, colors, wall))
 
@@ -210,14 +230,22 @@ class Page:
         arrived.success(self.calls.predict, *predicted, api_name="predict")
         self.opacity.release(self.calls.predict, *predicted, **quiet)
 
-        moved = gr.on([each.change for each in controls], self.calls.walk, walk_in, walk_out, **quiet)
+        # Only what people move: updates of several sliders, one after the other, must not be read halfway.
+        moved = gr.on([each.input for each in controls], self.calls.walk, walk_in, walk_out, **quiet)
         moved.success(self.calls.attend, attend_in, self.attention, **quiet)
-        for image in (self.noisy, self.colors, self.click, self.attention):
-            image.select(self._clicked, self.model, [self.row, self.column], **quiet)
+        clicked = gr.on(
+            [image.select for image in (self.noisy, self.colors, self.click, self.attention)],
+            *(self._clicked, self.model, [self.row, self.column]),
+            **quiet,
+        ).success(self.calls.walk, walk_in, walk_out, **quiet)
+        clicked.success(self.calls.attend, attend_in, self.attention, **quiet)
 
-        updates = [*self.walk.all, self.row, self.column, self.about]
+        answers = [self.classes, self.segments, self.opacity, self.confidences]
+        updates = [*self.walk.all, self.row, self.column, self.about, *answers]
         switched = self.model.input(self._switched, self.model, updates, **quiet)
-        switched.then(self.calls.walk, walk_in, walk_out, api_visibility="private")
+        switched = switched.success(self.calls.walk, walk_in, walk_out, api_visibility="private")
+        switched = switched.success(self.calls.attend, attend_in, self.attention, **quiet)
+        switched.success(self.calls.predict, *predicted, **quiet)
         self._connect_sides(quiet)
 
     def _connect_sides(self, quiet: dict[str, Any]) -> None:
@@ -239,7 +267,13 @@ class Page:
         shown = self.bench.checkpoint(model)
         height, width = shown.backbone.config.grid_size
         patch = [gr.update(maximum=side - 1, value=side // 2) for side in (height, width)]
-        return [*Controls.updates(shown), *patch, shown.facts()]
+        dense = shown.task.dense
+        answers = [
+            gr.update(visible=not dense, label=answer_label(shown)),
+            *(gr.update(visible=dense) for _ in (self.segments, self.opacity)),
+            gr.update(visible=shown.has_head),
+        ]
+        return [*Controls.updates(shown), *patch, shown.facts(), *answers]
 
     def _switched_side(self, model: str) -> list[Any]:
         return Controls.updates(self.bench.checkpoint(model))

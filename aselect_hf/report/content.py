@@ -89,7 +89,7 @@ def of_comparison(comparison: Comparison) -> Content:
     best = max(comparison.rows, key=lambda row: row.validation_accuracy)
     selections = [row.selection for row in comparison.rows]
     others = {f"Candidates of {row.strategy}": candidates(row.selection) for row in comparison.rows}
-    tables = {"Rules": comparison.table(), "Encoders": comparison.encoder_table(), **others}
+    tables: dict[str, Sequence[Row]] = {"Rules": comparison.table(), "Encoders": comparison.encoder_table(), **others}
     return Content(
         title=f"Comparison of {', '.join(row.strategy for row in comparison.rows)}",
         summary=list(comparison.summary()),
