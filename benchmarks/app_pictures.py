@@ -97,6 +97,8 @@ def take_screenshots(folder: Path) -> None:
                 tab.keyboard.press("ArrowRight")
             for name in ("Walk the noise", "Predict", "Compare"):
                 tab.get_by_role("tab", name=name).click()
+                if name == "Compare":
+                    tab.locator(".wall").nth(1).wait_for(timeout=60_000)
                 time.sleep(3)
                 for place in (5000, -9000):  # pictures are loaded where they are seen
                     tab.mouse.wheel(0, place)

@@ -1,8 +1,8 @@
 """Push a model to the Hub: everything is prepared first, then a single commit publishes it.
 
 A repository gets the weights (safetensors only), config, remote code and image processor that `save_model` writes, the
-card, the selection and its audit with their pictures, the results in both formats of the Hub, the training record and
-a `handler.py`.
+card, the selection and its audit with their pictures, the results in both formats of the Hub, the training record, a
+`handler.py` and a notebook.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from aselect_hf.files import as_path, check_types, read_json
 from aselect_hf.hub.card import CardContent, TrainingRecord
 from aselect_hf.hub.card_sections import TEMPLATES, render_card
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
+from aselect_hf.hub.notebook import notebook
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
@@ -104,6 +106,7 @@ def prepare_upload(
         files |= {name: folder.absolute() / name for name in pictures_of(examples)}
     if content.has_processor:
         files.setdefault("handler.py", TEMPLATES / "handler.py")
+        files["notebook.ipynb"] = notebook(content, version("aselect-hf"))
     return Upload(files | record_files(content, renew_selection=selection is not None), render_card(content))
 
 
