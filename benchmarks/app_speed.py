@@ -1,12 +1,13 @@
 """How long people wait for the page, with the shipped model: `python -m benchmarks.app_speed [--rounds 5]`.
 
-Measured in Chromium: from the command to a page that shows its first pictures, and from a key on a slider to the facts and
-pictures of the new timestep. Needs the extra `test-app`.
+Measured in Chromium: from the command to a page that shows its first pictures, and from a key on a slider to the facts
+and pictures of the new timestep. Needs the extra `test-app`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
@@ -59,6 +60,7 @@ def main() -> None:
         found = [measure_round(chromium) for _ in range(rounds)]
     medians = {name: round(statistics.median(each[name] for each in found), 3) for name in found[0]}
     content = {"seconds": medians, "rounds": found, "hardware": hardware(torch.device("cpu"))}
+    content["load_average"] = round(os.getloadavg()[1], 1)  # of five minutes: other work on the machine counts
     write_json(OUTPUT, content | {"versions": installed_versions()})
     print(medians)
 
