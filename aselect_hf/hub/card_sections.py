@@ -61,6 +61,7 @@ def render_card(content: CardContent) -> ModelCard:
         special_terms=special_terms(config),
         base_license=base_license(config),
         has_processor=content.has_processor,
+        space=Markdown(content.repo_id) if content.space else "",
         versions=", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     )
     return ModelCard(f"---\n{content.metadata().to_yaml()}\n---\n\n{text}")

@@ -1,8 +1,8 @@
 """Push a model to the Hub: everything is prepared first, then a single commit publishes it.
 
 A repository gets the weights (safetensors only), config, remote code and image processor that `save_model` writes, the
-card, the selection and its audit with their pictures, the results in both formats of the Hub, the training record and
-a `handler.py`.
+card, the selection and its audit with their pictures, the results in both formats of the Hub, the training record, a
+`handler.py` and a notebook.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from aselect_hf.conversion import save_model
 from aselect_hf.files import as_path, disk_errors
 from aselect_hf.hub.examples import load_examples, may_share
 from aselect_hf.hub.licenses import check_base_license
+from aselect_hf.hub.space import push_space
 from aselect_hf.hub.target import PushTarget
 from aselect_hf.hub.upload import Results, prepare_folder, prepare_upload, read_config
 from aselect_hf.modeling.noisy_pretrained import NoisyPreTrainedModel
@@ -90,6 +91,7 @@ def push_folder(
     license: str | None = None,
     examples: bool | None = None,
     accept_base_license: bool = False,
+    space: bool = False,
     **target: Any,
 ) -> CommitInfo:
     """Push a saved model, with the `selection`, `compare`, `results`, `training` and `audit` `.json` beside it.
@@ -100,13 +102,21 @@ def push_folder(
         audit: of the model's timestep (default: the folder's).
         examples: whether to push the example pictures of a training, with the model's answers (default: if they are of
             a public data set on the Hub whose license permits it).
+        space: also create or update the Space of the same id, a page that shows the model, see `space.py`.
 
     Other arguments, result and errors are those of `push_to_hub`.
     """
     place = PushTarget(repo_id, **target)
+    if space and place.create_pr:
+        raise ValueError("space and create_pr cannot be combined: the Space shows the model of the main branch")
     if examples is None:
         found = load_examples(as_path(folder))
         examples = found is not None and may_share(found["dataset"], place.api)
-    upload = prepare_folder(folder, place.repo_id, dataset=dataset, audit=audit, license=license, examples=examples)
+    upload = prepare_folder(
+        folder, place.repo_id, dataset=dataset, audit=audit, license=license, examples=examples, space=space
+    )
     check_base_license(read_config(as_path(folder)), accept_base_license)
-    return place.commit(upload, as_path(folder) / "README.md")
+    commit = place.commit(upload, as_path(folder) / "README.md")
+    if space:
+        push_space(place, upload.card.data.get("license"))
+    return commit

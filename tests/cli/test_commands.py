@@ -193,3 +193,30 @@ def test_home_is_expanded_after_an_equals_sign(aselect, checkpoint, pictures, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     code, _, _ = aselect("features", checkpoint, pictures, "--output=~/features.safetensors")
     assert (code, (tmp_path / "features.safetensors").is_file()) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["select", "audit"])
+def test_a_report_is_written_beside_the_result(aselect, checkpoint, pictures, tmp_path, command):
+    report = tmp_path / "reports" / "report.html"
+    code, stdout, stderr = aselect(
+        command, checkpoint, pictures, "--method", "hfr", "--timesteps", "0,400", "--output-dir", tmp_path / "out",
+        "--report", report, "--cache-dir", tmp_path / "cache",
+    )  # fmt: skip
+    assert code in (0, 3, 4), stderr
+    assert str(report) in stdout
+    assert f"aselect {command}" in report.read_text(encoding="utf-8")
+
+
+def test_compare_writes_a_report(aselect, checkpoint, splits, tmp_path):
+    code, _, stderr = aselect(
+        "compare", checkpoint, splits, "--methods", "hfr,fixed", "--timesteps", "0,400", "--num-images", "4",
+        "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache", "--report", tmp_path / "report.html",
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert "Comparison of hfr, fixed" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_ends_before_the_work(aselect, checkpoint, pictures, tmp_path):
+    code, _, stderr = aselect("select", checkpoint, pictures, "--output-dir", tmp_path / "out", "--report", tmp_path)
+    assert (code, "is a folder: give the path of a file" in stderr) == (2, True)
+    assert not (tmp_path / "out" / "selection.json").exists()

@@ -1,13 +1,14 @@
 """A Hugging Face Hub on the loopback interface, for offline tests of pushing and loading models.
 
-:class:`HubServer` answers the HTTP requests of the real ``huggingface_hub`` client: tokens, model repositories, commits
-of small files (sent in the commit) and large ones (sent ahead by Git LFS), branches, tags, pull requests, listings and
-downloads. Everything lives in memory. A commit is a complete and immutable snapshot, and the one step which makes
-uploaded data visible is the assignment of a new commit to a reference: no reader ever sees half an upload.
+:class:`HubServer` answers the HTTP requests of the real ``huggingface_hub`` client: tokens, model repositories,
+commits of small files (sent in the commit) and large ones (sent ahead by Git LFS), branches, tags, pull requests,
+listings and downloads; Spaces are repositories like models, apart by their address. Everything lives in memory. A
+commit is a complete and immutable snapshot, and the one step which makes uploaded data visible is the assignment of a
+new commit to a reference: no reader ever sees half an upload.
 
 Left out, because a test can do without it: Xet storage (run the client with ``HF_HUB_DISABLE_XET=1``), multi-part LFS
-uploads, downloads by way of a content delivery network or in ranges, datasets and Spaces, ``.gitignore`` filtering,
-paged listings, and what ``model_info`` derives from the model card or the weights.
+uploads, downloads by way of a content delivery network or in ranges, datasets, what Spaces run, ``.gitignore``
+filtering, paged listings, and what ``model_info`` derives from the model card or the weights.
 """
 
 import base64
@@ -35,6 +36,14 @@ GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for 
 REPO = r"/(?P<repo_id>[^/]+/[^/]+)"
 API = rf"/api/models{REPO}"
 REVISION = r"/(?P<revision>[^/]+)"
+SPACE_ADDRESS = re.compile(r"/(?:api/)?spaces/([^/]+/[^/.]+)")
+SPACE_SUFFIX = "~space"
+"""Ends the id of a Space in here, since a model may have the same one."""
+
+
+def address_of(repo_id: str) -> str:
+    """What follows the endpoint in the address of a repository's page."""
+    return f"spaces/{repo_id.removesuffix(SPACE_SUFFIX)}" if repo_id.endswith(SPACE_SUFFIX) else repo_id
 
 
 class HubError(Exception):
@@ -331,6 +340,9 @@ class HubServer:
 
     def _dispatch(self, method: str, target: str, headers: Message, body: bytes) -> Reply:
         path, _, query = target.partition("?")
+        if space := SPACE_ADDRESS.match(path):
+            start = "/api/models/" if path.startswith("/api/") else "/"
+            path = f"{start}{space[1]}{SPACE_SUFFIX}{path[space.end() :]}"
         token = headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.tokens:
             raise HubError(401, "Invalid credentials in Authorization header")
@@ -370,12 +382,14 @@ class HubServer:
     @route("POST", "/api/repos/create")
     def _create_repo(self, request: Request) -> Reply:
         wanted = request.json()
-        if wanted.get("type", "model") != "model":
-            raise HubError(400, "This hub holds models only")
+        kind = wanted.get("type", "model")
+        if kind not in ("model", "space"):
+            raise HubError(400, "This hub holds models and Spaces only")
         owner = wanted.get("organization") or request.user or ""
         self._require_owner(request, owner)
         repo_id = f"{owner}/{wanted['name']}"
-        reply = {"id": repo_id, "name": repo_id, "url": f"{self.url}/{repo_id}"}
+        reply = {"id": repo_id, "name": repo_id, "url": f"{self.url}/{'spaces/' * (kind == 'space')}{repo_id}"}
+        repo_id += SPACE_SUFFIX * (kind == "space")
         if repo_id in self._repositories:
             return Reply.json({"error": f"You already created this model repo: {repo_id}", **reply}, 409)
         is_private = wanted.get("visibility") == "private" or bool(wanted.get("private"))  # newer and older clients
@@ -488,9 +502,10 @@ class HubServer:
         files = repo.apply(operations, parent.files)
         commit = Commit(files, parent, request.user, message["summary"], message["description"])
         repo.publish(ref, commit)
-        reply = {"success": True, "commitOid": commit.sha, "commitUrl": f"{self.url}/{repo_id}/commit/{commit.sha}"}
+        page = f"{self.url}/{address_of(repo_id)}"
+        reply = {"success": True, "commitOid": commit.sha, "commitUrl": f"{page}/commit/{commit.sha}"}
         if opens_pull_request:
-            reply["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{ref.removeprefix('refs/pr/')}"
+            reply["pullRequestUrl"] = f"{page}/discussions/{ref.removeprefix('refs/pr/')}"
         return Reply.json(reply)
 
     # -- listings and downloads --

@@ -238,7 +238,7 @@ def test_one_commit_holds_everything(hub, ada, pushed) -> None:
     ]
     files = hub.files("ada/whole")
     assert set(files) >= CODE | {
-        "README.md", "config.json", "handler.py", "model.safetensors",
+        "README.md", "config.json", "handler.py", "model.safetensors", "notebook.ipynb",
         "preprocessor_config.json", "selection.json", "selection.png", "training.json",
     }  # fmt: skip
     assert commit.commit_url == f"{hub.url}/ada/whole/commit/{commit.oid}"
