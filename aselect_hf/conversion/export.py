@@ -150,7 +150,7 @@ def _write_program(exported: Exported, path: Path) -> Callable[[torch.Tensor], A
 
 
 def _write_onnx(exported: Exported, path: Path) -> Callable[[torch.Tensor], Any]:
-    names = {"input_names": ["pixel_values"], "output_names": exported.names}
+    names: dict[str, Any] = {"input_names": ["pixel_values"], "output_names": exported.names}
     torch.onnx.export(_program(copy.deepcopy(exported)), f=path, external_data=False, verbose=False, **names)
     return _session(path)
 
