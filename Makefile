@@ -33,7 +33,8 @@ test-clients: $(VENV)/installed-clients
 
 # The browser is the system's, never a download of playwright's.
 test-app: $(VENV)/installed-test-app
-	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) || \
+		echo "chromium cannot be installed: tests in a browser are skipped"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app tests/hub
 
 conformance: $(VENV)/installed-test

@@ -54,13 +54,13 @@ def convert(folder: Path, **arguments: Any) -> Any:
 
 def memory(field: str) -> int:
     """Bytes of this process in memory: `VmRSS` now, `VmHWM` at the peak (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def forget_peak() -> None:
     """Let the peak start at the present size (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def measure(folder: Path, tiny: Path, way: str) -> dict[str, float]:
@@ -88,7 +88,7 @@ def main() -> None:
         print(f"checkpoint: {size / MB:.0f} MB in {len(list(folder.glob('*.safetensors')))} files")
         found = {"checkpoint": size, "ways": {way: in_own_process(folder, tiny, way) for way in WAYS}}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "conversion-memory.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "conversion-memory.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def in_own_process(folder: Path, tiny: Path, way: str) -> dict[str, float]:

@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """`(batch, tokens, width)` to `(batch, heads, tokens, head width)`."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
 
 class FoldedBlock(GradientCheckpointingLayer):

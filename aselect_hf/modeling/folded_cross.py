@@ -101,7 +101,7 @@ class TextAttention(nn.Module):
         return self.to_image_out(found.transpose(1, 2).flatten(2))
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
 
 class ConvFeedForward(nn.Module):
@@ -115,7 +115,8 @@ class ConvFeedForward(nn.Module):
         self.last = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        maps = F.silu(self.first(x)).transpose(1, 2).unflatten(2, self.grid_size)
+        maps = F.silu(self.first(x)).transpose(1, 2)
+        maps = maps.reshape(*maps.shape[:2], *self.grid_size)
         value, gate = self.conv(maps).flatten(2).transpose(1, 2).chunk(2, dim=-1)
         return self.last(value * F.silu(gate))
 

@@ -270,7 +270,7 @@ def _text_parts(block: Any, plain: FoldedJointBlock, context: State, text: torch
     if plain.attn.table is not None:
         normed = F.layer_norm(text, text.shape[-1:], eps=EPS)
         added = F.linear(normed, state["attn.add_qkv.weight"], state["attn.add_qkv.bias"]).chunk(len(linears), dim=-1)
-        heads = [x.unflatten(-1, (plain.attn.heads, -1)) for x in added]  # each (tokens, heads, head width)
+        heads = [x.view(len(text), plain.attn.heads, -1) for x in added]  # each (tokens, heads, head width)
         found = [getattr(block.attn, norm, None) for norm in norms]
         rows = [rms_normed(norm, x).flatten(-2) for norm, x in zip(found, heads, strict=True)]
         state["attn.table"] = torch.stack(rows)

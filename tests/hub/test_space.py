@@ -25,7 +25,7 @@ from .test_push import push_command, save_model
 def pushed(hub: HubServer, client: ClientProcess, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model") / "model"
     client.run(save_model, folder, 0)
-    code, printed = client.run(push_command, str(folder), "ada/tiny", "--space")
+    code, printed = client.run(push_command, str(folder), "ada/tiny", "--space", "--accept-base-license")
     assert code == 0, printed
     assert "its Space spaces/ada/tiny" in printed
     return "ada/tiny"
@@ -68,13 +68,15 @@ def test_the_card_links_it(hub, client, pushed, ada, tmp_path):
 def test_a_second_push_keeps_what_people_added(client, pushed, ada, tmp_path):
     ada.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=pushed, repo_type="space")
     client.run(save_model, tmp_path / "model", 1)
-    assert client.run(push_command, str(tmp_path / "model"), "ada/tiny", "--space")[0] == 0
+    assert client.run(push_command, str(tmp_path / "model"), "ada/tiny", "--space", "--accept-base-license")[0] == 0
     assert "notes.txt" in ada.list_repo_files(pushed, repo_type="space")
 
 
 def test_a_pull_request_has_no_space(client, tmp_path):
     client.run(save_model, tmp_path / "model", 1)
-    code, printed = client.run(push_command, str(tmp_path / "model"), "ada/tiny", "--space", "--create-pr")
+    code, printed = client.run(
+        push_command, str(tmp_path / "model"), "ada/tiny", "--space", "--create-pr", "--accept-base-license"
+    )
     assert (code, "space and create_pr cannot be combined" in printed) == (2, True)
 
 
