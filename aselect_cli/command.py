@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def as_command(
         messages = sys.stderr if as_json else sys.stdout
         with one_line_errors("aselect"), contextlib.redirect_stdout(messages):
             answer = function(**arguments)
-        print(json.dumps(answer.document, indent=1) if as_json else answer.text)
+        if int(os.environ.get("RANK", 0)) == 0:  # of several processes, the first speaks for all
+            print(json.dumps(answer.document, indent=1) if as_json else answer.text)
         raise typer.Exit(answer.exit_code)
 
     switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.utils import logging
 from aselect_cli.options import DTYPES
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.processes import join_processes, launched
 from aselect_hf.data.sources import load_images
 from aselect_hf.versions import slow_precision
 
@@ -24,10 +26,19 @@ def load_backbone(model: str, device: str | None, dtype: str) -> Any:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     logging.disable_progress_bar()
-    place = torch.device(device or best_device())
+    place = _place(device)
     if warning := slow_precision(place, dtype, "--dtype float32"):
         print(f"warning: {warning}", file=sys.stderr)
     return load_model(model, dtype=getattr(torch, dtype)).to(place).eval()
+
+
+def _place(device: str | None) -> torch.device:
+    """The device of this process; each process of a launcher has its own of the kind that is asked for."""
+    if not launched():
+        return torch.device(device or best_device())
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    return join_processes().device
 
 
 def best_device() -> str:

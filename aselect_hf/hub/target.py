@@ -75,14 +75,14 @@ class PushTarget:
         if self.tag and self.create_pr:
             raise ValueError("tag and create_pr cannot be combined: tag the commit after the pull request is merged")
         self.api = HfApi(token=self.token)
-        with self._errors():
+        with self.errors():
             user = self.api.whoami()["name"]
         if "/" not in self.repo_id:
             self.repo_id = f"{user}/{self.repo_id}"
 
     def commit(self, upload: Upload, local_card: Path | None = None) -> CommitInfo:
         """Push the files; `local_card` is merged into the card if the repository has none yet."""
-        with self._errors():
+        with self.errors():
             parent = self._prepare_repository()
             present = self.api.list_repo_files(self.repo_id, revision=parent)
             card = self._merge_card(upload.card, parent, local_card)
@@ -100,7 +100,7 @@ class PushTarget:
                 parent_commit=parent,
             )
         if self.tag:
-            with self._errors(f"{commit.commit_url} was pushed, but tag {self.tag!r} could not be created"):
+            with self.errors(f"{commit.commit_url} was pushed, but tag {self.tag!r} could not be created"):
                 self.api.create_tag(self.repo_id, tag=self.tag, revision=commit.oid)
         return commit
 
@@ -146,7 +146,7 @@ class PushTarget:
             return merge_cards(card, present)
 
     @contextmanager
-    def _errors(self, what: str = "") -> Iterator[None]:
+    def errors(self, what: str = "") -> Iterator[None]:
         """Turn the errors of the Hub's client into one clear line."""
         what = what or f"push to {self.repo_id} failed"
         try:
