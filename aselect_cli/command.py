@@ -26,6 +26,11 @@ class Answer:
     document: dict[str, Any]
     exit_code: int = 0
 
+    @classmethod
+    def silent(cls, exit_code: int = 0) -> Answer:
+        """Of a process that shared the work and leaves files and messages to the first one."""
+        return cls("", {}, exit_code)
+
 
 def as_command(
     function: Callable[..., Answer], options: Iterable[SourceOption] = (), panel: str | None = None
@@ -49,10 +54,12 @@ def as_command(
         if "options" in signature.parameters:
             given = {name: arguments.pop(name) for name in read}
             arguments["options"] = {name: read[name].value(value) for name, value in given.items() if value is not None}
-        messages = sys.stderr if as_json else sys.stdout
-        with one_line_errors("aselect"), contextlib.redirect_stdout(messages):
-            answer = function(**arguments)
-        if int(os.environ.get("RANK", 0)) == 0:  # of several processes, the first speaks for all
+        speaks = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first speaks for all
+        with one_line_errors("aselect"), open(os.devnull, "w") as nowhere:
+            messages = nowhere if not speaks else sys.stderr if as_json else sys.stdout
+            with contextlib.redirect_stdout(messages):
+                answer = function(**arguments)
+        if speaks:
             print(json.dumps(answer.document, indent=1) if as_json else answer.text)
         raise typer.Exit(answer.exit_code)
 

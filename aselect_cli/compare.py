@@ -55,6 +55,7 @@ def compare(
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.compare import check_strategies, compare_strategies, options_by_rule
+    from aselect_hf.data.processes import shared_work
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.data.splits import share_classes
     from aselect_hf.files import check_writable, read_json
@@ -69,25 +70,29 @@ def compare(
     candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
     splits = {name: read_images(data, split, image_column, label_column) for name, split in names.items()}
-    comparison = compare_strategies(
-        backbone,
-        {
-            name: each.sample(max_samples, seed, per_class=1).readable(on_error)
-            for name, each in share_classes(splits).items()
-        },
-        strategies=rules,
-        feature=feature,
-        strategy_options=shared,
-        timesteps=candidates,
-        num_images=num_images,
-        seed=seed,
-        num_seeds=num_seeds,
-        probe=probe,
-        pool_size=pool_size,
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        baselines=baseline or [],
-    )
+    with shared_work() as here:
+        comparison = compare_strategies(
+            backbone,
+            {
+                name: each.sample(max_samples, seed, per_class=1).readable(on_error)
+                for name, each in share_classes(splits).items()
+            },
+            strategies=rules,
+            feature=feature,
+            strategy_options=shared,
+            timesteps=candidates,
+            num_images=num_images,
+            seed=seed,
+            num_seeds=num_seeds,
+            probe=probe,
+            pool_size=pool_size,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            baselines=baseline or [],
+            progress=here.is_main,
+        )
+    if not here.is_main:
+        return Answer.silent()
     comparison.save(output_dir)
     audited = ", audit.json, audit.png" if comparison.audit else ""
     lines = [

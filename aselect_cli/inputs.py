@@ -34,11 +34,23 @@ def load_backbone(model: str, device: str | None, dtype: str) -> Any:
 
 def _place(device: str | None) -> torch.device:
     """The device of this process; each process of a launcher has its own of the kind that is asked for."""
+    if any(name.startswith("ACCELERATE_") for name in os.environ):
+        _warn_of_missing_processes()
     if not launched():
         return torch.device(device or best_device())
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     return join_processes().device
+
+
+def _warn_of_missing_processes() -> None:
+    """Say if `accelerate launch` started fewer processes than it was asked for; the result is the same, only slower."""
+    from aselect_hf.training.processes import check_num_processes
+
+    try:
+        check_num_processes(join_processes())
+    except ValueError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def best_device() -> str:

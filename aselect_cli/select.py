@@ -43,6 +43,7 @@ def select(
     """Choose a timestep; write `selection.json` and `selection.png`."""
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.conversion import save_model as write_model
+    from aselect_hf.data.processes import shared_work
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
     from aselect_hf.selection import select_timestep
     from aselect_hf.selection.candidates import read_candidates
@@ -59,7 +60,7 @@ def select(
     backbone = load_backbone(model, device, dtype)
     images = read_images(data, split, image_column, label_column)
     images = images.sample(max_samples, seed, per_class=2).readable(on_error)
-    with _room_for_model(save_model, backbone):
+    with _room_for_model(save_model, backbone), shared_work() as here:
         selection = select_timestep(
             backbone,
             images,
@@ -71,8 +72,11 @@ def select(
             seed=seed,
             batch_size=batch_size,
             cache_dir=cache_dir,
+            progress=here.is_main,
             **options,
         )
+    if not here.is_main:
+        return Answer.silent()
     with atomic_files(output_dir) as folder:
         selection.save(folder / "selection.json")
         selection.plot(folder / "selection.png")

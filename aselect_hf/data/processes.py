@@ -8,17 +8,19 @@ long as the others live. A process that gives no sign of life for a minute ends 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -31,16 +33,31 @@ SILENCE_SECONDS = 60.0
 """A process without a sign of life for so long counts as lost."""
 POLL_SECONDS = 0.05
 
+Value = TypeVar("Value")
+Run = Callable[[Iterable[Callable[[], Any]]], Iterable[Any]]
+
 
 def join_processes() -> PartialState:
-    """Connect to the other processes of the launcher, if there are any, and return this process's state."""
+    """Connect to the other processes of the launcher, if there are any, and return this process's state.
+
+    Only the first process on each machine shows this package's warnings, which are the same on all of them.
+    """
     no_accelerator = not (torch.accelerator.is_available() and torch.accelerator.device_count())
-    return PartialState(cpu=no_accelerator or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    state = PartialState(cpu=no_accelerator or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    if not state.is_local_main_process:
+        logging.getLogger("aselect_hf").setLevel(logging.ERROR)
+    atexit.register(state.destroy_process_group)
+    return state
 
 
 def launched() -> bool:
     """Whether a launcher started several processes of this command."""
     return {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def map_calls(calls: Iterable[Callable[[], Value]]) -> Iterator[Value]:
+    """The results of calls, one after another."""
+    return (call() for call in calls)
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,21 @@ class Processes:
     def block(self, num_images: int, batch_size: int) -> range:
         """The images of this process: whole batches in a row, so that every batch is that of a single process."""
         batches = -(-num_images // batch_size)
-        first, last = (batches * each // self.count * batch_size for each in (self.index, self.index + 1))
+        first, last = (-(-batches * each // self.count) * batch_size for each in (self.index, self.index + 1))
         return range(min(first, num_images), min(last, num_images))
 
     def every(self, num_images: int) -> range:
         """The images of this process, as every `count`-th one."""
         return range(self.index, num_images, self.count)
+
+    def spread(self, calls: Sequence[Callable[[], Value]], run: Run = map_calls) -> list[Value]:
+        """The results of calls, of which each process does every `count`-th one.
+
+        Args:
+            run: does this process's calls, in order.
+        """
+        parts = self.gather([*run(calls[self.index :: self.count])])
+        return [parts[number % self.count][number // self.count] for number in range(len(calls))]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in order of their numbers.
@@ -92,7 +118,10 @@ def processes() -> Processes:
 
 @contextmanager
 def shared_work() -> Iterator[Processes]:
-    """In the block, sweeps are shared by all processes; every process must run the same ones, in the same order."""
+    """In the block, sweeps are shared by all processes; every process must run the same ones, in the same order.
+
+    The processes leave the block together, so that none misses one that holds the launcher's store.
+    """
     found = Processes()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         found = Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
@@ -101,6 +130,7 @@ def shared_work() -> Iterator[Processes]:
         if found.count > 1:
             _board()  # gives the first sign of life
         yield found
+        found.gather(None)
     finally:
         _SHARED.reset(token)
 

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows
+from aselect_hf.data.processes import processes
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.selection.feature_sweep import VIEWS, Views, stored_noise_view, sweep_features
 from aselect_hf.selection.fusing import fuse
@@ -117,7 +118,9 @@ def select_by_judge(
         timesteps=inputs.timesteps,
         scores=scores[chosen].tolist(),
         standard_errors=[each.standard_error for each in evidence],
-        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started + views.seconds, swept.flops),
+        cost=SelectionCost(
+            swept.forward_passes, time.perf_counter() - started + views.seconds, swept.flops, processes().count
+        ),
         schedule=model.noise_schedule.to_dict(),
         score_name=judge.score_name,
         options=options | ({"feature": AUTO, "kinds": list(kinds)} if auto else {}),
