@@ -94,7 +94,7 @@ def select(
     return Answer("\n".join(lines), read_json(written[0]) | {"written": [str(path) for path in written]})
 
 
-def _room_for_model(save_model: Path | None, model: Any) -> AbstractContextManager[None]:
+def _room_for_model(save_model: Path | None, model: Any) -> AbstractContextManager[Any]:
     """Reserve disk space for the model that is written at the end."""
     from aselect_hf.cost import weight_bytes
     from aselect_hf.files import as_path, reserved_space

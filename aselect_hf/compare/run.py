@@ -112,6 +112,7 @@ def compare_strategies(
         "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
         "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",
         "hardware": hardware(model.device),
+        "processes": processes().count,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     }

@@ -197,7 +197,7 @@ class FeatureRows:
         found = self.model.extract_features(
             pixels.to(self.model.device),
             **options,
-            output_format=self.output_format,  # type: ignore[arg-type]
+            output_format=self.output_format,
         )
         vectors = {}
         for name, each in self.columns.items():
