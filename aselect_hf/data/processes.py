@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.distributed import PrefixStore, TCPStore
 
+ARRIVAL_SECONDS = 600.0
+"""How long processes wait for each other at the start."""
 BEAT_SECONDS = 5.0
 """Time between two signs of life."""
 SILENCE_SECONDS = 60.0
@@ -41,9 +44,21 @@ def join_processes() -> PartialState:
     """Connect to the other processes of the launcher, if there are any, and return this process's state.
 
     Only the first process on each machine shows this package's warnings, which are the same on all of them.
+
+    Raises:
+        TimeoutError: another process did not arrive within 10 minutes.
     """
     no_accelerator = not (torch.accelerator.is_available() and torch.accelerator.device_count())
-    state = PartialState(cpu=no_accelerator or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    cpu = no_accelerator or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    options = {"timeout": timedelta(seconds=ARRIVAL_SECONDS)} if launched() else {}
+    try:
+        state = PartialState(cpu=cpu, **options)
+    except torch.distributed.DistStoreError as error:
+        raise TimeoutError(
+            f"not all of {os.environ['WORLD_SIZE']} processes arrived within {ARRIVAL_SECONDS:.0f} s at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: see whether all were started, and "
+            f"whether they reach this address ({str(error).splitlines()[0]})"
+        ) from error
     if not state.is_local_main_process:
         logging.getLogger("aselect_hf").setLevel(logging.ERROR)
     atexit.register(state.destroy_process_group)

@@ -6,26 +6,80 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import psutil
 import pytest
 import torch
+from PIL import Image
 
 from aselect_hf.data import feature_cache
 
-from .two_processes import REQUESTS, work
+from .two_processes import REQUESTS, tiny_model, work
 
 ROOT = Path(__file__).parents[2]
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def test_a_process_that_never_arrives_ends_the_wait():
+    code = "from aselect_hf.data import processes; processes.ARRIVAL_SECONDS = 3; processes.join_processes()"
+    launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT | launcher, capture_output=True, text=True, timeout=100
+    )
+    assert "TimeoutError: not all of 2 processes arrived within 3 s at 127.0.0.1:29517" in done.stderr
+
+
+def test_two_killed_processes_and_then_one_end_in_the_same_files(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    for index in range(64):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 3 * index).save(path)
+    arguments = [
+        "features",
+        str(tmp_path / "model"),
+        str(tmp_path / "images"),
+        "--num-shards",
+        "32",
+        "--batch-size",
+        "1",
+    ]
+    environment = ENVIRONMENT | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+
+    def output(name: str) -> list[str]:
+        return ["-m", "aselect_hf", *arguments, "-o", str(tmp_path / name)]
+
+    both = subprocess.Popen([*TORCHRUN, *output("two")], env=environment)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "two").glob("*.parquet"))) < 5 and both.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in [psutil.Process(both.pid), *psutil.Process(both.pid).children(recursive=True)]:
+        process.kill()
+    both.wait()
+    assert 5 <= len(list((tmp_path / "two").glob("*.parquet"))) < 32, "killed too late to test anything"
+    for name in ("two", "one"):
+        subprocess.run([sys.executable, *output(name)], env=environment, check=True, timeout=100)
+    files = {name: sorted((tmp_path / name).glob("[!.]*")) for name in ("one", "two")}
+    assert [path.name for path in files["one"]] == [path.name for path in files["two"]]
+    one, two = (pd.read_parquet(tmp_path / name) for name in ("one", "two"))
+    assert one.drop(columns="blocks_0_query_t100").equals(two.drop(columns="blocks_0_query_t100"))
+    vectors = [np.stack(frame["blocks_0_query_t100"]) for frame in (one, two)]
+    np.testing.assert_allclose(*vectors, atol=1e-5)  # last bits depend on where a batch lies in memory
+    assert not list((tmp_path / "two").glob(".features*"))
+
+
 def test_two_processes_end_in_the_numbers_and_files_of_one(tmp_path, monkeypatch):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     (tmp_path / "two").mkdir()
     done = subprocess.run(
-        [*command, "-m", "tests.processes.two_processes", str(tmp_path / "two")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200,
+        [*TORCHRUN, "-m", "tests.processes.two_processes", str(tmp_path / "two")],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / "two" / f"{index}.json").read_text()) for index in (0, 1))
