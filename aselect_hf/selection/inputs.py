@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.data.latent_cache import cached_latents, latent_shape
+from aselect_hf.data.latent_cache import LatentCache, cached_latents, latent_shape
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DEFAULT_BATCH_SIZE = 64
@@ -92,13 +91,22 @@ class SelectionInputs:
             batches = some.batches(model.config, batch_size, whole_image=whole_image)
             parts = [model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]
             return torch.cat(parts), time.perf_counter() - started
-        folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
-        if model.vae is not None and type(model.vae).__name__ != "AutoencoderKL":
+        if type(model.vae).__name__ != "AutoencoderKL":
             deviations = None
-        options: dict[str, Any] = {"whole_image": whole_image, "batch_size": batch_size}
-        options["log_variance"] = deviations is not None
-        cache = cached_latents(model, data, cache_dir=folder, progress=self.progress, **options)
+        cache = self.latent_cache(data, whole_image=whole_image, log_variance=deviations is not None)
         latents = cache.gather(rows).float()
         if deviations is not None:
             latents += (cache.log_variance(rows).float() / 2).exp() * deviations
         return latents, cache.seconds
+
+    def latent_cache(self, data: ImageData, *, whole_image: bool = False, log_variance: bool = False) -> LatentCache:
+        """A VAE's latents of all images, cached under `cache_dir/latents`."""
+        return cached_latents(
+            self.model,
+            data,
+            whole_image=whole_image,
+            log_variance=log_variance,
+            batch_size=self.fixed_batch_size,
+            cache_dir=Path(self.cache_dir) / "latents" if self.cache_dir else None,
+            progress=self.progress,
+        )

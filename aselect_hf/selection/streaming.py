@@ -138,9 +138,12 @@ def _batches(
     inputs: SelectionInputs, data: ImageData, own: range, whole_image: bool
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The network's clean inputs of this process's images, with the number of the first of each batch."""
+    model = inputs.model
+    cache = None if model.vae is None else inputs.latent_cache(data, whole_image=whole_image)
     for first in range(own.start, own.stop, inputs.fixed_batch_size):
         batch = range(first, min(first + inputs.fixed_batch_size, own.stop))
-        yield first, inputs.latents(data, batch, whole_image=whole_image)[0].to(inputs.model.device)
+        latents = cache.gather(batch) if cache is not None else inputs.latents(data, batch, whole_image=whole_image)[0]
+        yield first, latents.float().to(model.device)
 
 
 def _rows_at(inputs: SelectionInputs, latents: torch.Tensor, rows: KeptRows, first: int, t: int) -> torch.Tensor:
