@@ -6,11 +6,15 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 PICKS := tests/selection/test_scoring.py -k planted_timestep
 
-.PHONY: demo test test-slow test-clients conformance clean
+.PHONY: app demo test test-app test-slow test-clients conformance docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
 	@echo "The picture: runs/demo/compare.png"
+
+# The page in a browser; `make app MODEL=runs/model` shows a model of yours.
+app: $(VENV)/installed-app
+	$(BIN)/aselect app $(MODEL)
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -27,16 +31,38 @@ test-slow: $(VENV)/installed-test
 test-clients: $(VENV)/installed-clients
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clients -n 2 tests/clients
 
+# The browser is the system's, never a download of playwright's.
+test-app: $(VENV)/installed-test-app
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app tests/hub
+
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs
+	@echo "The pages: site/index.html"
+
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info
+	rm -rf $(VENV) build dist runs site *.egg-info
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-app: $(VENV)/installed
+	$(INSTALL) --editable '.[app]'
+	touch $@
+
+$(VENV)/installed-test-app: $(VENV)/installed
+	$(INSTALL) --editable '.[test-app]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 $(VENV)/installed-clients: $(VENV)/installed-test

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aselect_cli import audit, benchmark, compare, convert, features, push, select
+from aselect_cli import audit, benchmark, compare, convert, export, features, push, select, serve
 from aselect_cli.command import as_command
 from aselect_cli.rules import rule_options, rules_table
 from aselect_cli.source import SourceOption, options_of_class
@@ -40,16 +40,22 @@ app = typer.Typer(
 
 
 def add(
-    module: Any, example: str, options: Iterable[SourceOption] = (), heading: str = "Options", notes: str = ""
+    module: Any,
+    example: str,
+    options: Iterable[SourceOption] = (),
+    heading: str = "Options",
+    notes: str = "",
+    name: str = "",
 ) -> None:
-    """Add the command of a module: the function that has its name.
+    """Add the command of a module: the function `name`.
 
     Args:
         example: arguments of `aselect`, for the end of the help.
         options: options of the library, see `as_command`; the help lists them under `heading`.
         notes: more text for the end of the help.
+        name: default: that of the module.
     """
-    function = getattr(module, module.__name__.rpartition(".")[2])
+    function = getattr(module, name or module.__name__.rpartition(".")[2])
     app.command(epilog=f"Example: aselect {example}{notes}")(as_command(function, options, heading))
 
 
@@ -61,7 +67,9 @@ add(audit, "audit sample sample --output-dir runs/audit", *RULES)
 add(compare, "compare sample sample --methods hfr,grid --baseline facebook/dinov2-small", *RULES)
 add(features, "features sample --list")
 add(convert, "convert facebook/DiT-XL-2-256 dit-xl-2-256")
+add(export, "export runs/model runs/onnx --quantize")
 add(push, "push runs/model me/my-dit --private --tag v1.0", TARGET)
+add(serve, "app sample runs/model", name="app")
 add(benchmark, "benchmark sample --batch-sizes 1,8 --output runs/benchmark.json")
 
 

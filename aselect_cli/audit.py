@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aselect_cli import options as opt
-from aselect_cli.command import Answer
+from aselect_cli.command import Answer, command_line
 
 EXIT_CODES = {"any timestep": 0, "trust": 0, "uncertain": 3, "do not trust": 4}  # 2 is a mistake, 1 a crash
 
@@ -45,6 +45,7 @@ def audit(
     dtype: opt.DType = "float32",
     on_error: opt.OnError = "stop",
     output_dir: opt.OutputDir = Path("runs/audit"),
+    report: opt.Report = None,
     cache_dir: opt.CacheDir = None,
 ) -> Answer:
     """Check the timestep of a rule, of a saved selection, or a guess; write `audit.json` and `audit.png`.
@@ -59,21 +60,25 @@ def audit(
     from aselect_hf.data.processes import shared_work
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.files import atomic_files, check_writable, read_json
+    from aselect_hf.report import write_report
     from aselect_hf.selection import TimestepSelection
     from aselect_hf.selection.candidates import read_candidates
     from aselect_hf.selection.request import check_request
 
     check_request(method, options, feature)
     check_writable(output_dir / "audit.json")
+    if report:
+        check_writable(report)
     refuse_shared_splits({"split": split} | ({"held_out_split": held_out_split} if held_out_split else {}))
     made = TimestepSelection.load(selection) if selection else None
     candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
     held_out = read_images(data, held_out_split, image_column, label_column) if held_out_split else None
+    images = read_images(data, split, image_column, label_column)
     with shared_work() as here:
         result = audit_timestep(
             backbone,
-            read_images(data, split, image_column, label_column),
+            images,
             held_out=held_out,
             method=method,
             selection=made,
@@ -94,6 +99,8 @@ def audit(
     with atomic_files(output_dir) as folder:
         result.save(folder / "audit.json")
         result.plot(folder / "audit.png")
-    written = [str(output_dir / name) for name in ("audit.json", "audit.png")]
+    if report:
+        write_report(report, result, backbone, images.readable(on_error), command=command_line())
+    written = [str(path) for path in (output_dir / "audit.json", output_dir / "audit.png", report) if path]
     text = f"{result.picked.describe()}\n{result.describe()}\nwrote {', '.join(written)}"
     return Answer(text, read_json(written[0]) | {"written": written}, EXIT_CODES[result.verdict])

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -84,3 +85,8 @@ def _parameter(option: SourceOption, panel: str | None) -> inspect.Parameter:
     info = typer.Option(help=_plain(option.help), rich_help_panel=panel, metavar=metavar)
     annotation = Annotated[kind | None, info]  # type: ignore[valid-type]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def command_line() -> str:
+    """The command that is running, for a report."""
+    return shlex.join(["aselect", *sys.argv[1:]])

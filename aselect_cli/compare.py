@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aselect_cli import options as opt
-from aselect_cli.command import Answer
+from aselect_cli.command import Answer, command_line
 from aselect_cli.rules import complete_rules
 
 
@@ -47,6 +47,7 @@ def compare(
     dtype: opt.DType = "float32",
     on_error: opt.OnError = "stop",
     output_dir: opt.OutputDir = Path("runs/compare"),
+    report: opt.Report = None,
     cache_dir: opt.CacheDir = None,
 ) -> Answer:
     """Compare rules on the same images: timestep, test accuracy and cost; write a table and a picture.
@@ -59,6 +60,7 @@ def compare(
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.data.splits import share_classes
     from aselect_hf.files import check_writable, read_json
+    from aselect_hf.report import write_report
     from aselect_hf.selection.candidates import read_candidates
 
     rules = [name.strip() for name in methods.split(",")]
@@ -67,16 +69,19 @@ def compare(
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     refuse_shared_splits({f"{name}_split": split for name, split in names.items()})
     check_writable(output_dir / "compare.json")
+    if report:
+        check_writable(report)
     candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
     splits = {name: read_images(data, split, image_column, label_column) for name, split in names.items()}
+    sampled = {
+        name: each.sample(max_samples, seed, per_class=1).readable(on_error)
+        for name, each in share_classes(splits).items()
+    }
     with shared_work() as here:
         comparison = compare_strategies(
             backbone,
-            {
-                name: each.sample(max_samples, seed, per_class=1).readable(on_error)
-                for name, each in share_classes(splits).items()
-            },
+            sampled,
             strategies=rules,
             feature=feature,
             strategy_options=shared,
@@ -94,13 +99,17 @@ def compare(
     if not here.is_main:
         return Answer.silent()
     comparison.save(output_dir)
+    if report:
+        write_report(report, comparison, backbone, sampled["test"], command=command_line())
     audited = ", audit.json, audit.png" if comparison.audit else ""
     lines = [
         *map(_for_terminal, comparison.rich_tables()),
         *comparison.summary(),
         f"wrote {output_dir}: compare.json, compare.md, compare.png{audited} and every selection",
+        *([f"wrote {report}"] if report else []),
     ]
-    return Answer("\n".join(lines), read_json(output_dir / "compare.json") | {"written": [str(output_dir)]})
+    written = [str(path) for path in (output_dir, report) if path]
+    return Answer("\n".join(lines), read_json(output_dir / "compare.json") | {"written": written})
 
 
 def _for_terminal(table: Any) -> str:

@@ -61,6 +61,9 @@ def convert(
         Literal["feature", "all"] | None,
         typer.Option(help="Blocks of a text-to-image network to keep: up to that of the feature (default), or all."),
     ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of a network that takes one as an input (default: 1).")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels (default: the network's).")
     ] = None,
@@ -89,6 +92,7 @@ def convert(
         "prompt_embeds": prompt_embeds,
         "skip_text_encoders": skip_text_encoder,
         "keep": keep,
+        "guidance": guidance,
     }
     model = convert_checkpoint(
         source,
@@ -100,7 +104,7 @@ def convert(
         allow_pickle=allow_pickle,
         fix_timestep=fix_timestep,
         model_time=model_time,
-        text={name: value for name, value in said.items() if value},
+        text={name: value for name, value in said.items() if value not in (None, "", [])},
         **keywords,
     )
     parameters = model.num_parameters()

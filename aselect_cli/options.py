@@ -43,6 +43,12 @@ OnError = Annotated[
 ImageColumn = Annotated[str, typer.Option(help="Column that holds the images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column that holds the labels (default: label, if it exists).")]
 OutputDir = Annotated[Path, typer.Option(help="Folder to write to.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write this HTML file: curves, pictures, tables, cost, protocol, in one file (default: none)."
+    ),
+]
 CacheDir = Annotated[
     Path | None, typer.Option(help="Folder that keeps features between runs (default: in the cache of the Hub client).")
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aselect_cli import options as opt
-from aselect_cli.command import Answer
+from aselect_cli.command import Answer, command_line
 
 
 def select(
@@ -38,6 +38,7 @@ def select(
     save_model: Annotated[
         Path | None, typer.Option(help="Folder for a copy of the model with the chosen timestep (default: none).")
     ] = None,
+    report: opt.Report = None,
     cache_dir: opt.CacheDir = None,
 ) -> Answer:
     """Choose a timestep; write `selection.json` and `selection.png`."""
@@ -45,6 +46,7 @@ def select(
     from aselect_hf.conversion import save_model as write_model
     from aselect_hf.data.processes import shared_work
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
+    from aselect_hf.report import write_report
     from aselect_hf.selection import select_timestep
     from aselect_hf.selection.candidates import read_candidates
     from aselect_hf.selection.fusing import check_fusing
@@ -54,6 +56,8 @@ def select(
     check_request(method, options, feature)
     check_fusing(WITH_LABELS if method == AUTO else method, num_timesteps_to_fuse)
     check_writable(output_dir / "selection.json")
+    if report:
+        check_writable(report)
     if save_model:
         check_absent(save_model)
     candidates = read_candidates(timesteps)
@@ -83,8 +87,10 @@ def select(
     if save_model:
         with atomic_directory(save_model) as folder:
             write_model(selection.apply(backbone), folder)
+    if report:
+        write_report(report, selection, backbone, images, command=command_line())
     cost = selection.cost
-    written = [output_dir / "selection.json", output_dir / "selection.png", *([save_model] if save_model else [])]
+    written = [output_dir / "selection.json", output_dir / "selection.png", *filter(None, [save_model, report])]
     lines = [
         selection.describe(),
         *filter(None, [selection.fusion]),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from aselect_hf.compare import compare_strategies
     from aselect_hf.conversion import convert_checkpoint, from_diffusers
     from aselect_hf.hub import push_to_hub
+    from aselect_hf.pictures import attention_maps, noise_strip, pca_map, similarity_map
     from aselect_hf.selection import TimestepSelection, select_timestep
     from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio
 
@@ -76,17 +77,21 @@ READERS["diffusers"] = _read_diffusers
 
 LAZY = {
     "TimestepSelection": "selection",
+    "attention_maps": "pictures",
     "audit_timestep": "audit",
     "compare_strategies": "compare",
     "convert_checkpoint": "conversion",
     "find_massive_channels": "audit",
     "from_diffusers": "conversion",
     "high_frequency_ratio": "selection.high_frequency_ratio",
+    "noise_strip": "pictures",
+    "pca_map": "pictures",
     "push_to_hub": "hub",
     "select_timestep": "selection",
+    "similarity_map": "pictures",
 }
 """Public names that are imported on first use, and where each is found."""
-ROOMS = ("audit", "compare", "conversion", "data", "hub", "selection")
+ROOMS = ("audit", "compare", "conversion", "data", "hub", "pictures", "selection")
 """Subpackages that are imported on first use, as in `aselect_hf.hub.push_folder`."""
 
 __all__ = [
@@ -101,6 +106,7 @@ __all__ = [
     "ASelectDiffusionForSemanticSegmentation",
     "ASelectDiffusionModel",
     "TimestepSelection",
+    "attention_maps",
     "audit_timestep",
     "compare_strategies",
     "convert_checkpoint",
@@ -108,8 +114,11 @@ __all__ = [
     "from_diffusers",
     "high_frequency_ratio",
     "make_image_processor",
+    "noise_strip",
+    "pca_map",
     "push_to_hub",
     "select_timestep",
+    "similarity_map",
 ]
 
 

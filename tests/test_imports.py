@@ -25,6 +25,7 @@ PUBLIC = [
     "ASelectDiffusionForSemanticSegmentation",
     "ASelectDiffusionModel",
     "TimestepSelection",
+    "attention_maps",
     "audit_timestep",
     "compare_strategies",
     "convert_checkpoint",
@@ -32,8 +33,11 @@ PUBLIC = [
     "from_diffusers",
     "high_frequency_ratio",
     "make_image_processor",
+    "noise_strip",
+    "pca_map",
     "push_to_hub",
     "select_timestep",
+    "similarity_map",
 ]
 HEAVY = {"datasets", "diffusers", "matplotlib", "pandas", "pydantic", "rich", "sklearn", "typer"}
 

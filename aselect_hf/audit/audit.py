@@ -16,7 +16,8 @@ from aselect_hf.audit.curves import (
     rank_correlation,
     regret_by,
 )
-from aselect_hf.audit.massive import find_massive_channels
+from aselect_hf.audit.degenerate import find_degenerate
+from aselect_hf.audit.massive import find_massive_channels, find_upstream_channels
 from aselect_hf.audit.memorizing import warn_of_memorizing
 from aselect_hf.audit.regret import Regret, best_exceeds
 from aselect_hf.audit.result import Audit
@@ -44,7 +45,7 @@ from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
 from aselect_hf.selection.request import automatic_method, check_request, report_unused_labels
-from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rule import BY_CLUSTERS
 from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
 from aselect_hf.selection.samples import LEAST_PER_CLASS
 
@@ -80,9 +81,12 @@ def audit_timestep(
     A verdict is about the timestep and not about the model. The probe therefore also runs on an untrained network of
     the same shape, for which there must be memory; a checkpoint that is not significantly better gets a warning.
 
-    Without labels the check is an independent rule: `"consensus"`, or HFR if `"consensus"` picked. The verdict is
-    `"trust"` if the picks are equal or neighbors on the grid, the curves are alike over at least five timesteps, and
-    the pick is stable; see `judge_by_agreement`. HFR always runs.
+    Inputs that can tell nothing (a feature that is the same for all images, copies, labels of one class) are named and
+    never trusted. If the verdict is bad, massive channels in the blocks before the feature are looked for and named.
+
+    Without labels the check is an independent rule: `"consensus"`, or HFR if a rule by clusters picked (`"consensus"`,
+    `"consensus_rank"`). The verdict is `"trust"` if the picks are equal or neighbors on the grid, the curves are alike
+    over at least five timesteps, and the pick is stable; see `judge_by_agreement`. HFR always runs.
 
     Args:
         images, feature, timesteps, seed, batch_size, on_error, cache_dir, progress: see `select_timestep`.
@@ -109,6 +113,7 @@ def audit_timestep(
     elif selection.schedule != model.config.noise_schedule:
         raise ValueError("selection was made for a noise schedule other than the model's")
     data, labeled, warnings = _audited_images(images, num_images or NUM_AUDITED, seed, on_error)
+    given = None if data.labels is None else np.asarray(data.labels)
     other = None if held_out is None else _held_out_images(held_out, num_images or NUM_AUDITED, seed, on_error, labeled)
     run: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     picked = selection
@@ -128,6 +133,8 @@ def audit_timestep(
     warnings += warn_of_pick(curves.hfr, picked, curves.name, shares)
     massive = find_massive_channels(model, data, feature=picked.feature, timestep=picked.timestep, seed=seed)
     warnings += filter(None, [massive.sentence()])
+    degenerate = find_degenerate(model, data, given, picked.feature, picked.timestep, seed)
+    warnings += degenerate.all()
     correlation = None if checked is picked else rank_correlation(picked, checked)
     regret = regret_by(checked, grid.index(picked.timestep), seed)
     if other is not None:
@@ -147,6 +154,10 @@ def audit_timestep(
     else:
         doubt = doubt_of_agreement(picked, checked) or doubt_of_pick(curves.hfr, picked, curves.name, shares)
         verdict, sentence = judge_by_agreement(picked, checked, curves.name, grid, correlation, regret.lower > 0, doubt)
+    verdict, sentence = degenerate.capped(verdict, sentence)
+    if verdict not in (ANY_TIMESTEP, TRUST):
+        upstream = find_upstream_channels(model, data, feature=picked.feature, timestep=picked.timestep, seed=seed)
+        warnings += filter(None, [upstream.sentence()])
     return Audit(
         verdict=verdict,
         sentence=sentence,
@@ -238,6 +249,6 @@ def _warnings_of_check(data: ImageData, checked: TimestepSelection, labeled: boo
     if data.labels is not None:
         classes = data.describe_classes()
         warnings.append(f"the labels are not used, because no 2 classes have 2 images each ({classes})")
-    if checked.method == WITHOUT_LABELS and checked.num_images < LEAST_FOR_CLUSTERS:
+    if checked.method in BY_CLUSTERS and checked.num_images < LEAST_FOR_CLUSTERS:
         warnings.append(f"the check has only {checked.num_images} images: give {LEAST_FOR_CLUSTERS} or more")
     return warnings

@@ -13,7 +13,7 @@ from aselect_hf.audit.regret import Regret, estimate_regret, paired_regret, unpa
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import TimestepSelection, default_timesteps, select_timestep
-from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rule import BY_CLUSTERS, CHECK_WITHOUT_LABELS
 
 NUM_AUDITED = 1000
 """Default number of labeled images. With 500, the error of a regret is as large as the regrets that matter."""
@@ -53,7 +53,7 @@ def compared_curves(
     run = run | {"timesteps": grid, "num_images": num_images}
     name = rule_name(picked, grid)
     hfr = picked if name == "hfr" else select_timestep(model, data, method="hfr", **run)
-    rule = "ridge" if labeled else "hfr" if picked.method == WITHOUT_LABELS else WITHOUT_LABELS
+    rule = "ridge" if labeled else "hfr" if picked.method in BY_CLUSTERS else CHECK_WITHOUT_LABELS
     if rule == "hfr":
         checked = hfr
     elif rule == name and picked.timesteps == grid:

@@ -23,6 +23,10 @@ MASSIVE = 50.0
 they pass between blocks)."""
 NORMS = ("attention_norm", "mlp_norm")
 BATCH, NEIGHBORS = 32, 5
+UPSTREAM_IMAGES, UPSTREAM_BATCH = 8, 2
+"""Few images are enough before the feature, because massive channels are massive on all tokens of all images."""
+DOMINANT = 0.5
+"""Least share of the mean square over channels, which is what a later norm divides by, that makes channels a cause."""
 
 
 @dataclass
@@ -100,8 +104,7 @@ def find_massive_channels(
         sums += found[name].double().abs().mean(dim=2).sum(dim=(0, 1)).cpu()
         for key in wanted:
             pooled[key].append(found[key][:, 0].float().mean(dim=1).cpu().numpy())
-    ratios = (sums / sums.median()).nan_to_num(posinf=float("inf")).numpy()
-    channels = [int(channel) for channel in np.argsort(-ratios, kind="stable") if ratios[channel] >= MASSIVE]
+    ratios, channels = _massive(sums)
     result = MassiveChannels(name, step, channels, [float(ratios[channel]) for channel in channels], norms)
     if channels and has_classes(data.labels):
         labeled = np.flatnonzero(np.asarray(data.labels) != UNLABELED)
@@ -114,3 +117,76 @@ def find_massive_channels(
             for key, each in rows.items()
         }
     return result
+
+
+@dataclass
+class UpstreamChannels:
+    """Massive channels of what blocks before a feature pass on.
+
+    Args:
+        feature: the feature that is read.
+        blocks: the outputs with massive channels, in order of computation.
+        channels: their numbers in the first of these, the largest first.
+        ratio: mean magnitude of the largest over that of the median channel, the highest over `blocks`.
+        share: what massive channels make up of the mean square over channels, the highest over `blocks`.
+    """
+
+    feature: str
+    blocks: list[str]
+    channels: list[int]
+    ratio: float
+    share: float
+
+    def sentence(self) -> str:
+        """The finding; empty if there are no such channels, or if they are too small to squeeze the others."""
+        if not self.blocks or self.share < DOMINANT:
+            return ""
+        where = self.blocks[0] if len(self.blocks) == 1 else f"{self.blocks[0]} to {self.blocks[-1]}"
+        channels = f"channel{'s' * (len(self.channels) > 1)} {', '.join(map(str, self.channels))}"
+        return (
+            f"massive activations before {self.feature}: {channels} in {where} ({self.ratio:.0f} x the median, "
+            f"{self.share:.0%} of the mean square), which leave little room for all others behind every norm: "
+            "read a feature of an earlier block"
+        )
+
+
+@torch.no_grad()
+def find_upstream_channels(
+    model: NoisyBackbone, images: Any, *, feature: str | None = None, timestep: int | None = None, seed: int = 0
+) -> UpstreamChannels:
+    """Find massive channels, as `find_massive_channels` does, in the outputs of all blocks before a feature.
+
+    Channels that are discarded from the feature, itself the output of a block, are known and not named again.
+
+    Args:
+        images, feature, timestep: see `find_massive_channels`; 8 random images are looked at.
+    """
+    name = str(model.config.resolve_feature(feature or str(model.config.feature)))
+    features = model.config.list_features()
+    before = [each for each in features[: features.index(name)] if each.endswith(".hidden")]
+    sizes, squares = ({each: torch.tensor(0.0, dtype=torch.float64) for each in before} for _ in range(2))
+    data = ImageData.of(images, UPSTREAM_IMAGES).sample(UPSTREAM_IMAGES, seed)
+    for pixels in data.batches(model.config, UPSTREAM_BATCH) if before else ():
+        found = model.extract_features(
+            pixels.to(model.device), feature=before, timestep=model.resolve_timestep(timestep)
+        )
+        for each, values in found.items():
+            sizes[each] = sizes[each] + values.double().abs().mean(dim=2).sum(dim=(0, 1)).cpu()
+            squares[each] = squares[each] + values.double().square().mean(dim=2).sum(dim=(0, 1)).cpu()
+    known = (model.config.channel_discard or {}).get(name, []) if name.endswith(".hidden") else []
+    result = UpstreamChannels(name, [], [], 0.0, 0.0)
+    for each in before:
+        ratios, channels = _massive(sizes[each])
+        channels = [channel for channel in channels if channel not in known]
+        if channels:
+            result.blocks.append(each)
+            result.channels = result.channels or channels
+            result.ratio = max(result.ratio, float(ratios[channels[0]]))
+            result.share = max(result.share, float(squares[each][channels].sum() / squares[each].sum()))
+    return result
+
+
+def _massive(sums: torch.Tensor) -> tuple[np.ndarray, list[int]]:
+    """Every channel's magnitude over that of the median channel, and the massive channels, the largest first."""
+    ratios = (sums / sums.median()).nan_to_num(posinf=float("inf")).numpy()
+    return ratios, [int(each) for each in np.argsort(-ratios, kind="stable") if ratios[each] >= MASSIVE]

@@ -24,7 +24,7 @@ class Audit(Record):
         method: the rule that picked. `"hfr"` stands for the whole corrected curve; HFR otherwise is
             `"hfr, uncorrected"` or `"hfr, searched"`.
         checked_by: the rule that checks: `"ridge"` with labels or masks, else `"consensus"`, or `"hfr"` if `method` is
-            `"consensus"`.
+            `"consensus"` or `"consensus_rank"`.
         timestep: the pick.
         selections: the selections of `"hfr"` (always), `method` and `checked_by`, by name.
         pick_shares: for each timestep of `"hfr"`, how often the rule picks it from bootstrap samples of the images;

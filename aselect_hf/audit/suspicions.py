@@ -7,7 +7,7 @@ import numpy as np
 from aselect_hf.audit.regret import paired_regret, pick_shares
 from aselect_hf.audit.verdicts import written
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rule import BY_CLUSTERS
 from aselect_hf.selection.rules.consensus import LEAST_FOR_CLUSTERS
 from aselect_hf.selection.ties import best_of
 
@@ -31,7 +31,7 @@ def warn_of_pick(hfr: TimestepSelection, picked: TimestepSelection, name: str, s
     """
     grid, schedule, warnings = hfr.timesteps, hfr.noise_schedule, picked.doubts()
     pick, raw_pick = grid.index(picked.timestep), best_of(hfr.raw_scores or [])
-    enough = LEAST_FOR_CLUSTERS if picked.method == WITHOUT_LABELS else FEW_IMAGES
+    enough = LEAST_FOR_CLUSTERS if picked.method in BY_CLUSTERS else FEW_IMAGES
     if picked.scores and picked.num_images < enough:
         warnings.append(f"{written(name)} saw only {picked.num_images} images: give {enough} or more")
     if shares is not None and not _is_stable(shares):

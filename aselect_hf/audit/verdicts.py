@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from aselect_hf.audit.regret import Regret
 from aselect_hf.selection import TimestepSelection
-from aselect_hf.selection.rule import WITHOUT_LABELS
+from aselect_hf.selection.rule import BY_CLUSTERS
 
 ANY_TIMESTEP, TRUST, UNCERTAIN, DO_NOT_TRUST = "any timestep", "trust", "uncertain", "do not trust"
 VERDICTS = (ANY_TIMESTEP, TRUST, UNCERTAIN, DO_NOT_TRUST)
 
 # What the verdicts rest on (ours).
 TOLERANCE = 2.0
-"""Points that a trusted pick may lose by the estimate; by the upper bound it may lose twice as many."""
+"""Points that a trusted pick may lose by the estimate."""
+TRUSTED_UPPER = 2.0
+"""How many times as many points a trusted pick may lose by the upper bound."""
 NEAR = 1
 """Places on the grid by which two picks may differ and still agree."""
 ALIKE = 0.5
@@ -84,7 +86,7 @@ def verdict_of(regret: Regret, tolerance: float, informative: bool) -> str:
         return DO_NOT_TRUST
     if regret.estimate > tolerance:
         return DO_NOT_TRUST if regret.lower > 0 else UNCERTAIN
-    return TRUST if regret.upper <= 2 * tolerance else UNCERTAIN
+    return TRUST if regret.upper <= TRUSTED_UPPER * tolerance else UNCERTAIN
 
 
 def judge_by_agreement(
@@ -110,7 +112,7 @@ def judge_by_agreement(
         return DO_NOT_TRUST, f"{reason}; label {FEW_LABELED} images and run again"
     picks = f"{written(name)} t = {picked.timestep}, {written(checked.method)} t = {checked.timestep}"
     places = abs(grid.index(picked.timestep) - grid.index(checked.timestep))
-    agreement = verdict_of_agreement(places, correlation, refuted, picked.method == WITHOUT_LABELS)
+    agreement = verdict_of_agreement(places, correlation, refuted, picked.method in BY_CLUSTERS)
     if agreement == DO_NOT_TRUST:
         reason = f"no labels, and independent rules disagree ({picks})"
         return DO_NOT_TRUST, f"{reason}; label {FEW_LABELED} images and run again"

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 
 from aselect_hf.compare.accuracies import ProbeAccuracies
 from aselect_hf.cost import count_flops, weight_bytes
+from aselect_hf.data.feature_cache import DEFAULT_CACHE
+from aselect_hf.data.feature_file import FeatureFile, GrowingFile
+from aselect_hf.data.fingerprint import fingerprint
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.files import as_path, check_writable
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 
 BATCH = 32
@@ -82,21 +87,50 @@ class Baseline:
         self.processor = self._load(AutoImageProcessor, "an image processor", backend="pil")
         self.model = self._load_model().to(device).float().eval().requires_grad_(False)
         self.channels_last = False
-        self.reads = self._try()
+        self.reads, self.width = self._try()
 
     def features(self, data: ImageData, progress: bool = True) -> np.ndarray:
         """What the probe sees of every image: `(images, width)` float32."""
-        parts: list[np.ndarray] = []
-        with tqdm(total=len(data), desc=self.name, unit="image", disable=not progress) as bar:
-            for first in range(0, len(data), BATCH):
-                images = [self._picture(data.decode(index)) for index in range(first, min(first + BATCH, len(data)))]
+        return np.concatenate([*self._rows(data, 0, progress)])
+
+    def cached_features(
+        self, data: ImageData, *, cache_dir: str | Path | None = None, progress: bool = True
+    ) -> np.ndarray:
+        """`features`, from the cache if they are there; an interrupted run goes on after its last batch.
+
+        Args:
+            cache_dir: as in `pooled_features`.
+
+        Raises:
+            ValueError: it is not writable.
+        """
+        folder = as_path(cache_dir or DEFAULT_CACHE) / self._cache_key(data)
+        file = FeatureFile(check_writable(folder / "features.npy"), 0, (len(data), self.width))
+        with FileLock(folder / "lock"):
+            if not file.is_whole():
+                growing = GrowingFile(file, np.arange(len(data) + 1))
+                growing.start(growing.images)
+                with closing(growing):
+                    for rows in self._rows(data, growing.images, progress):
+                        growing.append(rows, len(rows))
+                    growing.finish()
+        return np.load(file.path, mmap_mode="r")
+
+    def _cache_key(self, data: ImageData) -> str:
+        choices = {"data": data.fingerprint, "reads": self.reads, "network": type(self.model).__name__}
+        return fingerprint(self.model.state_dict(), choices | {"processor": self.processor.to_json_string()})
+
+    def _rows(self, data: ImageData, first: int, progress: bool) -> Iterator[np.ndarray]:
+        """Features of the images from `first` on, in batches."""
+        with tqdm(total=len(data), initial=first, desc=self.name, unit="image", disable=not progress) as bar:
+            for start in range(first, len(data), BATCH):
+                images = [self._picture(data.decode(index)) for index in range(start, min(start + BATCH, len(data)))]
                 with self._refusing():
-                    parts += [self._forward(batch)[0].cpu().numpy() for batch in self._batches(images)]
+                    found = np.concatenate([self._forward(batch)[0].cpu().numpy() for batch in self._batches(images)])
+                if not np.isfinite(found).all():
+                    raise ValueError(f"baseline {self.name} gives NaN or infinite features: check its weights")
+                yield found
                 bar.update(len(images))
-        found = np.concatenate(parts)
-        if not np.isfinite(found).all():
-            raise ValueError(f"baseline {self.name} gives NaN or infinite features: check its weights")
-        return found
 
     def row(self, example: Any, validation_accuracy: float, test_accuracies: list[float]) -> BaselineRow:
         """Its row of the table; operations are counted on a decoded `example` of the images."""
@@ -105,7 +139,7 @@ class Baseline:
             name=self.name,
             revision=self.revision,
             reads=self.reads,
-            width=self._forward(pixels)[0].shape[1],
+            width=self.width,
             parameters=sum(each.numel() for each in self.model.parameters()),
             weight_bytes=weight_bytes(self.model),
             flops=count_flops(lambda: self._forward(pixels)),
@@ -159,8 +193,8 @@ class Baseline:
         values = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(values.expand(3, *values.shape[1:]).permute(1, 2, 0).cpu().numpy())
 
-    def _try(self) -> str:
-        """Run on an image, find out how its maps lie, and return what the probe sees.
+    def _try(self) -> tuple[str, int]:
+        """Run on an image, find out how its maps lie, and return what the probe sees and how many channels that has.
 
         Raises:
             ValueError: it cannot, or its features change from run to run.
@@ -172,7 +206,7 @@ class Baseline:
             (first, reads), (second, _) = self._forward(pixels), self._forward(pixels, seed=1)
         if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
             raise ValueError(f"baseline {self.name!r} is random: two runs on the same image give other features")
-        return reads
+        return reads, first.shape[1]
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

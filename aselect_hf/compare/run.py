@@ -71,7 +71,7 @@ def compare_strategies(
         pool_size: cells per side into which tokens are averaged, for the probes and for every rule that has this
             option; see `pooled_features`.
         strategy_options: options by name of the rule.
-        baselines: plain vision encoders to put under the same probe, see `Baseline`.
+        baselines: plain vision encoders to put under the same probe, see `Baseline`; one that is named twice runs once.
 
     Raises:
         ValueError: an argument is wrong, see `check_strategies`, and the errors of `select_timestep` and `Baseline`.
@@ -80,8 +80,8 @@ def compare_strategies(
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
     splits = _checked_splits(splits)
-    encoders = [Baseline(name, model.device) for name in baselines]
-    others = [_encoder_row(encoder, splits, probe, num_seeds, progress) for encoder in encoders]
+    encoders = [Baseline(name, model.device) for name in dict.fromkeys(baselines)]
+    others = [_encoder_row(encoder, splits, probe, num_seeds, cache_dir, progress) for encoder in encoders]
     run: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     chosen = {name: dict(options) for name, options in (strategy_options or {}).items()}
     chosen["grid"] = {"probe": probe, "task": CLASSIFICATION.name} | chosen.get("grid", {})
@@ -129,10 +129,16 @@ def compare_strategies(
 
 
 def _encoder_row(
-    encoder: Baseline, splits: dict[str, ImageData], probe: str, num_seeds: int, progress: bool
+    encoder: Baseline,
+    splits: dict[str, ImageData],
+    probe: str,
+    num_seeds: int,
+    cache_dir: str | Path | None,
+    progress: bool,
 ) -> BaselineRow:
     """A baseline under the probe."""
-    features = {name: encoder.features(data, progress) for name, data in splits.items()}
+    run: dict[str, Any] = {"cache_dir": cache_dir, "progress": progress}
+    features = {name: encoder.cached_features(data, **run) for name, data in splits.items()}
     return encoder.row(splits["test"].decode(0), *score_probes(features, splits, probe, num_seeds))
 
 

@@ -17,11 +17,12 @@ from aselect_hf.conversion.assemble import DERIVED_KEYS, load_vae, set_vae
 from aselect_hf.conversion.convert import convert_checkpoint, head_class, load_checkpoint, load_model, save_model
 from aselect_hf.conversion.diffusers_any import from_diffusers
 from aselect_hf.conversion.diffusers_dit import HOOKED, diffusers_peer, load_diffusers, save_diffusers, to_diffusers
-from aselect_hf.conversion.locate import detect_format
+from aselect_hf.conversion.locate import LICENSE_FILES, detect_format
 
 __all__ = [
     "DERIVED_KEYS",
     "HOOKED",
+    "LICENSE_FILES",
     "convert_checkpoint",
     "detect_format",
     "diffusers_peer",

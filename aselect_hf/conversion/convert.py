@@ -21,6 +21,7 @@ from aselect_hf.conversion.locate import (
     split_keywords,
 )
 from aselect_hf.conversion.original_dit import load_original
+from aselect_hf.conversion.transformer import save_stock
 from aselect_hf.conversion.weights import check_depth, first_line, stored_names, weight_files
 from aselect_hf.files import atomic_directory, read_json
 from aselect_hf.modeling import modeling_aselect_diffusion_heads as diffusion_heads
@@ -66,7 +67,9 @@ def convert_checkpoint(
             original state dict in memory.
         output_dir: folder to write; it must be empty or not exist (default: do not write).
         to: format to write. `"diffusers"` writes a whole `DiTPipeline` if the model has a VAE with decoder (its own or
-            `vae`), else a transformer folder and a scheduler folder.
+            `vae`), else a transformer folder and a scheduler folder. Of another family, it writes the transformer's
+            weights as they are, the scheduler, and a VAE with decoder; this needs `keep="all"`, which is then the
+            default.
         source_format: format of `source`. `"auto"` detects it from the files, and distinguishes DiT from SiT by the
             content of the file, else by the words in its name.
         vae: folder, Hub id or autoencoder (`AutoencoderKL` or `AutoencoderTiny`) that replaces the source's VAE.
@@ -95,20 +98,26 @@ def convert_checkpoint(
     options, config = split_keywords("convert_checkpoint", keywords, also_diffusion=True)
     asked = {name: config.pop(name, None) for name in ("timestep", "feature")} if fix_timestep else {}
     place = _place(source, options, with_vae=vae is None)
+    here = source if place is None else place
+    if to == "diffusers" and "diffusers" in (source_format, source_format == "auto" and _format(here)):
+        text = {"keep": "all"} | dict(text or {})
     model = _load(
-        source if place is None else place, source_format, options, config, keep_head=fix_timestep, vae=vae,
+        here, source_format, options, config, keep_head=fix_timestep, vae=vae,
         vae_decoder=vae_decoder, scheduler=scheduler, model_time=model_time, text=text,
     )  # fmt: skip
     if fix_timestep:
         model = model.fix_timestep(**asked)
+    if place is not None:
+        model.license_files = place.license_files
     if output_dir is not None:
         with atomic_directory(output_dir) as folder:
             if to == "aselect":
                 save_model(model, folder)
-            else:
+            elif isinstance(model, ASelectDiTModel):
                 save_diffusers(model, folder)
-            if place is not None:
-                place.copy_license(folder)
+            else:
+                save_stock(model, folder)
+            model.write_license(folder)
     return model
 
 
@@ -229,7 +238,8 @@ def load_model(
         ValueError: the checkpoint is another model, its weights are damaged, or keys are missing or unexpected.
     """
     options, config = split_keywords("load_model", keywords, also_diffusion=True)
-    path = locate(source, options).path
+    place = locate(source, options)
+    path = place.path
     if detect_format(path) != "aselect":
         raise ValueError(f"{source} is a diffusers checkpoint: load it with aselect_hf.from_diffusers")
     try:
@@ -262,6 +272,8 @@ def load_model(
     if missing or unused:
         found = [f"{kind} {sorted(keys)}" for kind, keys in (("missing", missing), ("no place for", unused)) if keys]
         raise ValueError(f"checkpoint {source} does not fit its config: {'; '.join(found)}")
+    if files := place.license_files:
+        model.license_files = files
     return model
 
 

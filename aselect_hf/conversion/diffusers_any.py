@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 
-from aselect_hf.conversion.assemble import cast, load_vae, some, vae_fields
+from aselect_hf.conversion.assemble import load_vae, vae_fields
 from aselect_hf.conversion.diffusers_dit import load_diffusers, read_fields, schedule_fields, scheduler_config
 from aselect_hf.conversion.licenses import license_fields
-from aselect_hf.conversion.locate import LoadingOptions, Source, fetch_text_encoders, locate, split_keywords
-from aselect_hf.conversion.prompts import Tensors, encode_prompt, encode_with, given_prompt, skipped_parts, text_parts
-from aselect_hf.conversion.weights import State, first_line, read_state, weight_files
+from aselect_hf.conversion.locate import (
+    DIT,
+    LoadingOptions,
+    Source,
+    fetch_text_encoders,
+    fetch_vae,
+    fetch_weights,
+    locate,
+    split_keywords,
+    transformer_class,
+)
+from aselect_hf.conversion.prompts import (
+    Tensors,
+    check_encoders,
+    encode_prompt,
+    encode_with,
+    given_prompt,
+    loaded_parts,
+    text_parts,
+    unbatched_prompt,
+    with_tokenizers,
+)
+from aselect_hf.conversion.transformer import (
+    build_diffusion,
+    crop_positions,
+    dropped_blocks,
+    kept_positions,
+    read_tensors,
+)
+from aselect_hf.conversion.weights import weight_files
 from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.families import find_family
+from aselect_hf.modeling.family import Family
 from aselect_hf.modeling.features import default_feature
 from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTPreTrainedModel
 
-DIT = ("DiTTransformer2DModel", "Transformer2DModel")
 Keep = Literal["feature", "all"]
 
 
@@ -40,6 +65,26 @@ class Pipeline:
     transformer: Any = None
     pipeline: Any = None
     vae: Any = None
+    prompt: Tensors | None = None
+
+    def choose_prompt(self, family: Family, prompt: str, prompt_embeds: Any, skip_text_encoders: Sequence[str]) -> None:
+        """Read an encoded prompt, or check that the encoders of the others are there.
+
+        Raises:
+            ValueError: the arguments contradict each other or the source.
+        """
+        if prompt_embeds is not None:
+            if prompt or skip_text_encoders:
+                raise ValueError("prompt_embeds stand for a prompt: leave prompt and skip_text_encoders out")
+            self.prompt = unbatched_prompt(given_prompt(prompt_embeds), family, {**family.defaults, **self.config})
+            return
+        if self.pipeline is not None:
+            parts = loaded_parts(self.pipeline)
+        elif self.index is not None:
+            parts = text_parts(self.index)
+        else:
+            raise ValueError("a transformer alone has no text encoder: pass prompt_embeds, or the whole pipeline")
+        check_encoders(family.transformer_class, skip_text_encoders, parts)
 
 
 def from_diffusers(
@@ -73,7 +118,8 @@ def from_diffusers(
         feature: name of the feature (default: the query at 0.40 of the depth).
         keep: `"feature"` keeps the blocks up to that of the feature, and the others are not even read; `"all"` keeps
             all, so that the model can also denoise.
-        image_size: side in pixels (default: that of the network).
+        image_size: side in pixels (default: that of the network). With `keep="feature"`, positions for larger images
+            are left out where they are a stored table (Stable Diffusion 3).
         guidance: guidance scale of a network that takes one as an input.
         vae: folder, Hub id or autoencoder that replaces the source's VAE.
         vae_decoder: keep the VAE's decoder.
@@ -86,44 +132,40 @@ def from_diffusers(
         TypeError: a keyword is unknown.
         ValueError: the source is missing, damaged or of another family; or an argument contradicts it.
     """
-    own = {
-        "prompt": prompt, "prompt_embeds": prompt_embeds, "skip_text_encoders": list(skip_text_encoders) or None,
-        "guidance": guidance, "image_size": image_size, "feature": feature,
-    }  # fmt: skip
     if keep not in ("feature", "all"):
         raise ValueError(f"keep must be 'feature' or 'all', got {keep!r}")
+    text = {
+        "prompt": prompt or None, "prompt_embeds": prompt_embeds, "skip_text_encoders": skip_text_encoders or None,
+        "guidance": guidance,
+    }  # fmt: skip
     asked, config = split_keywords("from_diffusers", keywords, also_diffusion=True)
+    config |= {"feature": feature, "image_size": image_size}
     options = options or asked
     place = locate(source, options, with_vae=vae is None) if isinstance(source, str | Path) else source
-    class_name = _transformer_class(place)
+    in_memory = type(getattr(place, "transformer", place)).__name__
+    class_name = transformer_class(place.path) if isinstance(place, Source) else in_memory
     if class_name is None or class_name in DIT:
-        for name in ("prompt", "prompt_embeds", "skip_text_encoders", "guidance"):
-            if own[name]:
+        for name, value in text.items():
+            if value is not None:
                 raise ValueError(f"{name} is given, but a DiT is conditioned on classes, not on text: leave it out")
-        fields = {name: own[name] for name in ("feature", "image_size") if own[name] is not None}
+        given = {name: value for name, value in config.items() if value is not None or name in keywords}
         chosen = {} if model_class is None else {"model_class": model_class}
         return load_diffusers(
-            place, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **chosen, **fields, **config
+            place, vae=vae, vae_decoder=vae_decoder, scheduler=scheduler, options=options, **chosen, **given
         )
     if model_class is not None and issubclass(model_class, ASelectDiTPreTrainedModel):
         raise ValueError(
             f"{model_class.__name__} is for a DiT, but this is a {class_name}: use aselect_hf.from_diffusers"
         )
-    find_family(class_name)
-    found = _read_folder(place, options, vae is None) if isinstance(place, Source) else _read_memory(place, vae is None)
-    if prompt_embeds is not None and (prompt or skip_text_encoders):
-        raise ValueError("prompt_embeds stand for a prompt: leave prompt and skip_text_encoders out")
-    if vae is not None:
-        found.vae = load_vae(vae, options)
-    fields = config | {
+    found = _read_folder(place) if isinstance(place, Source) else _read_memory(place)
+    found.choose_prompt(find_family(class_name), prompt, prompt_embeds, skip_text_encoders)
+    found.vae = load_vae(vae, options) if vae is not None else _own_vae(place, found, options)
+    fields = _origin(place) | config
+    fields |= {
         "transformer_class": class_name,
         "transformer_config": {key: x for key, x in found.config.items() if not key.startswith("_")},
-        "image_size": image_size, "guidance": guidance, "feature": feature, "prompt": prompt,
-        "skipped_text_encoders": list(skip_text_encoders) or None,
+        "guidance": guidance, "prompt": prompt, "skipped_text_encoders": list(skip_text_encoders) or None,
     }  # fmt: skip
-    if isinstance(place, Source):
-        origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
-        fields = {name: value for name, value in origin.items() if value is not None} | fields
     if found.vae is not None:
         fields |= vae_fields(found.vae, vae_decoder)
     fields["scheduler_config"] = scheduler_config(scheduler) if scheduler is not None else found.scheduler
@@ -131,33 +173,44 @@ def from_diffusers(
         fields["noise_schedule"] = _schedule(class_name, fields["scheduler_config"])
     whole = ASelectDiffusionConfig(**fields)  # refuses what contradicts the source before any encoder is read
     fields["feature"] = feature or default_feature(whole.num_hidden_layers)
-    kept = whole.resolve_feature(fields["feature"]).block + 1
-    fields["kept_blocks"] = kept if keep == "feature" and kept < whole.num_hidden_layers else None
-    tensors = _prompt(place, found, prompt, prompt_embeds, skip_text_encoders, options)
-    fields["conditioning"] = {name: list(_unbatched(name, x).shape) for name, x in tensors.items()}
-    return _build(found, ASelectDiffusionConfig(**fields), tensors, model_class or ASelectDiffusionModel, options)
+    if keep == "feature":
+        fields |= _kept(whole, [fields["feature"], *(config.get("head_features") or ())], image_size is not None)
+    tensors = unbatched_prompt(_encode(place, found, prompt, skip_text_encoders, options), whole.family, whole.shape)
+    fields["conditioning"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    checked = ASelectDiffusionConfig(**fields)
+    model = build_diffusion(
+        found.name, checked, _weights(place, found, checked, options), found.vae, tensors,
+        model_class or ASelectDiffusionModel, options.dtype,
+    )  # fmt: skip
+    if isinstance(place, Source):
+        model.license_files = place.license_files
+    return model
 
 
-def _transformer_class(place: Any) -> str | None:
-    """Name of the transformer's class; `None` if it cannot be told here."""
+def _origin(place: Any) -> dict[str, Any]:
+    """Where the weights are from, as fields of the config."""
     if not isinstance(place, Source):
-        return type(getattr(place, "transformer", place)).__name__
-    for path in (place.path / "transformer" / "config.json", place.path / "config.json"):
-        if path.is_file():
-            name = read_fields(path).get("_class_name")
-            return name if isinstance(name, str) else None
-    return None
+        return {}
+    origin = {"base_model": place.hub_id} | license_fields(place.card, place.hub_id)
+    return {name: value for name, value in origin.items() if value is not None}
 
 
-def _read_folder(place: Source, options: LoadingOptions, with_vae: bool) -> Pipeline:
+def _kept(whole: ASelectDiffusionConfig, features: Sequence[str], fixed_size: bool) -> dict[str, int | None]:
+    """What is kept of a network for these features, as fields of the config; `None` stands for all."""
+    blocks = max(whole.resolve_feature(name).block for name in features) + 1
+    return {
+        "kept_blocks": blocks if blocks < whole.num_hidden_layers else None,
+        "kept_positions": kept_positions(whole) if fixed_size else None,
+    }
+
+
+def _read_folder(place: Source) -> Pipeline:
     index = place.path / "model_index.json"
     pipeline = index.is_file()
     folder = place.path / "transformer" if pipeline else place.path
     found = Pipeline(str(folder), read_fields(folder / "config.json"), folder=folder)
     if pipeline:
         found.index = read_fields(index)
-        if with_vae and (place.path / "vae").is_dir():
-            found.vae = load_vae(place.path / "vae", options)
         if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
             found.scheduler = scheduler_config(read_fields(scheduler))
     if found.config.get("quantization_config"):
@@ -165,7 +218,7 @@ def _read_folder(place: Source, options: LoadingOptions, with_vae: bool) -> Pipe
     return found
 
 
-def _read_memory(source: Any, with_vae: bool) -> Pipeline:
+def _read_memory(source: Any) -> Pipeline:
     transformer = getattr(source, "transformer", source)
     config = json.loads(json.dumps(dict(transformer.config), default=list))
     found = Pipeline(type(source).__name__, config, transformer=transformer)
@@ -174,9 +227,18 @@ def _read_memory(source: Any, with_vae: bool) -> Pipeline:
     if source is not transformer:
         found.pipeline = source
         found.scheduler = scheduler_config(source.scheduler)
-        if with_vae and getattr(source, "vae", None) is not None:
-            found.vae = load_vae(source.vae)
     return found
+
+
+def _own_vae(place: Any, found: Pipeline, options: LoadingOptions) -> Any:
+    """The VAE of a pipeline; `None` if it has none."""
+    if found.pipeline is not None:
+        vae = getattr(found.pipeline, "vae", None)
+        return None if vae is None else load_vae(vae)
+    if found.index is None or not (place.path / "vae").is_dir():
+        return None
+    fetch_vae(place, options)
+    return load_vae(place.path / "vae", options)
 
 
 def _schedule(class_name: str, scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -194,89 +256,34 @@ def _schedule(class_name: str, scheduler: dict[str, Any]) -> dict[str, Any]:
     return own | schedule_fields(scheduler)
 
 
-def _prompt(
-    place: Any,
-    found: Pipeline,
-    prompt: str,
-    prompt_embeds: Any,
-    skip_text_encoders: Sequence[str],
-    options: LoadingOptions,
+def _encode(
+    place: Any, found: Pipeline, prompt: str, skip_text_encoders: Sequence[str], options: LoadingOptions
 ) -> Tensors:
     """The tensors of the prompt, given or encoded."""
-    if prompt_embeds is not None:
-        return given_prompt(prompt_embeds)
+    if found.prompt is not None:
+        return found.prompt
     if found.pipeline is not None:
         return encode_with(found.pipeline, prompt, skip_text_encoders)
-    if found.index is None:
-        raise ValueError("a transformer alone has no text encoder: pass prompt_embeds, or the whole pipeline")
+    assert found.index is not None
     parts = text_parts(found.index)
-    fetch_text_encoders(place, set(parts) - skipped_parts(skip_text_encoders, parts), options)
-    return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options.dtype)
+    fetch_text_encoders(place, set(parts) - with_tokenizers(skip_text_encoders), options)
+    return encode_prompt(place.path, found.index, found.config, prompt, skip_text_encoders, options)
 
 
-def _unbatched(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the prompt without its batch of 1."""
-    if tensor.ndim == (3 if name == "prompt_embeds" else 2):
-        if tensor.shape[0] != 1:
-            raise ValueError(f"prompt_embeds: {name} must hold one prompt, got a batch of {tensor.shape[0]}")
-        return tensor[0]
-    return tensor
+def _weights(
+    place: Any, found: Pipeline, config: ASelectDiffusionConfig, options: LoadingOptions
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The transformer's weights of the blocks that are kept; those of the others are neither fetched nor read."""
+    return crop_positions(_tensors(place, found, dropped_blocks(config), options), config)
 
 
-def _dropped(config: ASelectDiffusionConfig) -> tuple[str, ...]:
-    """Starts of the names of the blocks that are not kept."""
-    shape, family = config.shape, config.family
-    places = [family.locate(shape, block) for block in range(config.num_hidden_layers, family.depth(shape))]
-    return tuple(f"{stack.blocks}.{index}." for stack, index in places)
-
-
-def _read_weights(found: Pipeline, dropped: tuple[str, ...], options: LoadingOptions) -> State:
-    """The transformer's weights under our names, without those of dropped blocks."""
+def _tensors(
+    place: Any, found: Pipeline, dropped: tuple[str, ...], options: LoadingOptions
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of the transformer, without those whose names start with one of `dropped`."""
     if found.transformer is not None:
-        state = {name: tensor.detach().clone() for name, tensor in found.transformer.state_dict().items()
-                 if not name.startswith(dropped)}  # fmt: skip
-    else:
-        assert found.folder is not None
-        state = {}
-        for path in weight_files(found.folder, options.variant, options.allow_pickle):
-            if path.suffix != ".safetensors":
-                state |= read_state([path])
-                continue
-            try:
-                with safe_open(path, framework="pt") as tensors:
-                    names = [name for name in tensors.keys() if not name.startswith(dropped)]  # noqa: SIM118
-                    state |= {name: tensors.get_tensor(name) for name in names}
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
-    return {f"transformer.{name}": tensor for name, tensor in state.items() if not name.startswith(dropped)}
-
-
-def _build(
-    found: Pipeline, config: ASelectDiffusionConfig, prompt: Tensors, model_class: Any, options: LoadingOptions
-) -> Any:
-    """The model, in `options.dtype` (default: that of the weights). Weights are held in memory once."""
-    state = _read_weights(found, _dropped(config), options)
-    if found.vae is not None:
-        state |= {f"vae.{name}": tensor for name, tensor in found.vae.state_dict().items()}
-    with init_empty_weights(include_buffers=False):
-        backbone: Any = ASelectDiffusionModel(config)
-    parameters, buffers = dict(backbone.named_parameters()), dict(backbone.named_buffers())
-    decoder = () if config.vae_decoder else ("vae.decoder.", "vae.post_quant_conv.")
-    unused = {name for name in set(state) - set(backbone.state_dict()) if not name.startswith(decoder)}
-    problems = {
-        "missing": set(parameters) - set(state),
-        "of the wrong shape": {x for x in parameters if x in state and state[x].shape != parameters[x].shape},
-        "without a place in this network": unused,
-    }
-    if faults := [f"{some(names)} {problem}" for problem, names in problems.items() if names]:
-        raise ValueError(f"{found.name} does not fit its config: {'; '.join(faults)}")
-    own = {name: tensor for name, tensor in state.items() if name in parameters or name in buffers}
-    backbone.load_state_dict(own, strict=False, assign=True)
-    backbone.set_conditioning(prompt)
-    dtype = options.dtype or next(state[name].dtype for name in parameters if name.startswith("transformer."))
-    if model_class is not ASelectDiffusionModel:
-        headed = model_class(config)
-        setattr(headed, headed.base_model_prefix, backbone)
-        headed.freeze_unused()
-        return cast(headed, dtype).eval()
-    return cast(backbone, dtype).eval()
+        state = found.transformer.state_dict()
+        return ((name, tensor) for name, tensor in state.items() if not name.startswith(dropped))
+    assert found.folder is not None
+    fetch_weights(place, "transformer" if found.index is not None else "", options, dropped=dropped)
+    return read_tensors(weight_files(found.folder, options.variant, options.allow_pickle, dropped), dropped)

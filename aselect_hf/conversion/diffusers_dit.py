@@ -128,10 +128,13 @@ def load_diffusers(
     }
     fields |= {name: value for name, value in config.items() if value is not None or name not in fields}
     _check_positions(found, fields)
-    return build(
+    model = build(
         fields, {ours: found.state[theirs] for theirs, ours in pairs if theirs in found.state}, found.vae, vae_decoder,
         model_class, name=found.name, unused=set(found.state) - _computed(pairs, layers), dtype=options.dtype,
     )  # fmt: skip
+    if isinstance(source, Source):
+        model.license_files = source.license_files
+    return model
 
 
 def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tuple[DiffusersModel, dict[str, Any]]:
@@ -276,9 +279,12 @@ def diffusers_peer(model: NoisyBackbone, feature: str) -> tuple[Any, Any, torch.
 def _scheduler_of(model: ASelectDiTModel) -> Any:
     """The scheduler that came with the weights (default: DDIM), set to the model's own noise schedule."""
     stored = model.config.scheduler_config or {"_class_name": "DDIMScheduler", "clip_sample": False}
-    own = {name: getattr(model.noise_schedule, name) for name in SCHEDULER_FIELDS}
-    scheduler_class = _scheduler_class(stored)
-    fields = stored | own
+    return scheduler_of(stored | {name: getattr(model.noise_schedule, name) for name in SCHEDULER_FIELDS})
+
+
+def scheduler_of(fields: dict[str, Any]) -> Any:
+    """The scheduler that a config describes; fields that its class does not have are left out."""
+    scheduler_class = _scheduler_class(fields)
     return scheduler_class(**{name: fields[name] for name in _defaults(scheduler_class) if name in fields})
 
 

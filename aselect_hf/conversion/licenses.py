@@ -44,8 +44,13 @@ def normalize_license(value: Any) -> License | None:
 
 
 def license_fields(card: dict[str, Any], hub_id: str | None) -> dict[str, Any]:
-    """The license in a card's metadata as fields of our config; a relative link becomes a URL."""
+    """The license in a card's metadata as fields of our config; a relative link becomes a URL.
+
+    A card with `extra_gated_...` fields is that of a gated repository.
+    """
     fields: dict[str, Any] = {"base_model_license": normalize_license(card.get("license"))}
+    if any(str(name).startswith("extra_gated_") for name in card):
+        fields["base_model_gated"] = True
     if fields["base_model_license"] != "other":
         return fields
     name, link = (str(card[key]) if card.get(key) else None for key in ("license_name", "license_link"))

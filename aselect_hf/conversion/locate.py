@@ -7,7 +7,6 @@ import difflib
 import itertools
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 ORIGINAL_LICENSES = {"dit": "cc-by-nc-4.0", "sit": "mit"}
 """Kinds of original `.pt` files and the licenses under which they were published."""
+LICENSE_FILES = ("LICENSE*", "NOTICE*")
+"""Patterns of the files in the root folder that say under which terms a model may be used and passed on."""
+DIT = ("DiTTransformer2DModel", "Transformer2DModel")
+"""Names of DiT's class in diffusers; the second is that before 0.29, and in the published repositories."""
 DESCRIPTIONS = (
     "config.json", "model_index.json", "preprocessor_config.json", "scheduler/scheduler_config.json",
     "transformer/config.json", "vae/config.json",
@@ -142,17 +145,18 @@ class Source:
                     )  # fmt: skip
         return {}
 
-    def copy_license(self, folder: Path) -> None:
-        """Copy the text of the license to `folder`."""
-        for text in sorted(self.root.glob("LICENSE*")) if self.root.is_dir() else ():
-            if text.is_file():
-                shutil.copyfile(text, folder / text.name)
+    @property
+    def license_files(self) -> dict[str, bytes]:
+        """Content of the files with the license and its notices, by name."""
+        found = [path for name in LICENSE_FILES for path in sorted(self.root.glob(name))] if self.root.is_dir() else []
+        return {path.name: path.read_bytes() for path in found if path.is_file()}
 
 
 def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: bool = True) -> Source:
     """Find a checkpoint by its path or Hub id; `"sample"` is the shipped model.
 
-    Only the files that describe it and the weights of the DiT, and of the VAE if `with_vae`, are downloaded.
+    Only the files that describe it and the weights of the DiT, and of the VAE if `with_vae`, are downloaded. Of other
+    pipelines, weights are left to `fetch_weights`.
 
     Raises:
         ValueError: the path does not exist, and neither does the repository, revision or folder on the Hub.
@@ -162,55 +166,101 @@ def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: 
         return Source(SAMPLE_MODEL, SAMPLE_MODEL)
     root, hub_id = as_path(source), None
     if not root.exists():
-        root, hub_id = _download(str(source), options, with_vae), str(source)
+        hub_id = str(source)
+        root = _download(hub_id, options, with_vae)
     path = root / (options.subfolder or "")
     if not path.exists():
         raise ValueError(f"checkpoint {str(source)!r} has no folder {options.subfolder!r}")
     return Source(path, root, hub_id)
 
 
+def transformer_class(path: Path) -> str | None:
+    """Name of the class that the config in a folder, or in its `transformer` folder, names; `None` if it names none."""
+    for config in (path / "transformer" / "config.json", path / "config.json"):
+        if config.is_file():
+            try:
+                name = read_json(config).get("_class_name")
+            except (OSError, ValueError, AttributeError) as error:
+                raise ValueError(f"{config} cannot be read: {error}") from error
+            return name if isinstance(name, str) else None
+    return None
+
+
 def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
     """Download a checkpoint: first the files that describe it, then the weights that they name."""
-    inside = f"{options.subfolder.strip('/')}/" if options.subfolder else ""
-    texts = dict.fromkeys((f"{inside}README.md", "README.md", "LICENSE*"))
+    inside = _inside(options)
+    texts = dict.fromkeys((f"{inside}README.md", "README.md", *LICENSE_FILES))
     root = _fetch(repo_id, [*(f"{inside}{name}" for name in DESCRIPTIONS), *texts], options)
-    if re.fullmatch("[0-9a-f]{40}", root.name):  # stay at this commit, even if a new one is pushed
-        options = dataclasses.replace(options, revision=root.name, force_download=False)
-    if not (root / inside / "model_index.json").is_file():
-        _fetch_weights(repo_id, root, inside, [options.variant], options)
+    pipeline, class_name = (root / inside / "model_index.json").is_file(), transformer_class(root / inside)
+    if class_name in FAMILIES or (pipeline and class_name not in (None, *DIT)):
         return root
-    _fetch_weights(repo_id, root, f"{inside}transformer/", [options.variant], options)
-    if with_vae and (root / inside / "vae" / "config.json").is_file():
-        _fetch_weights(repo_id, root, f"{inside}vae/", dict.fromkeys((options.variant, None)), options)
+    place = Source(root / inside, root, repo_id)
+    if not pipeline:
+        fetch_weights(place, "", options)
+        return root
+    fetch_weights(place, "transformer", options)
+    if with_vae:
+        fetch_vae(place, options)
     return root
+
+
+def _inside(options: LoadingOptions) -> str:
+    """The folder of the checkpoint in its repository, as the start of a file's name."""
+    return f"{options.subfolder.strip('/')}/" if options.subfolder else ""
+
+
+def _pinned(place: Source, options: LoadingOptions) -> LoadingOptions:
+    """The same options, at the commit of the files that are here, even if a new one is pushed."""
+    if re.fullmatch("[0-9a-f]{40}", place.root.name):
+        return dataclasses.replace(options, revision=place.root.name)
+    return options
+
+
+def fetch_vae(place: Source, options: LoadingOptions) -> None:
+    """Download the VAE of a pipeline on the Hub, without the variant if it has none."""
+    if (place.path / "vae" / "config.json").is_file():
+        fetch_weights(place, "vae", options, dict.fromkeys((options.variant, None)))
 
 
 def fetch_text_encoders(place: Source, parts: Iterable[str], options: LoadingOptions) -> None:
     """Download text encoders and tokenizers of a pipeline on the Hub; a local one has them already."""
     if place.hub_id is None:
         return
-    if re.fullmatch("[0-9a-f]{40}", place.root.name):
-        options = dataclasses.replace(options, revision=place.root.name, force_download=False)
-    inside = f"{options.subfolder.strip('/')}/" if options.subfolder else ""
     for part in sorted(parts):
-        _fetch(place.hub_id, [f"{inside}{part}/{name}" for name in ("*.json", "*.txt", "*.model")], options)
+        files = [f"{_inside(options)}{part}/{name}" for name in ("*.json", "*.txt", "*.model")]
+        _fetch(place.hub_id, files, _pinned(place, options))
         if part.startswith("text_encoder"):
-            variants = dict.fromkeys((options.variant, None))
-            _fetch_weights(place.hub_id, place.root, f"{inside}{part}/", variants, options)
+            fetch_weights(place, part, options, dict.fromkeys((options.variant, None)))
 
 
-def _fetch_weights(
-    repo_id: str, root: Path, folder: str, variants: Iterable[str | None], options: LoadingOptions
+def fetch_weights(
+    place: Source,
+    part: str,
+    options: LoadingOptions,
+    variants: Iterable[str | None] | None = None,
+    dropped: tuple[str, ...] = (),
 ) -> None:
-    """Download one model's weights, one file or an index and its shards, in the first format and variant found."""
+    """Download one model's weights from the Hub, in the first format and variant found; a local one has them already.
+
+    Args:
+        place: the repository.
+        part: folder of the model in it; empty for the checkpoint's own.
+        options: loading options.
+        variants: variants to look for, in this order (default: that of the options).
+        dropped: starts of tensor names. Shards that hold no other tensors are not downloaded.
+    """
+    if place.hub_id is None:
+        return
+    options, folder = _pinned(place, options), place.path / part
+    start = f"{_inside(options)}{part}/" if part else _inside(options)
     suffixes = ("safetensors", "bin") if options.allow_pickle else ("safetensors",)
-    for suffix, variant in itertools.product(suffixes, variants):
+    for suffix, variant in itertools.product(suffixes, variants or [options.variant]):
         pairs = file_names(suffix, variant)
-        _fetch(repo_id, [f"{folder}{name}" for pair in pairs for name in pair], options)
+        _fetch(place.hub_id, [f"{start}{name}" for pair in pairs for name in pair], options)
         for _, index in pairs:
-            if (root / folder / index).is_file():
-                _fetch(repo_id, [f"{folder}{shard}" for shard in shards_of(root / folder / index)], options)
-        if any((root / folder / name).is_file() for pair in pairs for name in pair):
+            if (folder / index).is_file():
+                _fetch(place.hub_id, [f"{start}{shard}" for shard in shards_of(folder / index, dropped)], options)
+        if any((folder / name).is_file() for pair in pairs for name in pair):
             return
 
 

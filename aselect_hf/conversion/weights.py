@@ -63,14 +63,19 @@ def file_names(suffix: str, variant: str | None) -> list[tuple[str, str]]:
     return [(with_variant(name, variant), with_variant(f"{name}.index.json", variant)) for name in files]
 
 
-def shards_of(index: Path) -> list[str]:
+def shards_of(index: Path, dropped: tuple[str, ...] = ()) -> list[str]:
     """Names of the files that an index of shards lists, all in its own folder.
+
+    Args:
+        index: the file, as diffusers and transformers write it.
+        dropped: starts of tensor names. A file that holds no other tensors is left out.
 
     Raises:
         ValueError: the file is not such an index, or it lists files outside of its folder.
     """
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        places = read_json(index)["weight_map"].items()
+        names = sorted({shard for tensor, shard in places if not tensor.startswith(dropped)})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index} is not an index of weight files ({type(error).__name__}: {error})") from error
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
@@ -78,13 +83,16 @@ def shards_of(index: Path) -> list[str]:
     return names
 
 
-def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool | None = False) -> list[Path]:
+def weight_files(
+    folder: Path, variant: str | None = None, allow_pickle: bool | None = False, dropped: tuple[str, ...] = ()
+) -> list[Path]:
     """The weight files of one model: a single file or the shards of an index; safetensors if present, else pickles.
 
     Args:
         folder: folder of the model.
         variant: variant of the files, such as `"fp16"`.
         allow_pickle: whether pickles may be read; `None` if they are never read, so that no error suggests it.
+        dropped: starts of tensor names that are not needed, as in `shards_of`.
 
     Raises:
         ValueError: there are no files of this variant and format; the message suggests others that exist.
@@ -94,7 +102,7 @@ def weight_files(folder: Path, variant: str | None = None, allow_pickle: bool | 
             if (folder / name).is_file():
                 return [folder / name]
             if (folder / index).is_file():
-                return [folder / shard for shard in shards_of(folder / index)]
+                return [folder / shard for shard in shards_of(folder / index, dropped)]
     asked = f" of variant {variant!r}" if variant else ""
     wanted = " or ".join(name for name, _ in file_names("safetensors", variant))
     raise ValueError(f"{folder} cannot be read: it holds no weights{asked} ({wanted}){_hint(folder, allow_pickle)}")

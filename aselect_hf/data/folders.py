@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import yaml
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.errors import GatedRepoError
 from transformers.utils import logging
 
 from aselect_hf.files import read_json
@@ -88,6 +89,11 @@ def read(source: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return datasets.load_dataset(*arguments, **options)
     except Exception as error:  # including those of pyarrow, pandas, yaml and the Hub
+        if isinstance(error.__cause__, GatedRepoError):
+            raise ValueError(
+                f"data set {str(source)!r} is gated: accept its terms at https://huggingface.co/datasets/{source}, "
+                "then run `hf auth login`"
+            ) from error
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         lines = str(cause or error).splitlines() or [repr(error)]
         raise ValueError(

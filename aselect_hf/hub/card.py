@@ -59,6 +59,7 @@ class CardContent:
         license: claimed by the author (default: that of the base model).
         files: names of the files beside the card, to which a license link may point.
         examples: pictures beside the card with the model's answers, for the page on the Hub.
+        space: whether a Space of the same id shows the model.
 
     Raises:
         ValueError: the license is less restrictive than the base model's, the selection or audit is of another timestep
@@ -78,6 +79,7 @@ class CardContent:
     license: License | None = None
     files: Collection[str] = ()
     examples: list[Example] = field(default_factory=list)
+    space: bool = False
 
     def __post_init__(self) -> None:
         config = self.config

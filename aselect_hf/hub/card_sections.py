@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aselect_hf.audit import Audit
 from aselect_hf.conversion.licenses import normalize_license
 from aselect_hf.hub.card import CardContent
+from aselect_hf.hub.licenses import base_license, special_terms
 from aselect_hf.hub.results import EvaluationResult
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.reporting.markdown import Markdown, code
@@ -57,7 +58,10 @@ def render_card(content: CardContent) -> ModelCard:
         training=content.training,
         training_summary=training_summary(content.training or {}),
         training_arguments=training_arguments(content.training or {}),
+        special_terms=special_terms(config),
+        base_license=base_license(config),
         has_processor=content.has_processor,
+        space=Markdown(content.repo_id) if content.space else "",
         versions=", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     )
     return ModelCard(f"---\n{content.metadata().to_yaml()}\n---\n\n{text}")
@@ -93,7 +97,7 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "classes", Markdown(", ").join(names)
     yield "timestep", Markdown("t = {} of 0..{} ({})").format(t, schedule.num_train_timesteps - 1, chosen)
     if config.fixed_to:
-        yield "fixed", fixed_fact(config.fixed_to, config.null_class)
+        yield "fixed", fixed_fact(config)
     noise = f"sigma = {schedule.sigma(t):.4f}, alpha = {schedule.alpha(t):.4f}, log-SNR = {schedule.log_snr(t):.2f}"
     yield "noise level", noise
     width = config.feature_width(str(config.feature))
@@ -114,12 +118,15 @@ def facts(content: CardContent) -> Iterator[tuple[str, str]]:
         yield "license", named + (" (the base model's)" if inherited else "")
 
 
-def fixed_fact(fixed: dict[str, Any], null_class: int | None) -> str:
+def fixed_fact(config: NoisyBackboneConfig) -> str:
     """What the weights of a model with a fixed timestep contain."""
+    fixed, null_class = config.fixed_to or {}, config.null_class
     condition = "the null class" if fixed["class_label"] in (None, null_class) else f"class {fixed['class_label']}"
+    if null_class is None:
+        condition = "prompt"
     names = Markdown(", ").join(map(code, fixed["features"]))
-    folded = Markdown("timestep, noise and {} are folded into the weights, which leaves a plain ViT that computes {}")
-    return folded.format(condition, names)
+    folded = Markdown("timestep, noise and {} are folded into the weights, which leaves a plain {} that computes {}")
+    return folded.format(condition, config.folded_network, names)
 
 
 def input_fact(config: NoisyBackboneConfig) -> Markdown:

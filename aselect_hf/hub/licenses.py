@@ -6,8 +6,14 @@ Only the obligations that the names of common licenses imply are compared. This 
 from __future__ import annotations
 
 from aselect_hf.conversion.licenses import COPYLEFT, PERMISSIVE, PUBLIC_DOMAIN, License, normalize_license
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 
 ATTRIBUTION, SHARE_ALIKE, NON_COMMERCIAL, NO_DERIVATIVES = "by", "sa", "nc", "nd"
+SPECIAL = {
+    NON_COMMERCIAL: "It does not permit commercial use.",
+    NO_DERIVATIVES: "It does not permit to share changed versions.",
+}
+GATED = "The base model is gated: its terms have to be accepted on its page."
 
 
 def restrictions(license: License) -> frozenset[str] | None:
@@ -25,6 +31,45 @@ def restrictions(license: License) -> frozenset[str] | None:
     if license.startswith("cc-by"):
         return frozenset(license.split("-")) & {ATTRIBUTION, SHARE_ALIKE, NON_COMMERCIAL, NO_DERIVATIVES}
     return None
+
+
+def special_terms(config: NoisyBackboneConfig) -> list[str]:
+    """What is special in the terms of the base model, in sentences; empty if they are common and permit most uses.
+
+    Licenses that are not known here may restrict anything, so that they are special.
+    """
+    license = normalize_license(config.base_model_license)
+    if license is None:
+        return [GATED] if config.base_model_gated else []
+    asked = restrictions(license)
+    if asked is None:
+        sentences = ["It has conditions of its own."]
+    else:
+        sentences = [text for restriction, text in SPECIAL.items() if restriction in asked]
+    return sentences + ([GATED] if config.base_model_gated else [])
+
+
+def base_license(config: NoisyBackboneConfig) -> str:
+    """The license of the base model in words: its name, and where its text is."""
+    license = normalize_license(config.base_model_license) or "no stated license"
+    names = [license] if isinstance(license, str) else license
+    link = config.base_model_license_link
+    return ", ".join([*names, *filter(None, [config.base_model_license_name])]) + (f" ({link})" if link else "")
+
+
+def check_base_license(config: NoisyBackboneConfig, accepted: bool) -> None:
+    """Refuse to push weights that derive from others under special terms, unless the user accepts these.
+
+    Raises:
+        ValueError: the terms are special and not accepted; the message names the license and what is special.
+    """
+    if accepted or not (special := special_terms(config)):
+        return
+    origin = f" from {config.base_model}" if config.base_model else ""
+    raise ValueError(
+        f"these weights derive{origin} under the license {base_license(config)}. {' '.join(special)} Read it, and if "
+        "it permits you to publish them, pass accept_base_license=True (--accept-base-license)"
+    )
 
 
 def inherited_license(base: License | None, claimed: License | None) -> License | None:

@@ -33,6 +33,7 @@ REPLACED = (
     "audit.json",
     "audit.png",
     "training.json",
+    "notebook.ipynb",
     ".eval_results/aselect-*.yaml",
     PICTURES,
 )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,11 +20,12 @@ from typing_extensions import TypedDict
 
 from aselect_hf.audit import Audit
 from aselect_hf.compare.table import Comparison
-from aselect_hf.conversion import DERIVED_KEYS, detect_format
+from aselect_hf.conversion import DERIVED_KEYS, LICENSE_FILES, detect_format
 from aselect_hf.files import as_path, check_types, read_json
 from aselect_hf.hub.card import CardContent, TrainingRecord
 from aselect_hf.hub.card_sections import TEMPLATES, render_card
 from aselect_hf.hub.examples import Examples, load_examples, pictures_of
+from aselect_hf.hub.notebook import notebook
 from aselect_hf.hub.redaction import without_secrets
 from aselect_hf.hub.results import EvaluationResult, eval_result_files, load_results
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
@@ -37,7 +39,7 @@ MODEL_FILES = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "*.py",
-    "LICENSE*",
+    *LICENSE_FILES,
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -70,11 +72,12 @@ def prepare_upload(
     audit: Audit | None = None,
     license: str | None = None,
     examples: Examples | None = None,
+    space: bool = False,
 ) -> Upload:
     """Gather a saved model and what is known about it; arguments as in `push_to_hub`.
 
     `results` may be a comparison, or figures, which may have a separate `comparison`. The pictures of `examples` are in
-    `folder`.
+    `folder`. With `space`, the card links to the Space of the same id.
 
     Raises:
         ValueError: not a saved model of this package, pickled or damaged weights, or a wrong argument.
@@ -97,11 +100,13 @@ def prepare_upload(
         license=license,
         files=list(files),
         examples=examples["examples"] if examples else [],
+        space=space,
     )
     if examples:
         files |= {name: folder.absolute() / name for name in pictures_of(examples)}
     if content.has_processor:
         files.setdefault("handler.py", TEMPLATES / "handler.py")
+        files["notebook.ipynb"] = notebook(content, version("aselect-hf"))
     return Upload(files | record_files(content, renew_selection=selection is not None), render_card(content))
 
 
@@ -147,6 +152,7 @@ def prepare_folder(
     license: str | None,
     audit: Audit | None = None,
     examples: bool = True,
+    space: bool = False,
 ) -> Upload:
     """`prepare_upload` with the `selection`, `compare`, `results`, `training` and `audit` `.json` in the folder.
 
@@ -175,6 +181,7 @@ def prepare_folder(
         audit=audit,
         license=license,
         examples=load_examples(folder) if examples else None,
+        space=space,
     )
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .modeling_aselect_diffusion_heads import ASelectDiffusionForImageClassification  # noqa: F401
 
 MAX_LAYERS = 1024
+POSITION_TABLES = {"SD3Transformer2DModel": "pos_embed_max_size"}
+"""Classes that read positions from the middle of a square table, and the field with its side in tokens."""
 AUTO_MAP = {
     "AutoConfig": "configuration_aselect_diffusion.ASelectDiffusionConfig",
     "AutoModel": "modeling_aselect_diffusion.ASelectDiffusionModel",
@@ -35,10 +37,13 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         transformer_class: name of the class in diffusers, one of `families.FAMILIES`.
         transformer_config: config of that class, unchanged; its depth is that of the whole network.
         kept_blocks: number of blocks that are there, the first ones (default: all).
+        kept_positions: side in tokens of what is there of the position table, its middle (default: all). Larger images
+            are refused, and all others have the same positions as with the whole table.
         conditioning: shapes of the stored tensors of the prompt, without a batch, by the pipeline's argument names.
         prompt: text that they encode, for the record.
         skipped_text_encoders: names of the text encoders that were left out when the prompt was encoded.
         guidance: guidance scale that the network takes as an input, if it does.
+        merged_tokens: with a fixed timestep, how many text tokens of the prompt each remaining one stands for.
         initializer_range: standard deviation of new weights of a head.
         kwargs: fields that all families share, see [`NoisyBackboneConfig`].
 
@@ -52,14 +57,17 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
     transformer_class: str = "SD3Transformer2DModel"
     transformer_config: dict | None = None
     kept_blocks: int | None = None
+    kept_positions: int | None = None
     conditioning: dict | None = None
     prompt: str = ""
     skipped_text_encoders: list[str] | None = None
     guidance: float | int | None = None
+    merged_tokens: list[int] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         family = find_family(self.transformer_class)
+        self.check_positions()
         shape = self.shape
         for name, default in family.defaults.items():
             if isinstance(default, int) and not isinstance(default, bool):
@@ -89,8 +97,37 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The fields of `transformer_config` that are read here, with defaults."""
-        return dict(find_family(self.transformer_class).defaults) | (self.transformer_config or {})
+        """The fields of `transformer_config` that are read here, with defaults and with the kept positions."""
+        return dict(find_family(self.transformer_class).defaults) | self.built_config
+
+    @property
+    def built_config(self) -> dict[str, Any]:
+        """`transformer_config` with the kept positions, from which the network is built."""
+        built = dict(self.transformer_config or {})
+        if self.kept_positions is not None and self.transformer_class in POSITION_TABLES:
+            built[POSITION_TABLES[self.transformer_class]] = self.kept_positions
+        return built
+
+    def check_positions(self) -> None:
+        """Refuse a part of the position table that does not share its middle with the whole."""
+        if self.kept_positions is None:
+            return
+        field = POSITION_TABLES.get(self.transformer_class)
+        if field is None:
+            raise ValueError(f"kept_positions={self.kept_positions}, but a {self.transformer_class} has no such table")
+        side = (self.transformer_config or {}).get(field, self.family.defaults[field])
+        if not isinstance(side, int):
+            return  # refused by the check of all fields
+        if not 0 < self.kept_positions <= side or (side - self.kept_positions) % 2:
+            raise ValueError(f"kept_positions must be in 1..{side} and differ from it by an even number, got "
+                             f"{self.kept_positions}")  # fmt: skip
+
+    @property
+    def position_limit(self) -> str:
+        """Why larger images are refused, for errors."""
+        return "the positions of this network end at a patch grid of" if self.kept_positions is None else (
+            "convert the source again with that image_size, because positions were kept up to a patch grid of"
+        )  # fmt: skip
 
     def check_conditioning(self) -> None:
         """Refuse stored tensors that the network cannot take."""
@@ -154,11 +191,20 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         return f"{self.transformer_class}, width {self.hidden_size}"
 
     @property
+    def folded_network(self) -> str:
+        if self.family.fold != "joint":
+            return "ViT"
+        tokens = len(self.merged_tokens or [1])
+        return f"network of image tokens and {tokens} text token{'s' if tokens > 1 else ''}"
+
+    @property
     def feature_kinds(self) -> tuple[str, ...]:  # type: ignore[override]
         """Kinds of features that some block has."""
         return tuple(dict.fromkeys(kind for stack in self.family.stacks for kind in stack.taps))
 
     def list_features(self) -> list[str]:
+        if self.fixed_to is not None:
+            return super().list_features()
         return [str(FeatureName(i, kind)) for i in range(self.num_hidden_layers) for kind in self.kinds_of(i)]
 
     def kinds_of(self, block: int) -> tuple[str, ...]:
@@ -193,8 +239,8 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         most = self.family.max_grid(self.shape)
         if most is not None and self.grid_size[0] > most:
             raise ValueError(
-                f"image_size={self.image_size} is too large: the positions of this network end at a patch grid of "
-                f"{most}x{most}, which is image_size={most * self.patch_size * self.vae_downsampling}"
+                f"image_size={self.image_size} is too large: {self.position_limit} {most}x{most}, "
+                f"which is image_size={most * self.patch_size * self.vae_downsampling}"
             )
         super().check_shape()
 

@@ -20,8 +20,8 @@ logger = logging.get_logger(__name__)
 MAX_SIZE = 2**16
 MAX_NOISE = 2**28
 CHOICES = {
-    "head_norm": ("layer_norm", "batch_norm"),
-    "pooling": ("mean", "attentive"),
+    "head_norm": ("layer_norm", "batch_norm", "none"),
+    "pooling": ("mean", "attentive", "transformer"),
     "segmentation_head": ("linear", "upernet"),
 }
 VAE_WIDTHS = {
@@ -33,6 +33,8 @@ VAE_WIDTHS = {
 UPERNET_LEVELS = 4
 GROUP_CHANNELS = 16
 """Channels that the UPerNet head normalizes together."""
+POOLING_HEADS = 8
+"""Attention heads of a pooling transformer."""
 
 NEVER_STORED = (
     *("token", "revision", "cache_dir", "local_files_only", "force_download"),
@@ -69,12 +71,14 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         selection: how `timestep` was chosen (method, options, curve), written by `TimestepSelection.apply`.
         base_model, base_model_license: where the weights came from, for the model card; several licenses are a list.
         base_model_license_name, base_model_license_link: of a license that is `"other"`.
+        base_model_gated: whether the base model's terms had to be accepted on its page.
         scheduler_config: the scheduler that the weights came with, for conversion back to diffusers.
         head_features: features that a head reads, concatenated along the width (default: `[feature]`). The UPerNet head
             takes one, for all levels of its pyramid, or four, starting with that of the finest level.
         head_timesteps: timesteps that a head reads, one run each, concatenated along the width (default: `[timestep]`).
-        head_norm: `"layer_norm"` or `"batch_norm"` before the head's last linear layer.
-        pooling: of tokens for classification: `"mean"`, or `"attentive"` (cross-attention from a learned query).
+        head_norm: `"layer_norm"`, `"batch_norm"` or `"none"` before the head's last linear layer.
+        pooling: of tokens for classification: `"mean"`, `"attentive"` (cross-attention from a learned query), or
+            `"transformer"` (a class token in two transformer blocks of `pooling_width`, a multiple of 8).
         segmentation_head: `"linear"` (per token) or `"upernet"`, with `segmentation_head_channels` (a multiple of 16).
         semantic_loss_ignore_index: label of the pixels that the segmentation loss leaves out.
         stage_kind: kind of the features that a backbone returns: stage `i` is `blocks.<i - 1>.<stage_kind>`, and `stem`
@@ -107,11 +111,13 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
     base_model_license: str | list[str] | None = None
     base_model_license_name: str | None = None
     base_model_license_link: str | None = None
+    base_model_gated: bool = False
     scheduler_config: dict | None = None
     head_features: list[str] | None = None
     head_timesteps: list[int] | None = None
     head_norm: str = "layer_norm"
     pooling: str = "mean"
+    pooling_width: int = 800
     segmentation_head: str = "linear"
     segmentation_head_channels: int = 256
     semantic_loss_ignore_index: int = 255
@@ -181,6 +187,11 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
     def network(self) -> str:
         """Description of the network in a model card, after its number of blocks."""
         raise NotImplementedError
+
+    @property
+    def folded_network(self) -> str:
+        """What a fixed timestep leaves of the network, in a model card, after "a plain"."""
+        return "ViT"
 
     def vit_fields(self) -> dict[str, Any]:
         """Fields of the `ViTConfig` of a plain ViT of the same shape, on what the network sees."""
@@ -308,6 +319,8 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         channels = self.segmentation_head_channels
         if not GROUP_CHANNELS <= channels <= MAX_SIZE or channels % GROUP_CHANNELS:
             raise ValueError(f"segmentation_head_channels must be a multiple of {GROUP_CHANNELS}, got {channels}")
+        if not POOLING_HEADS <= self.pooling_width <= MAX_SIZE or self.pooling_width % POOLING_HEADS:
+            raise ValueError(f"pooling_width must be a multiple of {POOLING_HEADS}, got {self.pooling_width}")
 
 
 __all__ = ["NoisyBackboneConfig"]

@@ -95,6 +95,7 @@ PIXART = Family(
     inputs=pixart_inputs,
     prediction=same,
     refusal=lambda config: "" if config["caption_channels"] else "it has no caption_channels",
+    fold="cross",
 )  # fmt: skip
 
 SANA = Family(
@@ -115,6 +116,7 @@ SANA = Family(
     inputs=sana_inputs,
     prediction=same,
     refusal=lambda config: "Sana-Sprint has another process (TrigFlow)" if config["guidance_embeds"] else "",
+    fold="linear_cross",
 )  # fmt: skip
 
 __all__ = ["PIXART", "SANA"]

@@ -31,7 +31,7 @@ SD3 = Family(
     defaults={
         "sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 18, "attention_head_dim": 64,
         "num_attention_heads": 18, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 96,
+        "pos_embed_max_size": 96, "qk_norm": None, "dual_attention_layers": (),
     },
     schedule=FLOW,
     channels=lambda config: config["in_channels"],
@@ -43,6 +43,7 @@ SD3 = Family(
     outputs=("norm_out", "proj_out"),
     inputs=inputs,
     prediction=same,
+    fold="joint",
 )  # fmt: skip
 
 __all__ = ["SD3"]

@@ -97,6 +97,7 @@ class Family:
         guided: config to whether it takes a guidance scale as an input.
         checkpointing: whether the class computes the same with gradient checkpointing.
         refusal: config to why such a network is not supported; empty if it is.
+        fold: how its timestep is fixed, a key of `folds.FOLDS`; `None` if it cannot be.
     """
 
     transformer_class: str
@@ -115,6 +116,7 @@ class Family:
     guided: Callable[[Mapping[str, Any]], bool] = lambda config: False
     refusal: Callable[[Mapping[str, Any]], str] = lambda config: ""
     checkpointing: bool = True
+    fold: Literal["joint", "cross", "linear_cross"] | None = None
 
     def locate(self, config: Mapping[str, Any], block: int) -> tuple[Stack, int]:
         """The stack of a block, counted over all stacks, and its place there."""

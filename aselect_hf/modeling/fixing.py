@@ -120,8 +120,9 @@ def fold(model: Any, config: Any) -> Any:
     """
     backbone = model.base_model
     if not backbone.can_fix_timestep:
-        raise ValueError(f"the timestep of a {type(backbone).__name__} cannot be fixed: this family has no fold")
+        raise ValueError(f"the timestep of a {type(backbone).__name__} cannot be fixed: {backbone.no_fold}")
     check_weights(model)
+    config = backbone.folded_config(config)
     prefix = "" if backbone is model else f"{model.base_model_prefix}."
     with torch.device("meta"):
         fixed = type(model)(config)

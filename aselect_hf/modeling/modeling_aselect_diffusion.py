@@ -15,8 +15,10 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_aselect_diffusion import ASelectDiffusionConfig
+from .families import FAMILIES
 from .family import Stack
 from .feature_taps import Collector, StopForwardError, collecting, register, unregister
+from .folds import FOLDS
 from .noisy_backbone import NoisyBackbone
 from .noisy_network import Features
 from .noisy_pretrained import NoisyPreTrainedModel
@@ -46,7 +48,9 @@ class ASelectDiffusionPreTrainedModel(NoisyPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ASelectDiffusionModel):  # a prompt that is missing must not give numbers
+        if (
+            isinstance(module, ASelectDiffusionModel) and not module.config.fixed_timestep
+        ):  # a prompt that is missing must not give numbers
             for name in self.config.conditioning or ():
                 init.constant_(getattr(module, f"{STORED}{name}"), float("nan"))
 
@@ -57,20 +61,41 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
     `early_exit` says how a run ends: `"raise"` stops in the middle of the deepest block, and `"block"` runs that block
     to its end and skips the others, without an exception. Sharded training (FSDP, DeepSpeed) needs the latter. It
     replaces modules during a run, so it is for one thread at a time.
+
+    With a fixed timestep the network is not that of diffusers but a plain one, see `folds.py`.
     """
 
-    projection_names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    projection_names = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("to_qkv", "add_qkv", "to_image_out"),  # with a fixed timestep
+    )
     early_exit: Literal["raise", "block"] = "raise"
+    transformer: Any
 
     def __init__(self, config: ASelectDiffusionConfig) -> None:
         super().__init__(config)
-        self.transformer = build_transformer(config)
-        self._no_split_modules = list(self.transformer._no_split_modules or ())
-        for name, shape in (config.conditioning or {}).items():
-            self.register_buffer(f"{STORED}{name}", torch.full(shape, float("nan")))
         self._tapped: dict[str, nn.Module] = {}
-        self.follow_modules()
+        if config.fixed_timestep:
+            config.check_fixed()  # again, since `from_pretrained` may change fields
+            fold = FOLDS[config.family.fold or ""]
+            self.transformer = fold.network(config)
+            self._no_split_modules = [fold.block.__name__]
+        else:
+            self.transformer = build_transformer(config)
+            self._no_split_modules = list(self.transformer._no_split_modules or ())
+            for name, shape in (config.conditioning or {}).items():
+                self.register_buffer(f"{STORED}{name}", torch.full(shape, float("nan")))
+            self.follow_modules()
         self.post_init()
+
+    @property
+    def can_fix_timestep(self) -> bool:  # type: ignore[override]
+        return self.config.family.fold is not None
+
+    @property
+    def no_fold(self) -> str:  # type: ignore[override]
+        known = [name for name, family in FAMILIES.items() if family.fold is not None]
+        return f"{self.config.transformer_class} has no fold; there is one for {', '.join(known)} and DiT"
 
     def follow_modules(self) -> None:
         """Read features where the modules are now: peft and quantizers put others in their place.
@@ -104,8 +129,10 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
             tensors: as the pipeline names its arguments, each with a batch of 1 or without a batch.
 
         Raises:
-            ValueError: a name or shape is not that of `config.conditioning`.
+            ValueError: a name or shape is not that of `config.conditioning`, or the timestep is fixed.
         """
+        if self.config.fixed_timestep:
+            raise self.config.fixed_error("another prompt")
         shapes = self.config.conditioning or {}
         if set(tensors) != set(shapes):
             raise ValueError(f"conditioning must have the tensors {sorted(shapes)}, got {sorted(tensors)}")
@@ -139,6 +166,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
                 "output_hidden_states and output_attentions are not there for a network of diffusers: "
                 "read blocks.<i>.hidden with extract_features"
             )
+        if self.config.fixed_timestep:
+            return self._run_folded(inputs, names), None
         if predict and not self.config.is_whole:
             raise ValueError(
                 f"this model keeps only {self.config.num_hidden_layers} blocks, so it cannot denoise: "
@@ -169,13 +198,18 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
         features = {name: collector.found[feature] for name, feature in resolved.items()}
         return features, self.config.family.prediction(output, inputs) if predict else None
 
+    def _run_folded(self, latents: torch.Tensor, names: Sequence[str]) -> Features:
+        resolved = {name: self.config.resolve_feature(name) for name in names}
+        found = self.transformer(latents, max(feature.block for feature in resolved.values()))
+        return {name: found[tuple(feature)] for name, feature in resolved.items()}
+
     def inputs(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> dict[str, Any]:
         """What the transformer receives for noisy latents at these timesteps `(batch,)`."""
         most = self.config.family.max_grid(self.config.shape)
         if most is not None and max(self.grid_size(noisy)) > most:
             raise ValueError(
-                f"latents of {noisy.shape[-2]}x{noisy.shape[-1]} are too large: the positions of this network end at a "
-                f"patch grid of {most}x{most}"
+                f"latents of {noisy.shape[-2]}x{noisy.shape[-1]} are too large: "
+                f"{self.config.position_limit} {most}x{most}"
             )
         dtype = self._weight.dtype
         stored = {name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()}
@@ -208,6 +242,8 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
     def unused_parts(self, features: Sequence[str]) -> list[nn.Module]:
         resolved = [self.config.resolve_feature(name) for name in features]
         deepest = max(feature.block for feature in resolved)
+        if self.config.fixed_timestep:
+            return self.transformer.unused_parts(deepest, [each.kind for each in resolved if each.block == deepest])
         kinds = [feature.kind for feature in resolved if feature.block == deepest]
         blocks = list(self.blocks())
         unused = [module for _, module in blocks[deepest + 1 :]]
@@ -222,9 +258,23 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
                 unused += _parts(module, before.text)
         return unused + _parts(self.transformer, self.config.family.outputs)
 
+    def folded_config(self, config: Any) -> Any:
+        for name in config.conditioning or ():
+            if not getattr(self, f"{STORED}{name}").isfinite().all():
+                raise ValueError(f"fix_timestep needs the prompt, but {name} is not set: call set_conditioning first")
+        config.merged_tokens = FOLDS[config.family.fold].tokens(self)
+        return config
+
+    def folded_state(self, fixed: Any) -> dict[str, torch.Tensor]:
+        return FOLDS[self.config.family.fold or ""].state(self, fixed)
+
     def untrained_twin(self) -> Any:
         twin = super().untrained_twin()
+        if self.config.fixed_timestep:
+            return twin
         twin.set_conditioning({name: getattr(self, f"{STORED}{name}") for name in self.config.conditioning or ()})
+        for name, buffer in self.transformer.named_buffers():  # positions, which may be a part of a larger table
+            twin.transformer.get_buffer(name).copy_(buffer)
         return twin
 
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -247,7 +297,7 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
         transformer_class = getattr(diffusers, config.transformer_class)
     except (ImportError, AttributeError) as error:
         raise ImportError(f"this checkpoint needs diffusers with {config.transformer_class}: {error}") from error
-    transformer = transformer_class.from_config(config.transformer_config or {})
+    transformer = transformer_class.from_config(config.built_config)
     shape, family = config.shape, config.family
     for block in range(config.num_hidden_layers, family.depth(shape)):
         stack, index = family.locate(shape, block)

@@ -52,6 +52,8 @@ class NoisyBackbone(NoisyNetwork):
     projection_names: ClassVar[tuple[str, ...]]
     """Suffixes of the names of the attention's linear layers in `named_modules`."""
     can_fix_timestep: ClassVar[bool] = False
+    no_fold = "this family has no fold"
+    """Why not, for the error."""
 
     def unused_parts(self, features: Sequence[str]) -> list[nn.Module]:
         """The parts, besides the VAE, that none of `features` depends on."""
@@ -60,6 +62,10 @@ class NoisyBackbone(NoisyNetwork):
     def folded_state(self, fixed: Any) -> dict[str, torch.Tensor]:
         """Weights, except the VAE's, for `fixed`: the same model, still empty, with `fixed.config.fixed_to`."""
         raise NotImplementedError
+
+    def folded_config(self, config: Any) -> Any:
+        """The config of the folded model, with the fields that depend on weights."""
+        return config
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """JSON values, besides the weights, that features depend on: they become part of the names of caches."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,6 +50,8 @@ class NoisyPreTrainedModel(PreTrainedModel):
     config_class = NoisyBackboneConfig
     main_input_name = "pixel_values"
     input_modalities = ["image"]  # noqa: RUF012
+    license_files: Mapping[str, bytes] = MappingProxyType({})
+    """Files with the license of the base model and its notices, by name; `save_pretrained` writes them."""
 
     @classmethod
     def from_pretrained(
@@ -66,10 +70,17 @@ class NoisyPreTrainedModel(PreTrainedModel):
             backbone.evaluation_noise = backbone.compute_noise().to(backbone.evaluation_noise)
         return loaded
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         quantizer = getattr(self, "hf_quantizer", None)
         with contextlib.nullcontext() if quantizer is None else readable_by_torchao(quantizer):
-            super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.write_license(save_directory)
+
+    def write_license(self, folder: Any) -> None:
+        """Write `license_files` to a folder, which exists."""
+        for name, content in self.license_files.items():
+            Path(folder, name).write_bytes(content)
 
     @classmethod
     def from_diffusers(cls, source: Any, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ from .heads import (
     ASelectDiTAttentivePooling,
     ASelectDiTClassificationHead,
     ASelectDiTLinearSegmentationHead,
+    ASelectDiTTransformerPooling,
     ASelectDiTUperNetHead,
 )
 from .noisy_backbone import NoisyBackbone
@@ -89,6 +90,8 @@ class ImageClassificationModel(TaskModel):
         super()._init_weights(module)
         if isinstance(module, ASelectDiTAttentivePooling):
             init.normal_(module.query, std=self.config.initializer_range)
+        elif isinstance(module, ASelectDiTTransformerPooling):
+            init.normal_(module.class_token, std=self.config.initializer_range)
 
     @known_arguments(*OF_THE_BACKBONE)
     @can_return_tuple

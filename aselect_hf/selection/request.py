@@ -45,7 +45,7 @@ def rules_with(option: str) -> list[str]:
 
 
 def automatic_method(data: ImageData) -> str:
-    """The rule that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"consensus"`."""
+    """The rule that `"auto"` stands for: `"logme"` with masks or labels of 2 classes, else `"consensus_rank"`."""
     return WITH_LABELS if data.masks is not None or has_classes(data.labels) else WITHOUT_LABELS
 
 

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from aselect_hf.selection.result import TimestepSelection
 
 AUTO = "auto"
-WITH_LABELS, WITHOUT_LABELS = "logme", "consensus"
+WITH_LABELS, WITHOUT_LABELS = "logme", "consensus_rank"
 """The rules of `method="auto"`, with labels of two classes and without; `docs/evidence.md` says why."""
+CHECK_WITHOUT_LABELS = "consensus"
+"""The rule that an audit without labels asks about the pick of a rule that does not look for clusters."""
+BY_CLUSTERS = (WITHOUT_LABELS, CHECK_WITHOUT_LABELS)
+"""Rules that look for clusters; an audit without labels asks HFR about their picks."""
 
 Labels = Literal["none", "few", "all"]
 Seen = Literal["images", "augmented views", "noise views", "ratios", "sequence ratios", "labeled rows", "scores"]

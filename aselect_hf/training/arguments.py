@@ -98,9 +98,9 @@ class TaskModelArguments(RuleOptions, ModelArguments):
     head_weight_decays: list[float] | None = argument(
         None, "Weight decays of heads, each combined with every rate (default: weight_decay; if frozen, 0 and 0.1)."
     )
-    pooling: str | None = argument(None, "classify: mean or attentive pooling of the tokens.")
+    pooling: str | None = argument(None, "classify: mean, attentive or transformer pooling of the tokens.")
     segmentation_head: str | None = argument(None, "segment: linear or upernet.")
-    head_norm: str | None = argument(None, "Norm before the head's linear layer: layer_norm or batch_norm.")
+    head_norm: str | None = argument(None, "Norm before the head's linear layer: layer_norm, batch_norm or none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,6 +195,9 @@ class PushArguments(Arguments):
     push_to_hub: bool = argument(False, "Push the final model to the Hub.")
     hub_model_id: RepoId | None = argument(None, "Repository on the Hub: user/name (default: the name of output_dir).")
     hub_private_repo: bool = argument(False, "Make a new repository private.")
+    accept_base_license: bool = argument(
+        False, "Push weights whose base model is gated, or has a non-commercial or uncommon license that you have read."
+    )
     hub_token: str | None = argument(None, "Token for the Hub (default: the one you logged in with).", repr=False)
 
     @property
@@ -206,7 +209,10 @@ class PushArguments(Arguments):
     @property
     def push_options(self) -> dict[str, Any]:
         """These arguments under the names that `push_folder` uses."""
-        return {"repo_id": self.repo_id, "private": self.hub_private_repo or None, "token": self.hub_token}
+        return {
+            "repo_id": self.repo_id, "private": self.hub_private_repo or None, "token": self.hub_token,
+            "accept_base_license": self.accept_base_license,
+        }  # fmt: skip
 
 
 @dataclass

@@ -78,9 +78,9 @@ class TaskObjective(nn.Module):
         self.random_flip = random_flip
         self.progress = 0.0
         self._observed: list[tuple[torch.Tensor, torch.Tensor, Visits]] = []
-        if gate is not None and model.config.head_norm != "layer_norm":
+        if gate is not None and model.config.head_norm == "batch_norm":
             raise ValueError(
-                f"a gate needs head_norm=layer_norm, got {model.config.head_norm}: batch statistics would mix timesteps"
+                "a gate needs head_norm=layer_norm or none, got batch_norm: batch statistics would mix timesteps"
             )
         if denoising_loss_weight:
             if not self.backbone_trains:

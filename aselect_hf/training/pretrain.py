@@ -41,7 +41,7 @@ from aselect_hf.training.loop import Trainer
 from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.parsing import parse_arguments
 from aselect_hf.training.processes import this_process
-from aselect_hf.training.publish import push_output
+from aselect_hf.training.publish import check_push, push_output
 
 
 class DenoisingObjective(nn.Module):
@@ -138,6 +138,7 @@ def pretrain(
         data = data.labeled()
     check_labels(data, model.config)
     data = data.sample(data_args.max_train_samples, training_args.seed, per_class=1).readable(data_args.on_error)
+    check_push(training_args, model.config)
     if model.vae is not None:
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)

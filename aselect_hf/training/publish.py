@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from aselect_hf.hub import push_folder
+from aselect_hf.hub.licenses import check_base_license
+from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.training.arguments import PushArguments
+
+
+def check_push(args: PushArguments, config: NoisyBackboneConfig) -> None:
+    """Refuse, before a training, what `push_output` would refuse after it.
+
+    Raises:
+        ValueError: the license of the base model needs to be accepted.
+    """
+    if args.push_to_hub:
+        check_base_license(config, args.accept_base_license)
 
 
 def push_output(args: PushArguments) -> None:

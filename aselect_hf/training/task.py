@@ -32,7 +32,7 @@ from aselect_hf.training.objective import TaskObjective
 from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.pictures import log_figure, predictions_figure
 from aselect_hf.training.processes import this_process
-from aselect_hf.training.publish import push_output
+from aselect_hf.training.publish import check_push, push_output
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
 from aselect_hf.training.run_facts import RunFacts
 from aselect_hf.training.task_data import load_task_data
@@ -62,6 +62,7 @@ class TaskRun:
         with self.state.main_process_first():
             self.data = load_task_data(data_args, task, args.seed)
             self.model = build_model(model_args, task, self.data.label_names).to(self.state.device)
+        check_push(args, self.model.config)
         self.scores: list[dict[str, float]] = []
 
     def run(self) -> RunReport | None:

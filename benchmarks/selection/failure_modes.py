@@ -202,7 +202,8 @@ def tell_flat(found: Measured) -> tuple[str, str, str]:
         f"varies by {100 * (max(scores) - min(scores)):.1f} points on {audit.checked.num_images} images. HFR falls "
         "steeply nevertheless: a clear HFR curve does not mean that the timestep matters.",
         f"Yes, with labels. Without labels: {quoted(found.audits['unlabeled'])}. A rule without labels knows neither "
-        "the task nor that the timestep makes no difference to it.",
+        "the task nor that the timestep makes no difference to it: for masks of the same images the curve is steep, "
+        "and such a rule sees the same features ([evidence](evidence.md#nothing-to-choose-without-labels)).",
         "Take the cheapest timestep, or the one that your other experiments use, and spend the time elsewhere. To "
         "find out whether a small difference is real, label more images: the bounds shrink with the square root of "
         "their number.",
@@ -217,6 +218,7 @@ def tell_massive(found: Measured) -> tuple[str, str, str]:
     worst = max(
         abs(a - b) for a, b in zip(shipped.selections["hfr"].scores, inside.selections["hfr"].scores, strict=True)
     )
+    named = any(each.startswith("massive activations before") for each in found.audits["earlier"].warnings)
     return (
         f"Produced artificially: in a copy of the shipped model, channel {MASSIVE_CHANNEL} of the MLP's output in "
         f"block {MASSIVE_BLOCK} is multiplied by {MASSIVE_FACTOR:g} (weights and bias). Large pretrained DiTs develop "
@@ -224,11 +226,11 @@ def tell_massive(found: Measured) -> tuple[str, str, str]:
         f"channels shrink and the curves become those of a different network. The picks move: {moved}. If the same "
         f"channel is massive in the feature itself (block {FEATURE_BLOCK}), nothing changes: HFR weights all channels "
         f"equally, and the other rules standardize them. The two HFR curves differ by at most {worst:.1e}.",
-        "Yes, with labels, by the points that the pick loses. The cause is not named, because the audit looks "
-        "for massive channels in the feature itself and not in the blocks before it. Without labels: "
-        f"{quoted(found.audits['unlabeled'])}.",
-        "If rules pick timesteps that are far apart, look for massive channels in the blocks before the feature "
-        "(`aselect_hf.find_massive_channels(model, images, feature=...)`), and audit a feature of an earlier block.",
+        f"{'Yes' if named else 'Not'}, with labels, by the points that the pick loses. "
+        f"{'The last warning names the cause' if named else 'The cause is not named'}: where a verdict is bad, the "
+        "audit looks for massive channels in the blocks before the feature. Without labels: "
+        f"{quoted(found.audits['unlabeled'])}, with the same warning.",
+        "Audit a feature of an earlier block, or of another kind.",
     )
 
 

@@ -76,7 +76,6 @@ class Measurement:
         fresh = self.curves(*sources.fresh_noise_rows([own]))[own] if self.pair.fresh_noise else None
         return {
             "pair": self.pair.name,
-            "role": self.pair.role,
             "task": self.pair.task,
             "default_feature": own,
             "timesteps": sources.timesteps,
@@ -246,13 +245,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where the networks run; scores are computed on the CPU")
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # on a GPU, too, features are those of float32
-    known: dict[tuple[str, str, Task], Sources] = {}
+    known: dict[tuple[str, str, Task, float, float], Sources] = {}
     for pair in (PAIRS[name] for name in arguments.pairs):
         model, data = (x if x == "sample" else str(arguments.root / x) for x in (pair.model, pair.data))
-        key = (model, data, find_task(pair.task))
+        task = find_task(pair.task)
+        key = (model, data, task, pair.flipped, pair.imbalance)
         if key not in known:
             few = is_one_of_few if arguments.few_features else None
-            known[key] = Sources(*key, device=arguments.device, feature_filter=few)
+            options = {"device": arguments.device, "feature_filter": few, "change_training": pair.training_images}
+            known[key] = Sources(model, data, task, **options)
         content = Measurement(pair, known[key]).run()
         RESULTS.mkdir(parents=True, exist_ok=True)
         write_text(RESULTS / f"{pair.name}.json", json.dumps(content))

@@ -45,6 +45,7 @@ class Sources:
         num_train, num_validation: images at most.
         feature_filter: of `(name, the checkpoint's own feature, number of blocks)`, whether to measure it; default all
             blocks, and the kinds of `feature="auto"`.
+        change_training: what to change of the training images before some are drawn; default nothing.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Sources:
         num_train: int = TRAIN,
         num_validation: int = VALIDATION,
         feature_filter: Callable[[str, str, int], bool] | None = None,
+        change_training: Callable[[ImageData], ImageData] = lambda images: images,
     ) -> None:
         self.model_name, self.task = model, task
         self.model: ASelectDiTModel = load_model(model).to(device).eval()
@@ -69,7 +71,8 @@ class Sources:
         if (validation := _validation(data, task.dense)) is None:
             rows = np.random.default_rng(0).permutation(len(train))
             train, validation = train.subset(rows[:-num_validation]), train.subset(rows[-num_validation:])
-        self.train, self.validation = train.sample(num_train, 0), validation.sample(num_validation, 0)
+        self.train = change_training(train).sample(num_train, 0)
+        self.validation = validation.sample(num_validation, 0)
         self._known: dict[str, Features] = {}
 
     def __getitem__(self, source: str) -> Features:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from modeling.tiny_transformers import store_prompt, tiny_config, tiny_model
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from aselect_hf import ASelectDiTForSemanticSegmentation, ASelectDiTModel
+from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
 from aselect_hf.conversion import save_model
 
 
@@ -179,6 +180,25 @@ def test_convert_to_a_fixed_timestep(aselect, make_model, pictures, tmp_path, he
     assert "aselect: error: selecting a timestep is not possible: this model is fixed to timestep 70" in stderr
 
 
+@pytest.mark.parametrize("family", ["SD3.5", "Sana"])
+def test_convert_a_text_to_image_classifier_to_a_fixed_timestep(aselect, tmp_path, family):
+    """With the options and the head of any other model; what has no fold says which families have one."""
+    whole = ASelectDiffusionForImageClassification(tiny_config(family, num_labels=3, kept_blocks=2)).eval()
+    save_model(store_prompt(whole), tmp_path / "whole")
+    code, stdout, stderr = aselect("convert", tmp_path / "whole", tmp_path / "fixed", "--fix-timestep")
+    assert code == 0, stderr
+    fixed = ASelectDiffusionForImageClassification.from_pretrained(tmp_path / "fixed").eval()
+    assert f"{fixed.num_parameters() / 1e6:.1f} M parameters" in stdout
+    with torch.no_grad():
+        latents = torch.ones(1, 4, 8, 8)
+        torch.testing.assert_close(fixed(latents)[0], whole(latents)[0], rtol=1e-4, atol=1e-4)
+    save_model(tiny_model("FLUX"), tmp_path / "flux")
+    code, _, stderr = aselect("convert", tmp_path / "flux", tmp_path / "nothing", "--fix-timestep")
+    assert code == 2
+    assert "there is one for SD3Transformer2DModel, PixArtTransformer2DModel, SanaTransformer2DModel and DiT" in stderr
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_a_fixed_timestep_does_not_convert_to_diffusers(aselect, checkpoint, tmp_path):
     code, _, stderr = aselect("convert", checkpoint, tmp_path / "out", "--to", "diffusers", "--fix-timestep")
     assert code == 2
@@ -196,3 +216,30 @@ def test_home_is_expanded_after_an_equals_sign(aselect, checkpoint, pictures, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     code, _, _ = aselect("features", checkpoint, pictures, "--output=~/features.safetensors")
     assert (code, (tmp_path / "features.safetensors").is_file()) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["select", "audit"])
+def test_a_report_is_written_beside_the_result(aselect, checkpoint, pictures, tmp_path, command):
+    report = tmp_path / "reports" / "report.html"
+    code, stdout, stderr = aselect(
+        command, checkpoint, pictures, "--method", "hfr", "--timesteps", "0,400", "--output-dir", tmp_path / "out",
+        "--report", report, "--cache-dir", tmp_path / "cache",
+    )  # fmt: skip
+    assert code in (0, 3, 4), stderr
+    assert str(report) in stdout
+    assert f"aselect {command}" in report.read_text(encoding="utf-8")
+
+
+def test_compare_writes_a_report(aselect, checkpoint, splits, tmp_path):
+    code, _, stderr = aselect(
+        "compare", checkpoint, splits, "--methods", "hfr,fixed", "--timesteps", "0,400", "--num-images", "4",
+        "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache", "--report", tmp_path / "report.html",
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert "Comparison of hfr, fixed" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_ends_before_the_work(aselect, checkpoint, pictures, tmp_path):
+    code, _, stderr = aselect("select", checkpoint, pictures, "--output-dir", tmp_path / "out", "--report", tmp_path)
+    assert (code, "is a folder: give the path of a file" in stderr) == (2, True)
+    assert not (tmp_path / "out" / "selection.json").exists()

@@ -144,6 +144,19 @@ def test_a_masked_autoencoder_sees_whole_images(saved, tmp_path, pictures):
     np.testing.assert_allclose(one, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1), atol=1e-5)
 
 
+def test_features_are_read_from_the_cache_when_they_are_there(saved, pictures, tmp_path, monkeypatch):
+    folder, _ = saved("vit")
+    baseline = Baseline(str(folder))
+    found = baseline.cached_features(pictures, cache_dir=tmp_path / "cache", progress=False)
+    np.testing.assert_array_equal(found, baseline.features(pictures, progress=False))
+    again = Baseline(str(folder))
+    monkeypatch.setattr(again, "_forward", None)
+    np.testing.assert_array_equal(again.cached_features(pictures, cache_dir=tmp_path / "cache", progress=False), found)
+    other = pictures.subset([0, 1])
+    with pytest.raises(ValueError, match="cannot encode an image"):
+        again.cached_features(other, cache_dir=tmp_path / "cache", progress=False)
+
+
 def test_images_may_keep_their_shape(saved, pictures):
     """A processor that does not crop gives images of several sizes: a convolutional network reads each on its own."""
     folder, model = saved("resnet")
@@ -234,7 +247,8 @@ def test_a_comparison_with_baselines(saved, tmp_path):
     splits = {name: data.sample(60, 0, per_class=1) for name, data in splits.items()}
     folder, _ = saved("vit")
     options = {"timesteps": [50, 400], "num_images": 8, "num_seeds": 2, "cache_dir": tmp_path, "progress": False}
-    found = compare_strategies(model, splits, strategies=["hfr"], baselines=[str(folder)], **options)
+    twice = [str(folder)] * 2  # runs once
+    found = compare_strategies(model, splits, strategies=["hfr"], baselines=twice, **options)
     backbone, baseline = found.encoders
     assert backbone.test_accuracies == found.rows[0].test_accuracies
     assert (baseline.name, len(baseline.test_accuracies)) == (str(folder), 2)

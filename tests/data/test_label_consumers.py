@@ -117,9 +117,9 @@ def test_useless_labels_are_not_used_and_the_reason_is_said(choose, bright, labe
     dataset = dataset.add_column("label", list(labels))
     data = ImageData.of(dataset)
     data.items = bright(np.arange(20) % 3)  # for the model of 2 channels
-    assert choose(data, "auto").method == "consensus"
+    assert choose(data, "auto").method == "consensus_rank"
     assert choose(data, "hfr").method == "hfr"
-    assert re.search(f"no labels are used, so the rule is consensus: .*{why}", caplog.text)
+    assert re.search(f"no labels are used, so the rule is consensus_rank: .*{why}", caplog.text)
     for rule in LABELED:
         with pytest.raises(ValueError, match=f"has none: .*{why}"):
             choose(data, rule)

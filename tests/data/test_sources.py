@@ -7,12 +7,14 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image, ImageFile
 
 from aselect_hf.data.feature_cache import pooled_features
@@ -228,3 +230,23 @@ def test_a_stream_leaves_its_images_undecoded(tmp_path: Path) -> None:
     PICTURES[0].save(tmp_path / "0.png")
     row = next(iter(undecoded_stream(load_images(tmp_path, streaming=True), "stop")))
     assert np.array_equal(ImageData([row["image"]]).decode(0), GREYS[0])
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_data_set_says_where_to_accept(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """As `datasets` raises it, from the answer of the Hub's client."""
+
+    def gated(*_: Any, **__: Any) -> None:
+        response = SimpleNamespace(status_code=status, headers={}, request=None)
+        refusal = GatedRepoError("Cannot access gated repo", response=response)  # type: ignore[arg-type]
+        raise datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'ada/cells' is a gated dataset on the Hub."
+        ) from refusal
+
+    monkeypatch.setattr(datasets, "load_dataset", gated)
+    with pytest.raises(ValueError) as raised:
+        load_images("ada/cells")
+    assert str(raised.value) == (
+        "data set 'ada/cells' is gated: accept its terms at https://huggingface.co/datasets/ada/cells, "
+        "then run `hf auth login`"
+    )

@@ -1,14 +1,14 @@
 """A Hugging Face Hub on the loopback interface, for offline tests of pushing and loading models.
 
 :class:`HubServer` answers the HTTP requests of the real ``huggingface_hub`` client: tokens, repositories (data sets are
-in the name space of models), commits of small files (sent in the commit) and large ones (sent ahead by Git LFS),
-branches, tags, pull requests, listings and downloads. Everything lives in memory. A commit is a complete and immutable
-snapshot, and the one step which makes uploaded data visible is the assignment of a new commit to a reference: no reader
-ever sees half an upload.
+in the name space of models; Spaces are apart by their address), commits of small files (sent in the commit) and large
+ones (sent ahead by Git LFS), branches, tags, pull requests, listings and downloads. Everything lives in memory. A
+commit is a complete and immutable snapshot, and the one step which makes uploaded data visible is the assignment of a
+new commit to a reference: no reader ever sees half an upload.
 
 Left out, because a test can do without it: Xet storage (run the client with ``HF_HUB_DISABLE_XET=1``), multi-part LFS
-uploads, downloads by way of a content delivery network or in ranges, Spaces, ``.gitignore`` filtering, paged listings,
-and what ``model_info`` derives from the model card or the weights.
+uploads, downloads by way of a content delivery network or in ranges, what Spaces run, ``.gitignore`` filtering, paged
+listings, and what ``model_info`` derives from the model card or the weights.
 """
 
 import base64
@@ -36,6 +36,14 @@ GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for 
 REPO = r"(?:/datasets)?/(?P<repo_id>[^/]+/[^/]+)"
 API = r"/api/(?:models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
 REVISION = r"/(?P<revision>[^/]+)"
+SPACE_ADDRESS = re.compile(r"/(?:api/)?spaces/([^/]+/[^/.]+)")
+SPACE_SUFFIX = "~space"
+"""Ends the id of a Space in here, since a model may have the same one."""
+
+
+def address_of(repo_id: str) -> str:
+    """What follows the endpoint in the address of a repository's page."""
+    return f"spaces/{repo_id.removesuffix(SPACE_SUFFIX)}" if repo_id.endswith(SPACE_SUFFIX) else repo_id
 
 
 class HubError(Exception):
@@ -136,8 +144,8 @@ class Commit:
 class Repository:
     """Commits, the references which name them, and the large objects uploaded so far (committed or not)."""
 
-    def __init__(self, repo_id: str, private: bool) -> None:
-        self.repo_id, self.private = repo_id, private
+    def __init__(self, repo_id: str, private: bool, gated: bool = False) -> None:
+        self.repo_id, self.private, self.gated = repo_id, private, gated
         self.owner = repo_id.partition("/")[0]
         self.refs: dict[str, str] = {}
         self.commits: dict[str, Commit] = {}
@@ -235,7 +243,8 @@ class HubServer:
 
     Args:
         tokens: the valid access tokens, each with the name of its user. A user reads every public repository, and
-            reads and writes those in the namespace of that name.
+            reads and writes those in the namespace of that name. Of a gated repository, only its owner may download
+            more than the card.
 
     Attributes:
         requests: ``"METHOD /path?query status"`` of each request answered so far.
@@ -331,6 +340,9 @@ class HubServer:
 
     def _dispatch(self, method: str, target: str, headers: Message, body: bytes) -> Reply:
         path, _, query = target.partition("?")
+        if space := SPACE_ADDRESS.match(path):
+            start = "/api/models/" if path.startswith("/api/") else "/"
+            path = f"{start}{space[1]}{SPACE_SUFFIX}{path[space.end() :]}"
         token = headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.tokens:
             raise HubError(401, "Invalid credentials in Authorization header")
@@ -370,12 +382,14 @@ class HubServer:
     @route("POST", "/api/repos/create")
     def _create_repo(self, request: Request) -> Reply:
         wanted = request.json()
-        if wanted.get("type", "model") not in ("model", "dataset"):
-            raise HubError(400, "This hub holds models and data sets only")
+        kind = wanted.get("type", "model")
+        if kind not in ("model", "dataset", "space"):
+            raise HubError(400, "This hub holds models, data sets and Spaces only")
         owner = wanted.get("organization") or request.user or ""
         self._require_owner(request, owner)
         repo_id = f"{owner}/{wanted['name']}"
-        reply = {"id": repo_id, "name": repo_id, "url": f"{self.url}/{repo_id}"}
+        reply = {"id": repo_id, "name": repo_id, "url": f"{self.url}/{'spaces/' * (kind == 'space')}{repo_id}"}
+        repo_id += SPACE_SUFFIX * (kind == "space")
         if repo_id in self._repositories:
             return Reply.json({"error": f"You already created this model repo: {repo_id}", **reply}, 409)
         is_private = wanted.get("visibility") == "private" or bool(wanted.get("private"))  # newer and older clients
@@ -393,7 +407,9 @@ class HubServer:
                 sibling |= {"size": len(blob.content), "blobId": blob.git_oid, **blob.lfs_entry("sha256")}
         info = {"id": repo_id, "modelId": repo_id, "author": repo.owner, "sha": commit.sha, "private": repo.private}
         info |= {"createdAt": list(commit.history())[-1].date, "lastModified": commit.date, "siblings": siblings}
-        return Reply.json(info | {"tags": [], "gated": False, "disabled": False, "downloads": 0, "likes": 0})
+        return Reply.json(
+            info | {"tags": [], "gated": "auto" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0}
+        )
 
     # -- references --
 
@@ -486,9 +502,10 @@ class HubServer:
         files = repo.apply(operations, parent.files)
         commit = Commit(files, parent, request.user, message["summary"], message["description"])
         repo.publish(ref, commit)
-        reply = {"success": True, "commitOid": commit.sha, "commitUrl": f"{self.url}/{repo_id}/commit/{commit.sha}"}
+        page = f"{self.url}/{address_of(repo_id)}"
+        reply = {"success": True, "commitOid": commit.sha, "commitUrl": f"{page}/commit/{commit.sha}"}
         if opens_pull_request:
-            reply["pullRequestUrl"] = f"{self.url}/{repo_id}/discussions/{ref.removeprefix('refs/pr/')}"
+            reply["pullRequestUrl"] = f"{page}/discussions/{ref.removeprefix('refs/pr/')}"
         return Reply.json(reply)
 
     # -- listings and downloads --
@@ -509,8 +526,12 @@ class HubServer:
 
     @route("GET", rf"{REPO}/resolve{REVISION}/(?P<path>.+)")
     def _download(self, request: Request, repo_id: str, revision: str, path: str) -> Reply:
-        commit = self._repository(request, repo_id).commit_at(revision)
+        repo = self._repository(request, repo_id)
+        commit = repo.commit_at(revision)
         headers = {"X-Repo-Commit": commit.sha}
+        if repo.gated and request.user != repo.owner and path not in ("README.md", ".gitattributes"):
+            reason = f"Access to model {repo_id} is restricted."
+            raise HubError(403 if request.user else 401, reason, "GatedRepo", headers)
         if path not in commit.files:
             raise HubError(404, "Entry not found", "EntryNotFound", headers)
         blob = commit.files[path]

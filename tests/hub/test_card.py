@@ -444,8 +444,8 @@ def test_files(folder, selected):
     (folder / "training.json").write_text(json.dumps(TRAINING))
     upload = prepare_folder(folder, "ada/dit", dataset=None, license=None)
     assert set(upload.files) >= {
-        "config.json", "handler.py", "model.safetensors", "preprocessor_config.json", "selection.json", "selection.png",
-        "training.json",
+        "config.json", "handler.py", "model.safetensors", "notebook.ipynb", "preprocessor_config.json",
+        "selection.json", "selection.png", "training.json",
     }  # fmt: skip
     assert not {"adapter_model.safetensors", "optimizer.npz", "notes.txt", "checkpoint-10"} & set(upload.files)
     assert json.loads(upload.files["selection.json"])["model"] == "ada/dit"

@@ -46,9 +46,16 @@ def online(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     return fetched
 
 
-def publish(hub: HubServer, repo_id: str, folder: Path, extra: tuple[str, ...] = EXTRA, private: bool = False) -> None:
+def publish(
+    hub: HubServer,
+    repo_id: str,
+    folder: Path,
+    extra: tuple[str, ...] = EXTRA,
+    private: bool = False,
+    gated: bool = False,
+) -> None:
     """A repository of a folder's files, and of files that nobody needs."""
-    repository = Repository(repo_id, private)
+    repository = Repository(repo_id, private, gated)
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     blobs = dict.fromkeys(extra, JUNK) | {name: Blob(path.read_bytes(), is_lfs=False) for name, path in files.items()}
     repository.publish("refs/heads/main", Commit(blobs, None, repository.owner, "model"))

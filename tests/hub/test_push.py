@@ -49,6 +49,7 @@ def push(folder: Path, repo_id: str, **options: Any) -> CommitInfo:
     from aselect_hf.hub.results import EvaluationResult
 
     options["results"] = [EvaluationResult(**result) for result in options.get("results", [])]
+    options.setdefault("accept_base_license", True)
     selection = TimestepSelection.load(folder / "selection.json") if options.pop("with_selection", True) else None
     return push_to_hub(ASelectDiTModel.from_pretrained(folder), repo_id, selection=selection, **options)
 
@@ -111,6 +112,25 @@ def save_head(folder: Path, task: str) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_model(model.eval(), folder)
+
+
+def save_folded(folder: Path, family: str) -> None:
+    """A classifier on the first blocks of a text-to-image network, with a fixed timestep."""
+    import torch
+    from modeling.tiny_transformers import TINY, store_prompt, tiny_config
+
+    from aselect_hf import ASelectDiffusionForImageClassification
+    from aselect_hf.conversion import save_model
+
+    torch.manual_seed(0)
+    labels = {0: "sky", 1: "sea", 2: "sand"}
+    shape = TINY[family]["transformer_config"] | {"in_channels": 3}
+    config = tiny_config(family, transformer_config=shape, kept_blocks=2, feature="blocks.1.query",
+                         id2label=labels, label2id={v: k for k, v in labels.items()})  # fmt: skip
+    model = ASelectDiffusionForImageClassification(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(store_prompt(model.eval()).fix_timestep(300), folder)
 
 
 def push_head(folder: Path, repo_id: str, task: str) -> CommitInfo:
@@ -218,7 +238,7 @@ def test_one_commit_holds_everything(hub, ada, pushed) -> None:
     ]
     files = hub.files("ada/whole")
     assert set(files) >= CODE | {
-        "README.md", "config.json", "handler.py", "model.safetensors",
+        "README.md", "config.json", "handler.py", "model.safetensors", "notebook.ipynb",
         "preprocessor_config.json", "selection.json", "selection.png", "training.json",
     }  # fmt: skip
     assert commit.commit_url == f"{hub.url}/ada/whole/commit/{commit.oid}"
@@ -252,6 +272,26 @@ def test_heads_and_their_pipelines_give_the_same_numbers(client, stranger, tmp_p
     assert {label for label, _ in before} <= {"sky", "sea", "sand"}
     for (_, ours), (_, theirs) in zip(before, after, strict=True):
         assert theirs == pytest.approx(ours, abs=1e-6) if isinstance(ours, float) else theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("family", "network"),
+    [("SD3", "network of image tokens and 5 text tokens"), ("PixArt-Sigma", "ViT"), ("Sana", "ViT")],
+)
+def test_a_fixed_text_to_image_network_classifies_without_the_package(
+    hub, client, stranger, tmp_path, family, network
+) -> None:
+    task, repo = "image-classification", f"ada/fixed-{family}"
+    client.run(save_folded, tmp_path / family, family)
+    client.run(push_head, tmp_path / family, repo, task)
+    before = client.run(run_pipeline, task, str(tmp_path / family), False)
+    assert stranger.run(run_pipeline, task, repo, True) == [
+        (label, pytest.approx(score, abs=1e-6)) for label, score in before
+    ]
+    files = hub.files(repo)
+    assert {"folds.py", "folded_blocks.py", "folded_weights.py", "folded_joint.py", "folded_cross.py"} <= files.keys()
+    folded = f"timestep, noise and prompt are folded into the weights, which leaves a plain {network} that computes"
+    assert f"| fixed | {folded} `blocks.1.query` |" in files["README.md"].decode()
 
 
 def test_second_push_keeps_what_people_wrote(hub, ada, pushed) -> None:
@@ -387,10 +427,19 @@ def test_command(hub, client, saved) -> None:
     assert "model.safetensors" in printed
     assert "## How to use it" in printed
     assert len(hub.requests) == before, "a dry run asks nobody"
-    code, printed = client.run(push_command, str(saved()), "ada/typed", "--private", "--tag", "v1")
+    code, printed = client.run(push_command, str(saved()), "ada/typed")
+    assert (code, printed.splitlines()[-1]) == (
+        2,
+        "aselect: error: these weights derive from ada/base under the license cc-by-nc-4.0. It does not permit "
+        "commercial use. Read it, and if it permits you to publish them, pass accept_base_license=True "
+        "(--accept-base-license)",
+    )
+    assert not any(word in line for line in hub.requests[before:] for word in ("create", "upload", "commit"))
+    options = ("--private", "--tag", "v1", "--accept-base-license")
+    code, printed = client.run(push_command, str(saved()), "ada/typed", *options)
     assert (code, printed.splitlines()[-1].startswith(f"pushed {hub.url}/ada/typed/commit/")) == (0, True)
     assert "selection.json" in hub.files("ada/typed", "v1")
-    code, printed = client.run(push_command, str(saved()), "ada/typed", "--tag", "v1")
+    code, printed = client.run(push_command, str(saved()), "ada/typed", "--tag", "v1", "--accept-base-license")
     assert code == 2
     assert printed.splitlines()[-1] == "aselect: error: tag 'v1' already exists in ada/typed"
 

@@ -1,4 +1,4 @@
-"""A process in which this package cannot be imported: what a user of a saved folder has who never heard of it."""
+"""A process in which this package cannot be imported (what a user of a saved folder has), and double precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 PRELUDE = """
 import importlib.abc, json, sys
@@ -63,3 +64,16 @@ def run_elsewhere(tmp_path: Path) -> Callable[..., Any]:
         return json.loads(done.stdout.rpartition("REPORT")[2])
 
     return run
+
+
+@pytest.fixture
+def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let steps that are in single precision everywhere, such as those of diffusers' RMSNorm, keep double precision."""
+    convert = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        single = tensor.dtype == torch.float64 and args[:1] == (torch.float32,)
+        return tensor if single else convert(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)

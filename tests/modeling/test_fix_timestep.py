@@ -30,6 +30,10 @@ SIT = {"type": "flow_matching", "model_time": "data_fraction"}
 HEADS: dict[str, tuple[type, dict[str, Any]]] = {
     "mean": (ASelectDiTForImageClassification, {"feature": "blocks.-1.hidden"}),
     "attentive": (ASelectDiTForImageClassification, {"pooling": "attentive", "head_features": FOUR}),
+    "transformer": (
+        ASelectDiTForImageClassification,
+        {"pooling": "transformer", "pooling_width": 16, "head_norm": "none"},
+    ),
     "one-timestep": (ASelectDiTForImageClassification, {"head_timesteps": [10], "head_norm": "batch_norm"}),
     "linear": (ASelectDiTForSemanticSegmentation, {"num_noise_draws": 3}),
     "upernet-four": (

@@ -11,40 +11,14 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from tiny_pipelines import sd3_pipeline
+from transformers import AutoModel
 
 import aselect_hf
 from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiffusionModel, ASelectDiTModel
 from aselect_hf.conversion import convert_checkpoint, load_model, save_model
 
-from .stock_families import tiny_vae
-from .tiny_transformers import SD3, TINY, tiny_model
-
-SD3_WIDE = SD3 | {"joint_attention_dim": 32, "pooled_projection_dim": 16}
-
-
-def sd3_pipeline(folder: Path, randomize: Any) -> Any:
-    """A tiny Stable Diffusion 3 with both CLIP encoders and without T5, as the authors of A-SelecT use it."""
-    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-    config = CLIPTextConfig(
-        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, projection_dim=8,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=randomize(diffusers.SD3Transformer2DModel(**SD3_WIDE)),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=randomize(tiny_vae(4), seed=5),
-        text_encoder=CLIPTextModelWithProjection(config).eval(),
-        tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(config).eval(),
-        tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
+from .tiny_transformers import TINY, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +70,9 @@ def test_a_pipeline_becomes_a_backbone(pipeline: Any, folder: Path, images: Any,
     assert torch.equal(load_model(tmp_path / "saved")(images).last_hidden_state, found)
 
 
-def test_all_ways_to_say_the_same_agree(pipeline: Any, folder: Path, images: Any, tmp_path: Path) -> None:
+def test_all_ways_to_say_the_same_agree(folder: Path, images: Any, tmp_path: Path) -> None:
+    """All encode with weights that lie in memory as in the file, since the last bits may depend on that."""
+    pipeline: Any = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     embeds, _, pooled, _ = pipeline.encode_prompt("", None, None, do_classifier_free_guidance=False)
     prompt = {"prompt_embeds": embeds.contiguous(), "pooled_prompt_embeds": pooled.contiguous()}
     save_file(prompt, tmp_path / "prompt.safetensors")
@@ -118,6 +94,20 @@ def test_all_ways_to_say_the_same_agree(pipeline: Any, folder: Path, images: Any
     assert models[3].config.is_whole
     with pytest.raises(ValueError, match=r"no text encoder|text encoders of .* cannot be read"):
         aselect_hf.from_diffusers(without)
+
+
+def test_a_pipeline_becomes_a_plain_network(pipeline: Any, folder: Path, images: Any, tmp_path: Path) -> None:
+    """No prompt, no time and no text of the feature's block is left; the zeros in place of T5 are one token."""
+    fixed = convert_checkpoint(folder, tmp_path / "fixed", fix_timestep=True, timestep=141, feature="blocks.1.query")
+    whole = aselect_hf.from_diffusers(folder, feature="blocks.1.query", timestep=141)
+    loaded = AutoModel.from_pretrained(tmp_path / "fixed")
+    with torch.no_grad():
+        found = loaded(images).last_hidden_state
+        torch.testing.assert_close(found, whole(images).last_hidden_state, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, expected_query(pipeline, whole, images), rtol=1e-3, atol=1e-3)
+    tokens = whole.config.conditioning["prompt_embeds"][0]
+    assert sorted(fixed.config.merged_tokens) == [1] * 77 + [tokens - 77]
+    assert fixed.num_parameters() < 0.6 * whole.num_parameters()
 
 
 def test_blocks_after_the_feature_are_not_read(folder: Path, images: Any, tmp_path: Path) -> None:
@@ -163,6 +153,32 @@ def test_a_transformer_of_every_family_converts(family: str, randomize: Any, nor
         ({"image_size": 64}, "positions of this network end"),
         ({"prompt_embeds": torch.zeros(1)}, "prompt_embeds must be a dictionary"),
         ({"prompt_embeds": {"prompt_embeds": torch.zeros(1, 5, 32)}}, "pooled_prompt_embeds"),
+        ({"prompt_embeds": {}}, "for a SD3Transformer2DModel, got none"),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(5, 31), "pooled_prompt_embeds": torch.zeros(16)}},
+            r"prompt_embeds must be \(tokens, 32\), with or without a batch of 1, got \(5, 31\)",
+        ),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(32), "pooled_prompt_embeds": torch.zeros(16)}},
+            r"prompt_embeds must be \(tokens, 32\)",
+        ),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(2, 5, 32), "pooled_prompt_embeds": torch.zeros(2, 16)}},
+            r"got \(2, 5, 32\)",
+        ),
+        (
+            {"prompt_embeds": {"prompt_embeds": torch.zeros(5, 32), "pooled_prompt_embeds": torch.zeros(1, 1, 16)}},
+            r"pooled_prompt_embeds must be \(16,\), .* got \(1, 1, 16\)",
+        ),
+        (
+            {
+                "prompt_embeds": {
+                    "prompt_embeds": torch.full((5, 32), torch.nan),
+                    "pooled_prompt_embeds": torch.zeros(16),
+                }
+            },
+            "holds NaN",
+        ),
         ({"prompt_embeds": {}, "prompt": "a"}, "leave prompt"),
         ({"prompt_embeds": "nowhere.safetensors"}, "cannot be read"),
         ({"skip_text_encoders": ["text_encoder", "text_encoder_2"]}, "leaves no text encoder"),
@@ -188,10 +204,56 @@ def test_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         aselect_hf.from_diffusers(folder / "transformer")
 
 
-def test_a_way_back_to_diffusers_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="only a DiT converts to diffusers"):
-        convert_checkpoint(folder, tmp_path / "out", to="diffusers")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("kind", ["pipeline", "saved"])
+def test_a_whole_network_goes_back_to_diffusers(pipeline: Any, folder: Path, tmp_path: Path, kind: str) -> None:
+    """Its weights are those of the source, bit for bit, and so are the configs; the network reads them."""
+    source: Any = folder
+    if kind == "saved":
+        source = tmp_path / "ours"
+        convert_checkpoint(folder, source, text={"keep": "all"}, vae_decoder=True)
+    convert_checkpoint(source, tmp_path / "back", to="diffusers")
+    for part in ("transformer", "vae"):
+        name = "diffusion_pytorch_model.safetensors"
+        before, after = (load_file(place / part / name) for place in (folder, tmp_path / "back"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    stock = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "back" / "transformer")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "back" / "scheduler")
+    for pair in ((stock, pipeline.transformer), (scheduler, pipeline.scheduler)):
+        back, own = ({name: x for name, x in each.config.items() if not name.startswith("_")} for each in pair)
+        assert json.dumps(back, sort_keys=True) == json.dumps(own, sort_keys=True)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_transformer_of_every_family_goes_back(family: str, randomize: Any, tmp_path: Path) -> None:
+    stock = randomize(tiny_model(family))
+    prompt = {name: getattr(stock, f"conditioning_{name}") for name in stock.config.conditioning}
+    side = stock.config.sample_size
+    convert_checkpoint(
+        stock.transformer, tmp_path / "back", to="diffusers", text={"prompt_embeds": prompt}, image_size=side
+    )
+    stock_class = getattr(diffusers, stock.config.transformer_class)
+    back, report = stock_class.from_pretrained(tmp_path / "back" / "transformer", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(tensor, stock.transformer.state_dict()[name])
+
+
+def test_a_way_back_without_what_was_dropped_is_refused(folder: Path, tmp_path: Path) -> None:
+    convert_checkpoint(folder, tmp_path / "ours", feature="blocks.0.query", image_size=8)
+    asked: list[tuple[Path, dict[str, Any]]] = [
+        (tmp_path / "ours", {}),
+        (folder, {"text": {"keep": "feature"}, "feature": "blocks.0.query", "image_size": 8}),
+    ]
+    for source, options in asked:
+        with pytest.raises(ValueError) as raised:
+            convert_checkpoint(source, tmp_path / "out", to="diffusers", **options)
+        assert str(raised.value) == (
+            "this model cannot go back to diffusers without the blocks from 1 on and the positions outside of the "
+            'middle 2x2, which were left out when it was converted: convert its source again with keep="all"'
+        )
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_head_is_put_on_a_pipeline(folder: Path, images: Any, tmp_path: Path) -> None:

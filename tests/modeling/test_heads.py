@@ -14,12 +14,17 @@ from transformers import Trainer, TrainingArguments
 
 from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation
 from aselect_hf.modeling.features import FEATURE_KINDS
+from aselect_hf.modeling.heads import ASelectDiTClassificationHead
 
 FOUR = ["blocks.0.query", "blocks.0.mlp", "blocks.1.hidden", "blocks.2.attention"]
 HEADS: dict[str, tuple[type, dict[str, Any]]] = {
     "mean": (ASelectDiTForImageClassification, {}),
     "mean-batch-norm": (ASelectDiTForImageClassification, {"head_norm": "batch_norm"}),
     "attentive": (ASelectDiTForImageClassification, {"pooling": "attentive", "head_features": FOUR}),
+    "transformer": (
+        ASelectDiTForImageClassification,
+        {"pooling": "transformer", "pooling_width": 16, "head_norm": "none", "head_features": FOUR[:2]},
+    ),
     "fused-timesteps": (
         ASelectDiTForImageClassification,
         {"head_features": ["blocks.-1.key", "blocks.0.value"], "head_timesteps": [10, 500]},
@@ -200,6 +205,20 @@ def test_attentive_pooling_ignores_the_order_of_tokens_and_starts_near_their_mea
     assert not torch.allclose(pooling(tokens), pooled, atol=0.05)
 
 
+def test_the_transformer_head_has_the_shape_of_the_authors(make_config: Any, normal: Any) -> None:
+    """Their log of Stable Diffusion 3 medium on CUB counts 16,766,600 parameters that train."""
+    with torch.device("meta"):
+        config = make_config(pooling="transformer", head_norm="none", num_labels=200)
+        head = ASelectDiTClassificationHead(config, 1, 1536)
+    assert sum(parameter.numel() for parameter in head.parameters()) == 16_766_600
+    pooling = ASelectDiTForImageClassification(make_config(pooling="transformer", pooling_width=16)).classifier.pooling
+    tokens = normal(2, 16, 24)
+    torch.testing.assert_close(pooling(tokens.flip(1)), pooling(tokens))
+    assert 0 < pooling.class_token.std() < 0.1
+    pooling.class_token.data.normal_()
+    assert not torch.allclose(pooling(tokens)[0], pooling(tokens)[1], atol=1e-3)
+
+
 def test_linear_segmentation_keeps_tokens_apart(make_config: Any, randomize: Any, normal: Any) -> None:
     """The head of one token sees that token only, and puts it where it belongs."""
     head = randomize(ASelectDiTForSemanticSegmentation(make_config(num_labels=LABELS))).decode_head
@@ -347,7 +366,9 @@ def test_a_head_starts_from_a_plain_checkpoint(
     plain = make_model(feature="blocks.0.mlp", timestep=77, selection={"method": "hfr"}, num_noise_draws=2)
     plain.save_pretrained(tmp_path)
     example = build()
-    options = {key: getattr(example.config, key) for key in ("head_norm", "pooling", "segmentation_head")}
+    options = {
+        key: getattr(example.config, key) for key in ("head_norm", "pooling", "pooling_width", "segmentation_head")
+    }
     loaded, report = type(example).from_pretrained(tmp_path, output_loading_info=True, num_labels=7, **options)
     assert {name.partition(".")[0] for name in report["missing_keys"]} <= {"classifier", "decode_head"}
     assert not report["unexpected_keys"]
@@ -396,7 +417,7 @@ def test_from_diffusers(build: Any, images: torch.Tensor, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, "pooling must be one of mean, attentive"),
+        ({"pooling": "max"}, "pooling must be one of mean, attentive, transformer"),
         ({"head_norm": "rms"}, "head_norm must be one of"),
         ({"segmentation_head": "fpn"}, "segmentation_head must be one of linear, upernet"),
         ({"stage_kind": "input"}, "stage_kind must be one of"),
@@ -408,6 +429,7 @@ def test_from_diffusers(build: Any, images: torch.Tensor, tmp_path: Path) -> Non
         ({"head_timesteps": [10, 1000]}, "1000"),
         ({"segmentation_head": "upernet", "head_features": FOUR[:2]}, "head_features of an upernet head"),
         ({"segmentation_head_channels": 20}, "segmentation_head_channels must be a multiple of 16"),
+        ({"pooling_width": 20}, "pooling_width must be a multiple of 8"),
         ({"segmentation_head_channels": 0}, "segmentation_head_channels must be a multiple of 16"),
     ],
 )

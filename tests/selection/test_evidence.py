@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from aselect_hf.data.classes import stratified_sample
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import RULES, select_timestep
 from aselect_hf.selection.samples import LEAST_PER_CLASS
 from aselect_hf.tasks import CLASSIFICATION, SEGMENTATION
-from benchmarks.selection import report, sources
+from benchmarks.selection import audits, fused, left_out, report, sources, spreads
 from benchmarks.selection.measure import Measurement
 from benchmarks.selection.pairs import PAIRS
-from benchmarks.selection.rules import COMBINED, MEASURED, UNCORRECTED, combine
+from benchmarks.selection.rules import COMBINED, MEASURED, SUMS, UNCORRECTED, combine
 from benchmarks.selection.sources import Sources
 
 STEPS = [0, 150, 900]
@@ -128,17 +129,17 @@ def test_verdicts_of_picks_beside_what_they_truly_lose(content):
     good, bad = [0.0, 0.0, 1.0], [9.0, 5.0, 12.0]
     sure = {"labeled": 500, "informative": True, "regrets": [bad, good, good]}
     content["audit"] = [sure, sure | {"labeled": 1000, "informative": False}]
-    assert report.audit_cases(content, "ridge", 500) == [(pytest.approx(10), "trust")]
-    assert [verdict for _, verdict in report.audit_cases(content, "every timestep", 500)] == [
+    assert audits.audit_cases(content, "ridge", 500) == [(pytest.approx(10), "trust")]
+    assert [verdict for _, verdict in audits.audit_cases(content, "every timestep", 500)] == [
         "do not trust",
         *["trust"] * 2,
     ]
-    assert report.audit_cases(content, "fixed t = 0", 1000) == [(pytest.approx(20), "do not trust")]
+    assert audits.audit_cases(content, "fixed t = 0", 1000) == [(pytest.approx(20), "do not trust")]
 
 
 def test_verdict_of_the_default_pick_beside_what_it_truly_loses(content):
     audit = {"timestep": 100, "verdict": "trust", "probe": 0.71, "untrained": 0.5}
-    *_, row = report.default_audits([content | {"pair": "p", "default_audit": audit}]).splitlines()
+    *_, row = audits.default_audits([content | {"pair": "p", "default_audit": audit}]).splitlines()
     assert row == "| p | 100 | 10.0 | trust | 71.0 | 50.0 |"
 
 
@@ -146,12 +147,99 @@ def test_agreement_of_rules_beside_what_their_picks_lose(content):
     own = content["own_scores"]
     own["consensus"] = {"usual": [[[0, 2, 1], [2, 0, 1]]]}
     own["hfr"] = {"usual": [[[0, 2, 1], [0, 1, 2]]]}
-    assert report.agreement_cases(content, "hfr", "consensus") == [
+    assert audits.agreement_cases(content, "hfr", "consensus") == [
         (pytest.approx(10), "trust"),
         (pytest.approx(0), "do not trust"),
     ]
-    assert report.agreement_cases(content, "consensus", "hfr")[1] == (pytest.approx(20), "uncertain")
+    assert audits.agreement_cases(content, "consensus", "hfr")[1] == (pytest.approx(20), "uncertain")
     content["audit"] = []
-    head, _, first, *_ = report.agreements([content]).splitlines()
+    head, _, first, *_ = audits.agreements([content]).splitlines()
     assert first == "| hfr | consensus | 1 | 0% | 0% | 100% | 1 | 100% | 0% | 0% |"
     assert head.count("|") == first.count("|")
+
+
+def test_no_checkpoint_and_no_images_both_develop_and_confirm():
+    for what in ("model", "data"):
+        roles = {}
+        for pair in PAIRS.values():
+            roles.setdefault(getattr(pair, what), set()).add(pair.role)
+        assert all(len(each) == 1 for each in roles.values()), (what, roles)
+
+
+def test_the_noised_twin_flips_a_fifth_of_the_labels_to_other_classes():
+    images = ImageData(np.zeros((50, 1, 4, 4)), np.arange(50) % 5)
+    noised = PAIRS["fashion-mnist-noised"].training_images(images)
+    assert (np.asarray(noised.labels) != np.asarray(images.labels)).sum() == 10
+    np.testing.assert_array_equal(noised.labels, PAIRS["fashion-mnist-noised"].training_images(images).labels)
+    assert {*noised.labels} == {*images.labels}
+
+
+def test_a_sample_of_the_noised_twin_has_its_share_of_flipped_labels():
+    images = ImageData(np.zeros((4000, 1, 2, 2)), np.arange(4000) % 10)
+    before, after = (each.sample(1000, 0) for each in (images, PAIRS["fashion-mnist-noised"].training_images(images)))
+    assert 0.17 < (np.asarray(before.labels) != np.asarray(after.labels)).mean() < 0.23
+
+
+def test_the_shifted_twin_has_fewer_images_of_every_next_class():
+    images = ImageData(np.arange(100 * 16).reshape(100, 1, 4, 4), np.arange(100) % 5)
+    shifted = PAIRS["fashion-mnist-shifted"].training_images(images)
+    np.testing.assert_array_equal(np.bincount(shifted.labels), [20, 13, 8, 5, 4])
+    assert PAIRS["fashion-mnist"].training_images(images) is images
+
+
+def planted_pair(content, pair, best):
+    """A pair whose best timestep is at index `best`, and where ridge alone finds it."""
+    truth = {"a": {"mean": [0.5 + 0.1 * (each == best) for each in range(3)], "deviation": [0] * 3}}
+    scores = {
+        rule: [[[float(each == best if rule == "ridge" else each == 0) for each in range(3)]]] for rule in MEASURED
+    }
+    own = {rule: {"usual": found, "few": found[0]} for rule, found in scores.items()}
+    return content | {"pair": pair, "truth": truth, "own_scores": own}
+
+
+def test_a_choice_is_made_without_the_checkpoint_that_it_is_judged_on(content):
+    # clean inputs are best on two checkpoints, the last timestep on the third; only a fixed timestep must be chosen
+    pairs = [("mnist", 0), ("planted", 0), ("nuclei", 2)]
+    contents = [planted_pair(content, pair, best) for pair, best in pairs]
+    rows = [line for line in left_out.left_out(contents).splitlines() if "a fixed timestep" in line]
+    assert [row.split(" | ")[1:4] for row in rows] == [
+        ["checkpoint", "3.3", "10.0 (nuclei-dit)"],
+        ["family", "3.3", "10.0 (nuclei-dit)"],
+    ]
+
+
+def test_checkpoints_that_share_images_are_one_family(content):
+    contents = [content | {"pair": name} for name in ("cifar10", "cifar10-flow", "elpv", "nuclei", "mnist")]
+    groups = left_out.families(contents)
+    assert sorted(map(tuple, groups)) == [("cifar10-dit", "cifar10-flow-dit"), ("nuclei-dit",), ("sample",)]
+
+
+def test_limits_of_trust_are_chosen_on_developing_pairs(content):
+    truth = {"a": {"mean": [0.7, 0.69, 0.6], "deviation": [0] * 3}}
+    far = {"labeled": 1000, "informative": True, "regrets": [[0, 0, 1], [1.9, 0, 3.9], [9, 5, 12]]}
+    audit = [far, far | {"labeled": 500}]
+    contents = [content | {"pair": name, "truth": truth, "audit": audit} for name in ("mnist", "nuclei")]
+    shipped, _, chosen, _ = audits.limits(contents).splitlines()[2:]
+    assert shipped == "| shipped | 2 | 4 | 1000 | 0% | 100% | 0% | 100% |"
+    assert chosen == "| chosen on the developing pairs | 2 | 4 | 1000 | 0% | 100% | 0% | 100% |"
+
+
+def test_spreads_of_rules_beside_that_of_the_truth(content):
+    *_, row = spreads.spreads([content | {"pair": "p"}]).splitlines()
+    assert row == "| p | 20.0 | 2.0 | 2.0 | 2.0 | 2.0 |"
+
+
+def test_a_sum_of_rules_is_the_one_of_the_package(small):
+    shipped = select_timestep(
+        small.model, small.train, method="consensus_rank", feature=FEATURE, timesteps=STEPS, progress=False
+    )
+    parts = [np.array(scores_of(small, name))[None] for name in SUMS["consensus_rank"]]
+    np.testing.assert_allclose(combine(RULES["consensus_rank"], parts)[0], shipped.scores, atol=1e-4)
+
+
+def test_what_a_second_timestep_is_worth():
+    seeds = [[0.70, 0.72], [0.71, 0.75]]
+    found = {"rows": [{"timesteps": [50, 0][: count + 1], "test": tests} for count, tests in enumerate(seeds)]}
+    one, two = fused.fused_table(found).splitlines()[2:]
+    assert one == "| 50 | 1 | 71.0 ± 1.4 | - |"
+    assert two == "| 50, 0 | 2 | 73.0 ± 2.8 | +2.0 ± 1.4 |"

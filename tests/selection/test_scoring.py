@@ -52,11 +52,27 @@ class VeiledModel(PlantedModel):
         return found
 
 
+class NarrowedModel(PlantedModel):
+    """Elsewhere than planted, one direction of what it tells, behind noise: a lower rank, and worse clusters."""
+
+    def features_of_noisy(self, noisy_latents, timesteps, features, class_labels=None):
+        told = self.patch_embedding(noisy_latents).flatten(2).mT
+        told_mean = told.mean(dim=(1, 2), keepdim=True)
+        chaos = torch.sin(1e4 * told_mean.double() * (1 + timesteps.view(-1, 1, 1))).float()
+        narrow = (told_mean + 0.3 * told_mean.std() * chaos) * torch.ones_like(told)
+        feature, timestep = self.planted
+        return {
+            name: torch.where((timesteps == timestep).view(-1, 1, 1), told, narrow) if name == feature else narrow
+            for name in features
+        }
+
+
 @pytest.fixture
 def planted(make_config, randomize, request) -> PlantedModel:
-    """With the information where the method can find it: `consensus` needs some of it in other candidates."""
-    agreeing = "method" in request.fixturenames and request.getfixturevalue("method") == "consensus"
-    return randomize((VeiledModel if agreeing else PlantedModel)(make_config()))
+    """With the information where the method can find it: rules by clusters need some of it in other candidates."""
+    method = request.getfixturevalue("method") if "method" in request.fixturenames else ""
+    models = {"consensus": VeiledModel, "consensus_rank": NarrowedModel}
+    return randomize(models.get(method, PlantedModel)(make_config()))
 
 
 @pytest.fixture

@@ -70,9 +70,9 @@ def test_auto_reads_labels_where_there_are_any(run, labeled):
         run("auto", cutoff=0.2)
     one_class = ImageData(labeled.items, np.zeros(len(labeled), dtype=int))
     for images in (one_class, ImageData(labeled.items), torch.stack([*labeled.items])):
-        assert run("auto", images=images).method == "consensus"
-        assert run("auto", images=images, pool_size=2).method == "consensus"
-        with pytest.raises(ValueError, match=r"method 'consensus' has no option task; .*; task is an option of"):
+        assert run("auto", images=images).method == "consensus_rank"
+        assert run("auto", images=images, pool_size=2).method == "consensus_rank"
+        with pytest.raises(ValueError, match=r"method 'consensus_rank' has no option task; .*; task is an option of"):
             run("auto", images=images, task="classification")
 
 

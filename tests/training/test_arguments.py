@@ -229,11 +229,13 @@ def test_an_argument_has_one_meaning_under_all_its_names(tmp_path, flags):
 
 def test_a_push_is_told_what_it_accepts():
     args = TrainingArguments(output_dir="runs/x", hub_model_id="ada/x", hub_private_repo=True, push_examples=False)
-    options = {"repo_id": "ada/x", "private": True, "token": None, "examples": False}
+    options = {"repo_id": "ada/x", "private": True, "token": None, "accept_base_license": False, "examples": False}
     assert args.push_options == options
     accepted = {*inspect.signature(push_folder).parameters, *(each.name for each in fields(PushTarget))}
     assert options.keys() <= accepted
-    assert PretrainingArguments(output_dir="runs/x").push_options == {"repo_id": "x", "private": None, "token": None}
+    assert PretrainingArguments(output_dir="runs/x", accept_base_license=True).push_options == {
+        "repo_id": "x", "private": None, "token": None, "accept_base_license": True,
+    }  # fmt: skip
 
 
 def test_the_cache_of_a_run_is_that_of_select_timestep():

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import pipeline
 
 from aselect_hf import ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
-from aselect_hf.conversion import load_model
+from aselect_hf.conversion import load_model, save_model
 from aselect_hf.data.sources import SAMPLE_MODEL, load_images
 from aselect_hf.hub.upload import prepare_folder
 from aselect_hf.selection import TimestepSelection
@@ -102,6 +102,20 @@ def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy
     kind = {"classify": "image-classification", "segment": "image-segmentation"}[task]
     output = pipeline(kind, model=str(folder), trust_remote_code=False)(load_images("sample", "test")[0]["image"])
     assert output[0]["label"] in loaded.config.label2id
+
+
+def test_the_head_of_the_authors_trains(run, tmp_path):
+    """With the options of the recipe for Stable Diffusion 3 medium, but narrower and for 60 steps."""
+    save_model(ASelectDiTModel.from_pretrained(SAMPLE_MODEL, pooling_width=32), tmp_path / "base")
+    flags = ["--model_name_or_path", str(tmp_path / "base"), "--pooling", "transformer", "--head_norm", "none"]
+    flags += ["--head_learning_rates", "3e-3", "--head_weight_decays", "1e-3", "--freeze_backbone"]
+    run("classify", *flags, "--method", "fixed", "--max_train_steps", "60")
+    head = ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").classifier
+    assert head.pooling.projection.out_features == 32
+    assert isinstance(head.norm.norm, torch.nn.Identity)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["head"]["chosen_among"] == 1
+    assert results["validation"]["accuracy"] >= 0.4, "chance is 0.1"
 
 
 def test_options_of_the_rule_reach_it(run):

@@ -22,6 +22,12 @@ LEAST_FOR_CLUSTERS = 128
 SCORE_NAME = "LogME of the clusters that timesteps agree on"
 
 
+def warn_of_few(name: str, count: int) -> None:
+    """Log that a rule has too few images to form clusters, if so."""
+    if count < LEAST_FOR_CLUSTERS:
+        logger.warning("%s has %d images: with fewer than %d it is often far off", name, count, LEAST_FOR_CLUSTERS)
+
+
 @rule(
     "consensus",
     labels="none",
@@ -37,10 +43,8 @@ def select_consensus(inputs: SelectionInputs, *, pool_size: int = 1) -> Timestep
     Args:
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
     """
-    count = len(inputs.images)
-    if count < LEAST_FOR_CLUSTERS:
-        logger.warning("consensus has %d images: with fewer than %d it is often far off", count, LEAST_FOR_CLUSTERS)
-    jackknife = Jackknife.of(count, inputs.seed)
+    warn_of_few("consensus", len(inputs.images))
+    jackknife = Jackknife.of(len(inputs.images), inputs.seed)
     judge = Judge("consensus", SCORE_NAME, partial(_judge, jackknife=jackknife, seed=inputs.seed), together=True)
     return select_without_labels(inputs, "consensus", pool_size=pool_size, judge=judge)
 

@@ -1,0 +1,1 @@
+../../modeling/folded_blocks.py

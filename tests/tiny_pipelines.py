@@ -1,0 +1,155 @@
+"""Tiny text-to-image pipelines of diffusers with real text encoders of random weights and tokenizers of a few words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)  # fmt: skip
+
+SD3: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+    "num_attention_heads": 2, "joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 16,
+    "pos_embed_max_size": 6,
+}  # fmt: skip
+
+
+FLUX: dict[str, Any] = {
+    "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+    "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 4],
+}  # fmt: skip
+CHROMA: dict[str, Any] = {
+    **FLUX, "approximator_num_channels": 64, "approximator_hidden_dim": 16, "approximator_layers": 1,
+}  # fmt: skip
+CROSS: dict[str, Any] = {
+    "sample_size": 8, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
+    "cross_attention_dim": 16, "caption_channels": 12,
+}  # fmt: skip
+
+
+def tiny_vae(randomize: Any) -> Any:
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.2,
+        shift_factor=0.1,
+    )
+    return randomize(vae, seed=5)
+
+
+def clip(folder: Path, width: int = 8) -> tuple[Any, Any]:
+    """A CLIP text encoder and a tokenizer of two words."""
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    config = CLIPTextConfig(
+        vocab_size=4, hidden_size=width, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return config, tokenizer
+
+
+def t5() -> tuple[Any, Any]:
+    """A T5 encoder of width 12 and a tokenizer of two words."""
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -1.0), ("▁b", -1.0)]
+    tokenizer = T5Tokenizer(vocab=words, extra_ids=0, model_max_length=512)
+    torch.manual_seed(4)
+    config = T5Config(vocab_size=6, d_model=12, d_kv=6, d_ff=8, num_layers=2, num_heads=2)
+    return T5EncoderModel(config).eval(), tokenizer
+
+
+def gemma() -> tuple[Any, Any]:
+    """A Gemma 2 of width 12 and a tokenizer of two words."""
+    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "▁": 7}
+    torch.manual_seed(6)
+    config = Gemma2Config(
+        vocab_size=8, hidden_size=12, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=6, max_position_embeddings=512,
+    )  # fmt: skip
+    tokenizer = GemmaTokenizer(vocab=words, merges=[], model_max_length=512)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return Gemma2Model(config).eval(), tokenizer
+
+
+def sd3_pipeline(folder: Path, randomize: Any) -> Any:
+    """Stable Diffusion 3 with both CLIP encoders and without T5, as the authors of A-SelecT use it."""
+    config, tokenizer = clip(folder)
+    torch.manual_seed(3)
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=randomize(diffusers.SD3Transformer2DModel(**SD3)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(randomize), text_encoder=CLIPTextModelWithProjection(config).eval(), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(config).eval(), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+
+
+def flux_pipeline(folder: Path, randomize: Any, guided: bool = False) -> Any:
+    config, tokenizer = clip(folder)
+    torch.manual_seed(3)
+    encoder, words = t5()
+    shape = FLUX | {"pooled_projection_dim": 8, "guidance_embeds": guided}
+    return diffusers.FluxPipeline(
+        transformer=randomize(diffusers.FluxTransformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=tiny_vae(randomize), text_encoder=CLIPTextModel(config).eval(), tokenizer=tokenizer,
+        text_encoder_2=encoder, tokenizer_2=words,
+    )  # fmt: skip
+
+
+def chroma_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = t5()
+    return diffusers.ChromaPipeline(
+        transformer=randomize(diffusers.ChromaTransformer2DModel(**CHROMA)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=tiny_vae(randomize), text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def pixart_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = t5()
+    return diffusers.PixArtSigmaPipeline(
+        transformer=randomize(diffusers.PixArtTransformer2DModel(**CROSS, patch_size=2, out_channels=8)),
+        scheduler=diffusers.DPMSolverMultistepScheduler(), vae=tiny_vae(randomize), text_encoder=encoder,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def sana_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = gemma()
+    heads = {"num_cross_attention_heads": 2, "cross_attention_head_dim": 8}
+    return diffusers.SanaPipeline(
+        transformer=randomize(diffusers.SanaTransformer2DModel(**CROSS, **heads, patch_size=1, out_channels=4)),
+        scheduler=diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+        vae=None, text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+PIPELINES = {
+    "SD3": sd3_pipeline,
+    "FLUX": flux_pipeline,
+    "Chroma": chroma_pipeline,
+    "PixArt": pixart_pipeline,
+    "Sana": sana_pipeline,
+}
+"""`(folder for a vocabulary, randomize)` to a pipeline, by the name of a family."""
