@@ -57,6 +57,7 @@ def audit(
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.audit import audit_timestep
+    from aselect_hf.data.processes import shared_work
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.files import atomic_files, check_writable, read_json
     from aselect_hf.report import write_report
@@ -74,23 +75,27 @@ def audit(
     backbone = load_backbone(model, device, dtype)
     held_out = read_images(data, held_out_split, image_column, label_column) if held_out_split else None
     images = read_images(data, split, image_column, label_column)
-    result = audit_timestep(
-        backbone,
-        images,
-        held_out=held_out,
-        method=method,
-        selection=made,
-        feature=feature,
-        timesteps=candidates,
-        num_images=num_images,
-        tolerance=tolerance,
-        pool_size=pool_size,
-        seed=seed,
-        batch_size=batch_size,
-        on_error=on_error,
-        cache_dir=cache_dir,
-        **options,
-    )
+    with shared_work() as here:
+        result = audit_timestep(
+            backbone,
+            images,
+            held_out=held_out,
+            method=method,
+            selection=made,
+            feature=feature,
+            timesteps=candidates,
+            num_images=num_images,
+            tolerance=tolerance,
+            pool_size=pool_size,
+            seed=seed,
+            batch_size=batch_size,
+            on_error=on_error,
+            cache_dir=cache_dir,
+            progress=here.is_main,
+            **options,
+        )
+    if not here.is_main:
+        return Answer.silent(EXIT_CODES[result.verdict])
     with atomic_files(output_dir) as folder:
         result.save(folder / "audit.json")
         result.plot(folder / "audit.png")

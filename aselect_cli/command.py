@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -25,6 +26,11 @@ class Answer:
     text: str
     document: dict[str, Any]
     exit_code: int = 0
+
+    @classmethod
+    def silent(cls, exit_code: int = 0) -> Answer:
+        """Of a process that shared the work and leaves files and messages to the first one."""
+        return cls("", {}, exit_code)
 
 
 def as_command(
@@ -49,10 +55,13 @@ def as_command(
         if "options" in signature.parameters:
             given = {name: arguments.pop(name) for name in read}
             arguments["options"] = {name: read[name].value(value) for name, value in given.items() if value is not None}
-        messages = sys.stderr if as_json else sys.stdout
-        with one_line_errors("aselect"), contextlib.redirect_stdout(messages):
-            answer = function(**arguments)
-        print(json.dumps(answer.document, indent=1) if as_json else answer.text)
+        speaks = int(os.environ.get("RANK", 0)) == 0  # of several processes, the first speaks for all
+        with one_line_errors("aselect"), open(os.devnull, "w") as nowhere:
+            messages = nowhere if not speaks else sys.stderr if as_json else sys.stdout
+            with contextlib.redirect_stdout(messages):
+                answer = function(**arguments)
+        if speaks:
+            print(json.dumps(answer.document, indent=1) if as_json else answer.text)
         raise typer.Exit(answer.exit_code)
 
     switch = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)

@@ -56,6 +56,7 @@ def compare(
     """
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.compare import check_strategies, compare_strategies, options_by_rule
+    from aselect_hf.data.processes import shared_work
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.data.splits import share_classes
     from aselect_hf.files import check_writable, read_json
@@ -77,22 +78,26 @@ def compare(
         name: each.sample(max_samples, seed, per_class=1).readable(on_error)
         for name, each in share_classes(splits).items()
     }
-    comparison = compare_strategies(
-        backbone,
-        sampled,
-        strategies=rules,
-        feature=feature,
-        strategy_options=shared,
-        timesteps=candidates,
-        num_images=num_images,
-        seed=seed,
-        num_seeds=num_seeds,
-        probe=probe,
-        pool_size=pool_size,
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        baselines=baseline or [],
-    )
+    with shared_work() as here:
+        comparison = compare_strategies(
+            backbone,
+            sampled,
+            strategies=rules,
+            feature=feature,
+            strategy_options=shared,
+            timesteps=candidates,
+            num_images=num_images,
+            seed=seed,
+            num_seeds=num_seeds,
+            probe=probe,
+            pool_size=pool_size,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            baselines=baseline or [],
+            progress=here.is_main,
+        )
+    if not here.is_main:
+        return Answer.silent()
     comparison.save(output_dir)
     if report:
         write_report(report, comparison, backbone, sampled["test"], command=command_line())

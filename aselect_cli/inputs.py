@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.utils import logging
 from aselect_cli.options import DTYPES
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.processes import join_processes, launched
 from aselect_hf.data.sources import load_images
 from aselect_hf.versions import slow_precision
 
@@ -24,10 +26,31 @@ def load_backbone(model: str, device: str | None, dtype: str) -> Any:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     logging.disable_progress_bar()
-    place = torch.device(device or best_device())
+    place = _place(device)
     if warning := slow_precision(place, dtype, "--dtype float32"):
         print(f"warning: {warning}", file=sys.stderr)
     return load_model(model, dtype=getattr(torch, dtype)).to(place).eval()
+
+
+def _place(device: str | None) -> torch.device:
+    """The device of this process; each process of a launcher has its own of the kind that is asked for."""
+    if any(name.startswith("ACCELERATE_") for name in os.environ):
+        _warn_of_missing_processes()
+    if not launched():
+        return torch.device(device or best_device())
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    return join_processes().device
+
+
+def _warn_of_missing_processes() -> None:
+    """Say if `accelerate launch` started fewer processes than it was asked for; the result is the same, only slower."""
+    from aselect_hf.training.processes import check_num_processes
+
+    try:
+        check_num_processes(join_processes())
+    except ValueError as error:
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def best_device() -> str:

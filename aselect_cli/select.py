@@ -44,6 +44,7 @@ def select(
     """Choose a timestep; write `selection.json` and `selection.png`."""
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.conversion import save_model as write_model
+    from aselect_hf.data.processes import shared_work
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
     from aselect_hf.report import write_report
     from aselect_hf.selection import select_timestep
@@ -63,7 +64,7 @@ def select(
     backbone = load_backbone(model, device, dtype)
     images = read_images(data, split, image_column, label_column)
     images = images.sample(max_samples, seed, per_class=2).readable(on_error)
-    with _room_for_model(save_model, backbone):
+    with _room_for_model(save_model, backbone), shared_work() as here:
         selection = select_timestep(
             backbone,
             images,
@@ -75,8 +76,11 @@ def select(
             seed=seed,
             batch_size=batch_size,
             cache_dir=cache_dir,
+            progress=here.is_main,
             **options,
         )
+    if not here.is_main:
+        return Answer.silent()
     with atomic_files(output_dir) as folder:
         selection.save(folder / "selection.json")
         selection.plot(folder / "selection.png")
@@ -96,7 +100,7 @@ def select(
     return Answer("\n".join(lines), read_json(written[0]) | {"written": [str(path) for path in written]})
 
 
-def _room_for_model(save_model: Path | None, model: Any) -> AbstractContextManager[None]:
+def _room_for_model(save_model: Path | None, model: Any) -> AbstractContextManager[Any]:
     """Reserve disk space for the model that is written at the end."""
     from aselect_hf.cost import weight_bytes
     from aselect_hf.files import as_path, reserved_space

@@ -118,20 +118,26 @@ def check_space(folder: Path, needed: int, what: str, *, name: str = "output fol
 
 
 @contextmanager
-def reserved_space(folder: str | Path, num_bytes: int, what: str) -> Iterator[None]:
+def reserved_space(
+    folder: str | Path, num_bytes: int, what: str, *, name: str = "output folder"
+) -> Iterator[Callable[[int], None]]:
     """Reserve space on the disk of `folder` while the block runs, so that its result can be written afterwards.
 
-    An unnamed file holds the space and vanishes with the process. If the system cannot reserve space, it is only
-    checked.
+    Yields a function that gives some bytes back before the end. An unnamed file holds the space and vanishes with the
+    process. If the system cannot reserve space, it is only checked.
 
     Raises:
         ValueError: the disk has less than `num_bytes` free.
     """
-    check_space(as_path(folder), num_bytes, what)
+    check_space(as_path(folder), num_bytes, what, name=name)
     with tempfile.TemporaryFile(dir=as_path(folder)) as held:
         allocate(held, num_bytes)
+
+        def give_back(some: int) -> None:
+            held.truncate(max(0, os.fstat(held.fileno()).st_size - some))
+
         try:
-            yield
+            yield give_back
         finally:
             held.truncate(0)  # a process forked in the meantime may still hold the file open
 

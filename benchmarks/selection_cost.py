@@ -94,7 +94,9 @@ def count_xl() -> dict[str, Any]:
     )  # fmt: skip
     with torch.device("meta"):
         model = ASelectDiTModel(config)
-    model = model.to_empty(device="cpu").eval()  # values do not matter
+    model = model.to_empty(device="cpu").eval()
+    for values in model.state_dict().values():
+        values.zero_()  # any finite value will do
     encode, cut, whole = encode_flops(model), feature_flops(model, XL_FEATURE), feature_flops(model, "blocks.-1.hidden")
     grids = {name: XL_IMAGES * (encode + XL_TIMESTEPS * run) for name, run in (("whole", whole), ("cut", cut))}
     counts: dict[str, Any] = {

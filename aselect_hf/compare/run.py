@@ -24,6 +24,7 @@ from aselect_hf.data.classes import stratified_sample
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import cached_latents
+from aselect_hf.data.processes import processes
 from aselect_hf.data.splits import share_classes
 from aselect_hf.files import as_path
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
@@ -111,6 +112,7 @@ def compare_strategies(
         "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
         "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",
         "hardware": hardware(model.device),
+        "processes": processes().count,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
     }
@@ -238,9 +240,10 @@ def score_probes(
     parts = [rows] + [
         stratified_sample(labels["train"], int(TRAIN_SHARE * len(rows)), seed) for seed in range(num_seeds)
     ]
-    whole, *fitted = fit_in_parallel(
+    fits = [
         partial(fit_probe, features["train"][part], labels["train"][part], *validation, kind=probe) for part in parts
-    )
+    ]
+    whole, *fitted = processes().spread(fits, fit_in_parallel)
     return whole.validation_score, [each.accuracy(features["test"], labels["test"]) for each in fitted]
 
 

@@ -35,6 +35,12 @@ class FeatureFile:
     def record(self) -> Path:
         return self.path.with_suffix(".json")
 
+    def bytes_missing(self) -> int:
+        """At most how many bytes are not on the disk yet."""
+        there = self.path.with_suffix(".partial.npy")
+        found = there.stat().st_size if there.exists() else 0
+        return max(0, VALUES.itemsize * self.shape[0] * self.shape[1] - found) + 2 * RECORD_BYTES
+
     def is_whole(self) -> bool:
         """Whether the file exists and matches its checksum; a damaged file is reported and removed."""
         try:

@@ -183,6 +183,37 @@ def fingerprint_images(items: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def common_folder(items: Iterable[Any]) -> str:
+    """The deepest folder that holds all files that items refer to; empty if there are none, or none in common."""
+    paths = _paths(items) if isinstance(items, datasets.Dataset) else (_path_of(item) for item in items)
+    folders = {os.path.dirname(path) for path in paths if path and "://" not in path}
+    try:
+        return os.path.commonpath(folders) if folders else ""
+    except ValueError:  # absolute and relative paths, or several drives
+        return ""
+
+
+def stored_name(item: Any, folder: str) -> str | None:
+    """The name of an item's file: below `folder`, if it is there, or else without any folder; `None` without a name."""
+    path = _path_of(item)
+    if not path:
+        return None
+    inner = path.partition("::")[0]  # a file in an archive
+    if "://" in inner:
+        return inner.partition("://")[2]
+    if folder and Path(path).is_relative_to(folder):
+        return str(Path(path).relative_to(folder))
+    return Path(path).name if os.path.isabs(path) else path
+
+
+def _path_of(item: Any) -> str | None:
+    if isinstance(item, dict) and len(item) == 1:
+        item = next(iter(item.values()))
+    if isinstance(item, dict):
+        return item.get("path")
+    return str(item) if isinstance(item, str | Path) else getattr(item, "filename", None) or None
+
+
 def _dtype(feature: Any) -> str | None:
     """Dtype of the numbers in an array or in nested lists, which numpy's format would widen."""
     while hasattr(feature, "feature"):

@@ -52,7 +52,7 @@ def rankme(features: Array, *, standardize: bool = True) -> float:
         1 (one direction, or all samples equal) to `min(samples, width)`.
     """
     rows = _matrix(features)
-    return _effective_rank(_principal(_standardized(rows) if standardize else rows)[1])
+    return effective_rank(_principal(_standardized(rows) if standardize else rows)[1])
 
 
 def alpha_req(features: Array, *, standardize: bool = True) -> float:
@@ -68,7 +68,11 @@ def alpha_req(features: Array, *, standardize: bool = True) -> float:
     """
     rows = _matrix(features)
     rows = _standardized(rows) if standardize else rows - rows.mean(axis=0)
-    variances = _principal(rows)[1] ** 2
+    return power_law(_principal(rows)[1] ** 2)
+
+
+def power_law(variances: np.ndarray) -> float:
+    """`alpha_req` of the eigenvalues `(rank,)` of a covariance, largest first."""
     variances = variances[variances > NOISE_FLOOR * variances.max(initial=0.0)]
     if len(variances) < FIRST_RANK:
         return 1 - STEEPEST
@@ -101,7 +105,7 @@ def lidar(views: Array, *, shrinkage: float = 0.1, standardize: bool = True) -> 
     if mean_variance > 0:
         shrunk = (1 - shrinkage) * covariance + shrinkage * mean_variance * np.eye(len(covariance))
         means = np.linalg.solve(np.linalg.cholesky(shrunk), means.T).T
-    return _effective_rank(_principal(means)[1] ** 2)
+    return effective_rank(_principal(means)[1] ** 2)
 
 
 def icr(views: Array, *, shrinkage: float = 0.1) -> float:
@@ -287,7 +291,7 @@ def logme(features: Array, labels: Any, *, standardize: bool = True) -> float:
     one_hot = np.eye(len(classes))[targets]
     if standardize:
         rows, one_hot = _standardized(rows), one_hot - one_hot.mean(axis=0)
-    return float(_evidences(*_principal(rows), one_hot).mean())
+    return float(_evidences_of(*_principal(rows), one_hot).mean())
 
 
 class Consensus(NamedTuple):
@@ -328,7 +332,7 @@ def consensus(candidates: Sequence[Array], *, seed: int = 0) -> Consensus:
         gram = np.zeros((count, count))
         for left, scales in (principal[index] for index in kept):
             gram += (left * np.square(scales)) @ left.T
-        left, scales = _roots(gram, count)
+        left, scales = roots(gram, count)
         coordinates = (left * scales)[:, :CONSENSUS_COMPONENTS]
         clusters = np.stack([_clusters(coordinates, n, seed + start) for n in numbers for start in range(CLUSTERINGS)])
         scores = np.array([_clusters_evidence(*each, clusters) for each in principal])
@@ -361,20 +365,32 @@ def _clusters_evidence(left: np.ndarray, scales: np.ndarray, clusters: np.ndarra
     indicators = [(each[:, None] == np.unique(each)).astype(float) for each in clusters if np.ptp(each)]
     if not indicators:
         return 0.0
-    evidences = _evidences(left, scales, np.concatenate([each - each.mean(axis=0) for each in indicators], axis=1))
+    found = _evidences_of(left, scales, np.concatenate([each - each.mean(axis=0) for each in indicators], axis=1))
     ends = np.cumsum([each.shape[1] for each in indicators])[:-1]
-    return float(sum(part.mean() for part in np.split(evidences, ends)) / len(clusters))
+    return float(sum(part.mean() for part in np.split(found, ends)) / len(clusters))
 
 
-def _evidences(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _evidences_of(left: np.ndarray, scales: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log evidence per sample of every column of `targets`, given the principal components of the features."""
-    projections = np.square(left.T @ targets).T  # (columns, rank)
-    rest = np.maximum(np.square(targets).sum(axis=0) - projections.sum(axis=1), 0)
-    variances, count = np.square(scales), len(targets)
+    return evidences(left.T @ targets, np.square(targets).sum(axis=0), scales, len(targets))
+
+
+def evidences(projected: np.ndarray, squares: np.ndarray, scales: np.ndarray, count: int) -> np.ndarray:
+    """Log evidence per sample of each of several targets.
+
+    Args:
+        projected: `(rank, targets)`, the targets in the basis of the features' left singular vectors.
+        squares: `(targets,)`, their sums of squares.
+        scales: `(rank,)`, singular values of the features.
+        count: number of samples.
+    """
+    projections = np.square(projected).T  # (targets, rank)
+    rest = np.maximum(squares - projections.sum(axis=1), 0)
+    variances = np.square(scales)
     middle = np.log(variances.sum()) if len(variances) else 0.0  # of log(alpha / beta)
     grid = middle + np.linspace(-EVIDENCE_REACH, EVIDENCE_REACH, EVIDENCE_POINTS)
     shrunk = 1 / (1 + variances / np.exp(grid)[:, None])  # (points, rank)
-    noise = (projections @ shrunk.T + rest[:, None]) / count  # (columns, points)
+    noise = (projections @ shrunk.T + rest[:, None]) / count  # (targets, points)
     values = -0.5 * (np.log(2 * np.pi * noise) + 1 - np.log(shrunk).sum(axis=-1) / count)
     peaks = values.argmax(axis=1).clip(1, EVIDENCE_POINTS - 2)
     before, at, after = (values[np.arange(len(values)), peaks + step] for step in (-1, 0, 1))
@@ -447,11 +463,11 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left singular vectors `(samples, rank)` and singular values, largest first, by the smaller Gram matrix."""
     wide = rows.shape[0] <= rows.shape[1]
-    vectors, scales = _roots(rows @ rows.T if wide else rows.T @ rows, max(rows.shape))
+    vectors, scales = roots(rows @ rows.T if wide else rows.T @ rows, max(rows.shape))
     return (vectors if wide else rows @ vectors / scales), scales
 
 
-def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvectors of a Gram matrix with positive eigenvalues, and the roots of these eigenvalues, largest first."""
     squares, vectors = np.linalg.eigh(gram)
     squares, vectors = squares[::-1], vectors[:, ::-1]
@@ -459,7 +475,7 @@ def _roots(gram: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return vectors[:, kept], np.sqrt(squares[kept])
 
 
-def _effective_rank(values: np.ndarray) -> float:
+def effective_rank(values: np.ndarray) -> float:
     """Exponential of the entropy of non-negative values; 1 if all are 0."""
     shares = values[values > 0] / values.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data.feature_cache import KeptRows
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.latent_cache import latent_shape
+from aselect_hf.data.processes import Processes, processes
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.inputs import SelectionInputs
 
@@ -23,19 +25,21 @@ LOG_ASPECT = math.log(4 / 3)
 
 @dataclass
 class Views:
-    """Clean inputs and noise for all views of all images.
+    """Clean inputs and noise for all views of this process's images: of all images, if there is one process.
 
     Args:
         latents: `(views, images, channels, height, width)`, clean.
         noise: `(views, draws, images or 1, channels, height, width)`; features are averaged over the draws.
-        encoded: number of images that were encoded.
+        encoded: number of images that were encoded, by all processes together.
         seconds: time that encoding them takes without a cache.
+        images: number of this process's first image, and that after its last (default: all images).
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     encoded: int
     seconds: float
+    images: range | None = None
 
 
 @dataclass
@@ -49,27 +53,31 @@ class FeatureSweep:
 
 def stored_noise_view(inputs: SelectionInputs, data: ImageData, *, whole_image: bool = False) -> Views:
     """One view per image of `data`, as the model itself sees it: whole or center, with the stored evaluation noise."""
-    latents, seconds = inputs.latents(data, whole_image=whole_image)
+    own = processes().block(len(data), inputs.fixed_batch_size)
+    latents, seconds = inputs.latents(data, own, whole_image=whole_image)
     latents = latents.to(inputs.model.device)
-    return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), seconds)
+    return Views(latents[None], inputs.model.stored_noise(latents).float()[None], len(data), seconds, own)
 
 
 def noise_views(inputs: SelectionInputs, num_views: int) -> Views:
     """The same image under different noise: each image has `num_views` draws of its own."""
-    latents, seconds = inputs.latents(inputs.images)
-    noise = _noise((num_views, 1, *latents.shape), torch.Generator().manual_seed(inputs.seed), inputs.model)
-    return Views(latents.to(inputs.model.device).expand(num_views, *latents.shape), noise, len(latents), seconds)
+    count = len(inputs.images)
+    own = processes().block(count, inputs.fixed_batch_size)
+    latents, seconds = inputs.latents(inputs.images, own)
+    noise = torch.randn((num_views, 1, count, *latents.shape[1:]), generator=_generator(inputs))[:, :, _slice(own)]
+    device = inputs.model.device
+    return Views(latents.to(device).expand(num_views, *latents.shape), noise.to(device), count, seconds, own)
 
 
 def augmented_views(inputs: SelectionInputs, num_views: int) -> Views:
     """Random crops (a fifth to all of the area, aspect 3:4 to 4:3, resized back) and flips, each with its own noise."""
-    count, generator, started = len(inputs.images), torch.Generator().manual_seed(inputs.seed), time.perf_counter()
-    latents = torch.stack(
-        [_encode_crops(inputs, crops) for crops in torch.rand(num_views, count, 5, generator=generator)]
-    )
+    count, generator, started = len(inputs.images), _generator(inputs), time.perf_counter()
+    own = processes().block(count, inputs.fixed_batch_size)
+    crops = torch.rand(num_views, count, 5, generator=generator)[:, _slice(own)]
+    latents = torch.stack([_encode_crops(inputs, own, each) for each in crops])
     seconds = time.perf_counter() - started
-    noise = _noise((num_views, 1, *latents.shape[1:]), generator, inputs.model)
-    return Views(latents, noise, num_views * count, seconds)
+    noise = torch.randn((num_views, 1, count, *latents.shape[2:]), generator=generator)[:, :, _slice(own)]
+    return Views(latents, noise.to(inputs.model.device), num_views * count, seconds, own)
 
 
 VIEWS = {"noise views": noise_views, "augmented views": augmented_views}
@@ -107,48 +115,67 @@ def sweep_features(
 ) -> FeatureSweep:
     """Run every view at every timestep up to the deepest feature and keep the rows of all features.
 
-    `rows` come from `pooled_rows` or `token_rows`. All features stay in memory, as
-    `features * timesteps * rows * views * columns * 4` bytes. With two views of 256 images at 20 timesteps, one feature
-    of DiT-XL/2 takes 47 MB, and all 168 candidates of `"auto"` (six kinds of all blocks) take 8 GB.
+    Inside `shared_work` each process runs its own images, and all get the rows of all images. `rows` come from
+    `pooled_rows` or `token_rows`. All features stay in memory, as `features * timesteps * rows * views * columns * 4`
+    bytes. With two views of 256 images at 20 timesteps, one feature of DiT-XL/2 takes 47 MB, and all 168 candidates of
+    `"auto"` (six kinds of all blocks) take 8 GB.
     """
-    num_views, count = views.latents.shape[:2]
-    shape = (len(timesteps), int(rows.first_rows[-1]), num_views)
+    here, (num_views, count) = processes(), views.latents.shape[:2]
+    start = 0 if views.images is None else views.images.start
+    first_row, last_row = rows.first_rows[[start, start + count]]
+    shape = (len(timesteps), int(last_row - first_row), num_views)
     columns = {feature: rows.cells * model.config.feature_width(feature) for feature in features}
     values = {feature: np.empty((*shape, columns[feature]), dtype=np.float32) for feature in features}
     draws = views.noise.shape[1]
-    passes = len(timesteps) * num_views * draws * count
+    passes = len(timesteps) * num_views * draws
     grid_size = model.grid_size(views.latents)
-    with tqdm(total=passes, desc=name, unit="pass", disable=not progress) as bar:
+    with tqdm(total=passes * count, desc=name, unit="pass", disable=not (progress and here.is_main)) as bar:
         for column, t in enumerate(timesteps):
             for view, (latents, noises) in enumerate(zip(views.latents, views.noise, strict=True)):
                 for first in range(0, count, batch_size):
                     clean = latents[first : first + batch_size]
-                    kept = slice(rows.first_rows[first], rows.first_rows[first + len(clean)])
+                    image = start + first
+                    kept = slice(*(rows.first_rows[[image, image + len(clean)]] - first_row))
                     steps = torch.full((len(clean),), t, device=clean.device)
                     sums: dict[str, torch.Tensor] = {}
                     for noise in noises:
                         own = noise if len(noise) == 1 else noise[first : first + batch_size]
                         noisy = model.noise_schedule.add_noise(clean, own.expand_as(clean), t)
                         for feature, tokens in model.features_of_noisy(noisy, steps, features).items():
-                            found = rows.rows_of(tokens.float(), grid_size, first)
+                            found = rows.rows_of(tokens.float(), grid_size, image)
                             sums[feature] = sums[feature] + found if feature in sums else found
                         bar.update(len(clean))
                     for feature, total in sums.items():
                         values[feature][column, kept, view] = (total / draws).cpu().numpy()
+    passes *= len(rows.first_rows) - 1
     flops = views.encoded * encode_flops(model) + passes * feature_flops(model, *features)
-    return FeatureSweep(values, passes, flops)
+    return FeatureSweep({feature: _whole(here, own_rows) for feature, own_rows in values.items()}, passes, flops)
 
 
-def _encode_crops(inputs: SelectionInputs, crops: torch.Tensor) -> torch.Tensor:
-    """Latents `(images, channels, height, width)` float32 of one crop `(5,)` of every image."""
-    model, parts, first = inputs.model, [], 0
-    for pixels in inputs.images.batches(model.config, inputs.fixed_batch_size):
-        own = crops[first : first + len(pixels)]
-        cropped = torch.stack([random_resized_crop(*each) for each in zip(pixels.float(), own, strict=True)])
+def _whole(here: Processes, values: np.ndarray) -> np.ndarray:
+    """The rows `(timesteps, rows, ...)` of all processes, in order."""
+    parts = here.gather(values)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _slice(own: range) -> slice:
+    return slice(own.start, own.stop)
+
+
+def _generator(inputs: SelectionInputs) -> torch.Generator:
+    return torch.Generator().manual_seed(inputs.seed)
+
+
+def _encode_crops(inputs: SelectionInputs, own: range, crops: torch.Tensor) -> torch.Tensor:
+    """Latents `(images, channels, height, width)` float32 of one crop `(5,)` of each image of `own`."""
+    model, images, first = inputs.model, inputs.images, 0
+    if not len(own):
+        return torch.empty(0, *latent_shape(model, images), device=model.device)
+    parts = []
+    some = images if len(own) == len(images) else images.subset(own)
+    for pixels in some.batches(model.config, inputs.fixed_batch_size):
+        each = crops[first : first + len(pixels)]
+        cropped = torch.stack([random_resized_crop(*pair) for pair in zip(pixels.float(), each, strict=True)])
         parts.append(model.prepare_latents(cropped.to(model.device)).float())
         first += len(pixels)
     return torch.cat(parts)
-
-
-def _noise(shape: tuple[int, ...], generator: torch.Generator, model: NoisyBackbone) -> torch.Tensor:
-    return torch.randn(shape, generator=generator).to(model.device)

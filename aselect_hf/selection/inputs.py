@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.data.latent_cache import cached_latents
+from aselect_hf.data.latent_cache import LatentCache, cached_latents, latent_shape
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DEFAULT_BATCH_SIZE = 64
@@ -63,30 +63,50 @@ class SelectionInputs:
             )
 
     def latents(
-        self, data: ImageData, *, whole_image: bool = False, deviations: torch.Tensor | None = None
+        self,
+        data: ImageData,
+        rows: Sequence[int] | None = None,
+        *,
+        whole_image: bool = False,
+        deviations: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """The network's clean input for every image. A VAE's latents are cached under `cache_dir/latents`.
+        """The network's clean input for images. A VAE's latents are cached under `cache_dir/latents`.
 
         Args:
+            rows: which images (default: all). The cache holds all, and processes with one `cache_dir` fill it together.
             deviations: standard normal, of the shape of the result: samples of the VAE's posterior instead of its mean.
                 Without effect in pixel space and with an `AutoencoderTiny` or `AutoencoderDC`, where nothing is random.
 
         Returns:
-            `(images, channels, height, width)` float32 on the CPU, and the seconds that encoding all of them takes.
+            `(rows, channels, height, width)` float32 on the CPU, and the seconds that encoding takes; with a VAE, that
+            of all of `data`.
         """
         model, batch_size = self.model, self.fixed_batch_size
+        rows = range(len(data)) if rows is None else rows
         if model.vae is None:
             started = time.perf_counter()
-            batches = data.batches(model.config, batch_size, whole_image=whole_image)
+            if not len(rows):
+                return torch.empty(0, *latent_shape(model, data)), 0.0
+            some = data if len(rows) == len(data) else data.subset(rows)
+            batches = some.batches(model.config, batch_size, whole_image=whole_image)
             parts = [model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]
             return torch.cat(parts), time.perf_counter() - started
-        folder = Path(self.cache_dir) / "latents" if self.cache_dir else None
-        if model.vae is not None and type(model.vae).__name__ != "AutoencoderKL":
+        if type(model.vae).__name__ != "AutoencoderKL":
             deviations = None
-        options: dict[str, Any] = {"whole_image": whole_image, "batch_size": batch_size}
-        options["log_variance"] = deviations is not None
-        cache = cached_latents(model, data, cache_dir=folder, progress=self.progress, **options)
-        latents = cache.gather(range(len(data))).float()
+        cache = self.latent_cache(data, whole_image=whole_image, log_variance=deviations is not None)
+        latents = cache.gather(rows).float()
         if deviations is not None:
-            latents += (cache.log_variance(range(len(data))).float() / 2).exp() * deviations
+            latents += (cache.log_variance(rows).float() / 2).exp() * deviations
         return latents, cache.seconds
+
+    def latent_cache(self, data: ImageData, *, whole_image: bool = False, log_variance: bool = False) -> LatentCache:
+        """A VAE's latents of all images, cached under `cache_dir/latents`."""
+        return cached_latents(
+            self.model,
+            data,
+            whole_image=whole_image,
+            log_variance=log_variance,
+            batch_size=self.fixed_batch_size,
+            cache_dir=Path(self.cache_dir) / "latents" if self.cache_dir else None,
+            progress=self.progress,
+        )

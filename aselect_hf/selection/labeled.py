@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from aselect_hf.data.classes import has_classes
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows, token_rows
+from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection.feature_sweep import Views, stored_noise_view
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.samples import check_truth, resolve_task
@@ -21,16 +23,23 @@ class LabeledRows:
     """The labeled rows of a task.
 
     Args:
+        data: the images of the rows.
         labels: `(rows,)`.
         images: `(rows,)`, the image of each token; `None` if rows are images.
         options: for the record of the selection.
     """
 
-    views: Views
+    inputs: SelectionInputs
+    data: ImageData
     rows: KeptRows
     labels: np.ndarray
     images: np.ndarray | None
     options: dict[str, Any]
+
+    @cached_property
+    def views(self) -> Views:
+        """The images, in memory."""
+        return stored_noise_view(self.inputs, self.data, whole_image=self.rows.whole_image)
 
 
 def labeled_rows(name: str, inputs: SelectionInputs, task: str | None, pool_size: int, max_tokens: int) -> LabeledRows:
@@ -62,5 +71,4 @@ def labeled_rows(name: str, inputs: SelectionInputs, task: str | None, pool_size
             raise ValueError(f"{name} needs tokens of 2 classes in {LEAST_IMAGES} images; {data.name} has fewer")
         rows = token_rows(model, data, chosen.tokens)
         options["tokens"] = len(labels)
-    views = stored_noise_view(inputs, data, whole_image=rows.whole_image)
-    return LabeledRows(views, rows, labels, images, options)
+    return LabeledRows(inputs, data, rows, labels, images, options)

@@ -28,15 +28,20 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 @dataclass
 class SelectionCost:
-    """Cost of a selection: network runs, wall-clock seconds on this machine, and counted floating-point operations."""
+    """Cost of a selection: network runs and counted floating-point operations of all processes together, wall-clock
+    seconds on this machine, and the number of processes that shared the work."""
 
     forward_passes: int
     seconds: float
     flops: float
+    processes: int = 1
 
     def __add__(self, other: SelectionCost) -> SelectionCost:
         return SelectionCost(
-            self.forward_passes + other.forward_passes, self.seconds + other.seconds, self.flops + other.flops
+            self.forward_passes + other.forward_passes,
+            self.seconds + other.seconds,
+            self.flops + other.flops,
+            max(self.processes, other.processes),
         )
 
 

@@ -42,12 +42,14 @@ class Criterion:
         score_name: what a score is called.
         together: whether a score depends on the other candidates. If so, `score` takes a list with the values of all
             candidates and returns all scores.
+        of_moments: the same score from `moments.Moments` of the rows, if they are enough, for large numbers of rows.
     """
 
     score: Callable[..., Any]
     sees: Seen
     score_name: str
     together: bool = False
+    of_moments: Callable[[Any], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows
+from aselect_hf.data.processes import processes
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.selection.feature_sweep import VIEWS, Views, stored_noise_view, sweep_features
 from aselect_hf.selection.fusing import fuse
@@ -23,6 +24,7 @@ from aselect_hf.selection.judges import Judge, by_jackknife
 from aselect_hf.selection.probe import fit_in_parallel
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.rule import AUTO, RULES
+from aselect_hf.selection.streaming import select_by_moments
 from aselect_hf.selection.ties import ROUNDING, best_of
 from aselect_hf.selection.uncertainty import Jackknife
 
@@ -55,14 +57,20 @@ def select_without_labels(
     check_count(name, inputs)
     if num_views is not None and num_views < 2:
         raise ValueError(f"num_views must be at least 2, got {num_views}")
-    count, options = len(inputs.images), {} if num_views is None else {"num_views": num_views}
+    count = len(inputs.images)
+    options: dict[str, Any] = {} if num_views is None else {"num_views": num_views}
     rows = pooled_rows(inputs.model, count, pool_size)
+    options |= {"pool_size": pool_size}
+    jackknife = Jackknife.of(count, inputs.seed)
+    if rule.criterion.of_moments is not None:
+        found = select_by_moments(rule, inputs, inputs.images, rows, jackknife, options)
+        if found is not None:
+            return found
     if num_views is None:
         views = stored_noise_view(inputs, inputs.images)
     else:
         views = VIEWS[rule.criterion.sees](inputs, num_views)
-    judge = judge or by_jackknife(rule, Jackknife.of(count, inputs.seed))
-    return select_by_judge(inputs, judge, views, rows, options | {"pool_size": pool_size})
+    return select_by_judge(inputs, judge or by_jackknife(rule, jackknife), views, rows, options)
 
 
 def check_count(name: str, inputs: SelectionInputs) -> None:
@@ -117,7 +125,9 @@ def select_by_judge(
         timesteps=inputs.timesteps,
         scores=scores[chosen].tolist(),
         standard_errors=[each.standard_error for each in evidence],
-        cost=SelectionCost(swept.forward_passes, time.perf_counter() - started + views.seconds, swept.flops),
+        cost=SelectionCost(
+            swept.forward_passes, time.perf_counter() - started + views.seconds, swept.flops, processes().count
+        ),
         schedule=model.noise_schedule.to_dict(),
         score_name=judge.score_name,
         options=options | ({"feature": AUTO, "kinds": list(kinds)} if auto else {}),

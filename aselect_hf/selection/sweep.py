@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data.latent_cache import latent_shape
+from aselect_hf.data.processes import Processes, processes
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio, standardize_channels
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost
@@ -34,11 +35,21 @@ class _Runs:
     done: list[torch.Tensor] = field(default_factory=list)
 
 
+@dataclass
+class _Ratios:
+    """Ratios `(kinds of runs, ratios)` with the image and the candidate of each."""
+
+    images: np.ndarray
+    columns: np.ndarray
+    ratios: np.ndarray
+
+
 class HFRSweep:
     """Ratios of the first images at any candidates.
 
     A batch mixes timesteps, images and their controls. Every image is encoded once and has one noise, which also is its
-    control.
+    control. Inside `shared_work` every process does the runs of its own images, and all get all ratios; with
+    `standardize`, which mixes images, every process does all runs.
 
     Args:
         inputs: a `batch_size` of `None` is found automatically, see `LARGEST_BATCH`.
@@ -66,7 +77,8 @@ class HFRSweep:
         self.inputs, self.spectrum_options = inputs, spectrum_options
         self.standardize, self.noise_correction = standardize, noise_correction
         self.weights = (1.0, 0.0) if control else (1.0,)
-        self.seconds = 0.0
+        self.here = Processes() if standardize else processes()
+        self.seconds, self.encoded = 0.0, 0
         count = len(inputs.images)
         self.raw, self.control = np.full((2, count, len(inputs.timesteps)), np.nan)
         shape = latent_shape(inputs.model, inputs.images)
@@ -75,7 +87,9 @@ class HFRSweep:
         self.deviations = torch.randn((count, *shape), generator=generator) if sample_latents else None
         self.latents = torch.empty(0, *shape)
         self.batch_size = inputs.batch_size or LARGEST_BATCH.get(inputs.model.device.type, LARGEST_ELSEWHERE)
-        self.bar = tqdm(total=len(self.weights) * self.raw.size, desc="hfr", unit="pass", disable=not inputs.progress)
+        total = len(self.weights) * len(self.here.every(count)) * len(inputs.timesteps)
+        quiet = not (inputs.progress and processes().is_main)
+        self.bar = tqdm(total=total, desc="hfr", unit="pass", disable=quiet)
 
     def scores(self, candidates: list[int], num_images: int) -> np.ndarray:
         """Scores of the first images at candidates, given by index: `(num_images, len(candidates))`."""
@@ -91,28 +105,39 @@ class HFRSweep:
         if not len(images):
             return
         columns = columns[missing]
-        runs = len(self.weights)
-        ratios = self._ratios(np.tile(images, runs), np.tile(columns, runs), np.repeat(self.weights, len(images)))
-        for kind, values in zip((self.raw, self.control), ratios.reshape(runs, -1), strict=False):
-            kind[images, columns] = values
+        own = images % self.here.count == self.here.index
+        for found in self.here.gather(self._own_ratios(images[own], columns[own])):
+            for kind, values in zip((self.raw, self.control), found.ratios, strict=False):
+                kind[found.images, found.columns] = values
 
     def cost(self) -> SelectionCost:
         """Cost of everything so far, with the time that encoding takes without a cache."""
         self.bar.close()
+        self.seconds = max(self.here.gather(self.seconds))
         model, passes = self.inputs.model, len(self.weights) * int(np.isfinite(self.raw).sum())
-        flops = len(self.latents) * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
-        return SelectionCost(passes, self.seconds, flops)
+        flops = self.encoded * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
+        return SelectionCost(passes, self.seconds, flops, self.here.count)
 
     def _encode(self, num_images: int) -> None:
-        """Extend `latents` to the first `num_images`."""
-        missing = range(len(self.latents), num_images)
+        """Extend `latents`, those of this process's images, to the first `num_images` of all."""
+        missing = range(self.encoded, num_images)
         if not missing:
             return
         images = self.inputs.images.subset(missing) if len(missing) < len(self.inputs.images) else self.inputs.images
-        deviations = None if self.deviations is None else self.deviations[missing.start : missing.stop]
-        new, seconds = self.inputs.latents(images, deviations=deviations)
-        self.seconds += seconds
+        own = [image for image in missing if image % self.here.count == self.here.index]
+        deviations = None if self.deviations is None else self.deviations[own]
+        rows = [image - missing.start for image in own]
+        new, seconds = self.inputs.latents(images, rows, deviations=deviations)
+        self.seconds, self.encoded = self.seconds + seconds, num_images
         self.latents = torch.cat([self.latents, new])
+
+    def _own_ratios(self, images: np.ndarray, columns: np.ndarray) -> _Ratios:
+        """Ratios of this process's images at candidates, one by one."""
+        runs = len(self.weights)
+        if not len(images):
+            return _Ratios(images, columns, np.empty((runs, 0)))
+        ratios = self._ratios(np.tile(images, runs), np.tile(columns, runs), np.repeat(self.weights, len(images)))
+        return _Ratios(images, columns, ratios.reshape(runs, -1))
 
     def _ratios(self, images: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Ratio of every run, float64: an image times its weight (0: pure noise) at a candidate."""
@@ -148,6 +173,7 @@ class HFRSweep:
     def _tokens(self, rows: torch.Tensor, scales: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The feature of one batch, `(batch, tokens, width)` float32."""
         model, feature = self.inputs.model, self.inputs.feature
-        clean, noise, steps = (x.to(model.device) for x in (scales * self.latents[rows], self.noise[rows], steps))
+        own = rows // self.here.count
+        clean, noise, steps = (x.to(model.device) for x in (scales * self.latents[own], self.noise[rows], steps))
         noisy = model.noise_schedule.add_noise(clean, noise, steps)
         return model.features_of_noisy(noisy, steps, [feature])[feature].float()

@@ -67,7 +67,11 @@ class Jackknife:
     def evidence(self, score: Callable[[np.ndarray], float]) -> Evidence:
         """The standard error of `score`, a function of the indices of the rows that are kept."""
         left = np.array([score(np.flatnonzero(self.group_of != group)) for group in range(self.num_groups)])
-        return Evidence(float(np.sqrt((self.num_groups - 1) * left.var())))
+        return Evidence(self.error(left))
+
+    def error(self, left: np.ndarray) -> float:
+        """The standard error, from the scores `(groups,)` without each group."""
+        return float(np.sqrt((self.num_groups - 1) * left.var()))
 
 
 def class_score(truth: np.ndarray, predicted: np.ndarray, images: np.ndarray | None) -> float:

@@ -34,11 +34,11 @@ def this_process() -> PartialState:
     return state
 
 
-def check_num_processes(accelerator: Accelerator, expected: int | None = None) -> None:
-    """Check that at least the requested number of processes train together.
+def check_num_processes(accelerator: Accelerator | PartialState, expected: int | None = None) -> None:
+    """Check that at least the requested number of processes work together.
 
     Args:
-        accelerator: of the running script.
+        accelerator: of the running script, or its state.
         expected: processes over all machines (default: as requested from the launcher). A launcher such as torchrun
             sets `WORLD_SIZE`; for `accelerate launch`, `--num_processes` or the config file is read from the command
             line of the parent process. If there is none of these, nothing is checked.

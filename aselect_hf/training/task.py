@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from aselect_hf.cost import weight_bytes
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.processes import shared_work
 from aselect_hf.files import atomic_file, check_writable
 from aselect_hf.selection import AUTO, RULES, TimestepSelection, select_timestep
 from aselect_hf.selection.ties import best_of
@@ -115,9 +116,9 @@ class TaskRun:
         cost, hfr = training_cost(objective, record, images), None
         if objective.gate is not None:
             selection = gate_selection(objective, self.data.train, cost, images, self.args)
-            if self.state.is_main_process:
+            with shared_work():
                 hfr = self._select("hfr", selection.timesteps)
-                self.state.print(f"HFR among the same timesteps would choose t = {hfr.timestep}")
+            self.state.print(f"HFR among the same timesteps would choose t = {hfr.timestep}")
         assert selection is not None
         merge_lora(self.model)
         facts = RunFacts(
@@ -139,7 +140,7 @@ class TaskRun:
         return self.output_dir / "selection.json"
 
     def _choose_timestep(self) -> TimestepSelection:
-        """Choose by any rule but the gate, before training. A resumed run keeps its choice."""
+        """Choose by any rule but the gate, before training, all processes together. A resumed run keeps its choice."""
         args, data = self.model_args, self.data
         method, options = args.method, args.rule_options
         if args.feature == AUTO:
@@ -150,9 +151,12 @@ class TaskRun:
             if data.stream is not None:
                 raise ValueError(f"method={method} needs every image: it cannot run with --streaming")
             options["validation"] = data.validation
-        if self.state.is_main_process and not (self.args.resume_from_checkpoint and self._selection_file.is_file()):
-            self._select(method, args.candidates, **options).save(self._selection_file)
-        self.state.wait_for_everyone()
+        with shared_work() as here:
+            kept = self.args.resume_from_checkpoint and self._selection_file.is_file()
+            if not here.gather(kept)[0]:
+                selection = self._select(method, args.candidates, **options)
+                if here.is_main:
+                    selection.save(self._selection_file)
         return TimestepSelection.load(self._selection_file)
 
     def _select(self, method: str, timesteps: int | list[int] | None, **options: Any) -> TimestepSelection:
@@ -165,6 +169,7 @@ class TaskRun:
             num_images=self.model_args.num_images,
             batch_size=self.args.per_device_eval_batch_size,
             cache_dir=self.data_args.cache_dir,
+            progress=self.state.is_main_process,
             **options,
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from modeling.tiny_transformers import store_prompt, tiny_config, tiny_model
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
@@ -60,6 +61,28 @@ def test_features_are_listed_and_written(aselect, checkpoint, pictures, tmp_path
     tensors = load_file(output)
     assert tensors["blocks.-1.key"].shape == (12, 2, 16, 24)
     assert tensors["labels"].tolist() == [0] * 6 + [1] * 6
+    assert tensors["rows"].tolist() == [*range(12)]
+    with safe_open(output, framework="pt") as file:
+        metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+    assert metadata["ids"][:2] == ["a/0.png", "a/10.png"]
+    assert metadata["record"]["columns"]["blocks_0_hidden_t5"]["timestep"] == 5
+
+
+def test_features_become_a_data_set_and_a_job_does_its_share(aselect, checkpoint, pictures, tmp_path):
+    run = ("features", checkpoint, pictures, "--timesteps", "5,50", "-o", tmp_path / "out", "--num-shards", "3")
+    code, stdout, _ = aselect(*run, "--shard", "1/3")
+    assert code == 0
+    assert "wrote the shards of job 1/3" in stdout
+    assert [path.name for path in (tmp_path / "out").glob("*.parquet")] == ["features-00001-of-00003.parquet"]
+    code, stdout, _ = aselect(*run)
+    assert code == 0
+    assert "wrote" in stdout
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 3
+    code, _, stderr = aselect(*run, "--stored-dtype", "float16")
+    assert code == 2
+    assert "holds features of another request" in stderr
+    code, _, stderr = aselect("features", checkpoint, pictures, "--num-shards", "3")
+    assert (code, "num_shards needs a folder" in stderr) == (2, True)
 
 
 @pytest.fixture

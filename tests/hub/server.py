@@ -1,14 +1,14 @@
 """A Hugging Face Hub on the loopback interface, for offline tests of pushing and loading models.
 
-:class:`HubServer` answers the HTTP requests of the real ``huggingface_hub`` client: tokens, model repositories,
-commits of small files (sent in the commit) and large ones (sent ahead by Git LFS), branches, tags, pull requests,
-listings and downloads; Spaces are repositories like models, apart by their address. Everything lives in memory. A
+:class:`HubServer` answers the HTTP requests of the real ``huggingface_hub`` client: tokens, repositories (data sets are
+in the name space of models; Spaces are apart by their address), commits of small files (sent in the commit) and large
+ones (sent ahead by Git LFS), branches, tags, pull requests, listings and downloads. Everything lives in memory. A
 commit is a complete and immutable snapshot, and the one step which makes uploaded data visible is the assignment of a
 new commit to a reference: no reader ever sees half an upload.
 
 Left out, because a test can do without it: Xet storage (run the client with ``HF_HUB_DISABLE_XET=1``), multi-part LFS
-uploads, downloads by way of a content delivery network or in ranges, datasets, what Spaces run, ``.gitignore``
-filtering, paged listings, and what ``model_info`` derives from the model card or the weights.
+uploads, downloads by way of a content delivery network or in ranges, what Spaces run, ``.gitignore`` filtering, paged
+listings, and what ``model_info`` derives from the model card or the weights.
 """
 
 import base64
@@ -33,8 +33,8 @@ LFS_SUFFIXES = (".bin", ".ckpt", ".gz", ".npy", ".npz", ".onnx", ".parquet", ".p
 LFS_THRESHOLD = 10 * 1024 * 1024
 GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 
-REPO = r"/(?P<repo_id>[^/]+/[^/]+)"
-API = rf"/api/models{REPO}"
+REPO = r"(?:/datasets)?/(?P<repo_id>[^/]+/[^/]+)"
+API = r"/api/(?:models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
 REVISION = r"/(?P<revision>[^/]+)"
 SPACE_ADDRESS = re.compile(r"/(?:api/)?spaces/([^/]+/[^/.]+)")
 SPACE_SUFFIX = "~space"
@@ -383,8 +383,8 @@ class HubServer:
     def _create_repo(self, request: Request) -> Reply:
         wanted = request.json()
         kind = wanted.get("type", "model")
-        if kind not in ("model", "space"):
-            raise HubError(400, "This hub holds models and Spaces only")
+        if kind not in ("model", "dataset", "space"):
+            raise HubError(400, "This hub holds models, data sets and Spaces only")
         owner = wanted.get("organization") or request.user or ""
         self._require_owner(request, owner)
         repo_id = f"{owner}/{wanted['name']}"

@@ -10,13 +10,14 @@ from functools import partial
 
 import numpy as np
 
-from aselect_hf.selection import criteria
+from aselect_hf.selection import criteria, moments
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.judges import Judge, by_jackknife, by_outcomes, by_token_classes
 from aselect_hf.selection.labeled import LabeledRows, labeled_rows
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.selection.rule import RULES, Criterion, rule
 from aselect_hf.selection.scoring import KINDS, select_by_judge
+from aselect_hf.selection.streaming import select_by_moments
 from aselect_hf.selection.uncertainty import Jackknife, class_score
 
 MAX_TOKENS = 4000
@@ -127,7 +128,7 @@ def select_knn(
     explanation="Takes the timestep whose features give the labels of a few images the highest evidence (LogME).",
     num_images=500,
     chooses_feature=True,
-    criterion=Criterion(logme_score, "labeled rows", "LogME (log evidence per sample)"),
+    criterion=Criterion(logme_score, "labeled rows", "LogME (log evidence per sample)", of_moments=moments.logme),
 )
 def select_logme(
     inputs: SelectionInputs,
@@ -151,6 +152,9 @@ def select_logme(
     data = labeled_rows("logme", inputs, task, pool_size, max_tokens)
     strata = data.labels if data.images is None else None
     jackknife = Jackknife.of(len(data.labels), inputs.seed, data.images, strata)
+    found = select_by_moments(RULES["logme"], inputs, data.data, data.rows, jackknife, data.options, data.labels)
+    if found is not None:
+        return found
     judge = by_jackknife(RULES["logme"], jackknife, data.labels, data.images)
     return select_by_judge(inputs, judge, data.views, data.rows, data.options, kinds)
 

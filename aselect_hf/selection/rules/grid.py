@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from aselect_hf.data.feature_cache import CachedFeatures, pooled_features, token_features
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.processes import processes
 from aselect_hf.data.splits import split_train_validation
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.probe import fit_in_parallel, fit_probe
@@ -83,14 +85,13 @@ def select_grid(
     else:
         options["pool_size"] = pool_size
         train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
-    for values in (*train.features.values, *validation.features.values):
+    for values in chain(train.features.values, validation.features.values):
         inputs.check_finite(values)
     started = time.perf_counter()
-    columns = range(len(inputs.timesteps))
     score = partial(_score, train, validation, probe=probe, task=resolved, seed=inputs.seed)
-    fits = fit_in_parallel(partial(score, column) for column in columns)
-    bar = tqdm(fits, total=len(columns), desc="probes", unit="timestep", disable=not inputs.progress)
-    scores, errors = zip(*bar, strict=True)
+    fits = [partial(score, column) for column in range(len(inputs.timesteps))]
+    bar = partial(tqdm, desc="probes", unit="timestep", disable=not (inputs.progress and processes().is_main))
+    scores, errors = zip(*processes().spread(fits, lambda own: bar(fit_in_parallel(own))), strict=True)
     seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
     return TimestepSelection(
         method="grid",
@@ -103,6 +104,7 @@ def select_grid(
             forward_passes=train.features.forward_passes + validation.features.forward_passes,
             seconds=seconds,
             flops=train.features.flops + validation.features.flops,
+            processes=processes().count,
         ),
         schedule=inputs.model.noise_schedule.to_dict(),
         score_name=resolved.score_name,

@@ -1,0 +1,70 @@
+"""Moments give the scores of the rows themselves, and a rule on them ends in the same selection."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from aselect_hf.data.image_data import ImageData
+from aselect_hf.selection import criteria, moments, select_timestep, streaming
+from aselect_hf.selection.moments import Moments, merged
+
+
+def rows(count: int, width: int, offset: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, count)
+    values = rng.standard_normal((count, width)) * np.linspace(0.1, 9, width) + offset
+    values[:, 0] = 3.0  # a constant channel
+    values[:, 1:5] += labels[:, None]
+    return values.astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("count", "width"), [(200, 24), (20, 40)])
+@pytest.mark.parametrize("offset", [0.0, 500.0])
+def test_scores_of_moments_are_those_of_the_rows(count, width, offset):
+    values, labels = rows(count, width, offset)
+    cuts = [0, 1, 7, count // 2, count]
+    found = merged(Moments.of(torch.from_numpy(values[a:b]), labels[a:b], 5) for a, b in pairwise(cuts))
+    assert moments.rankme(found) == pytest.approx(criteria.rankme(values), rel=1e-6)
+    assert moments.alpha_req(found) == pytest.approx(criteria.alpha_req(values), rel=1e-6, abs=1e-6)
+    if count > width:  # else the classes are fitted without any error, and only rounding is left
+        assert moments.logme(found) == pytest.approx(criteria.logme(values, labels), rel=1e-6)
+
+
+def test_a_single_class_is_refused():
+    values, _ = rows(10, 6)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        moments.logme(Moments.of(torch.from_numpy(values), np.zeros(10, dtype=int), 3))
+
+
+@pytest.mark.parametrize("method", ["rankme", "alpha_req", "logme"])
+def test_a_large_set_is_scored_from_moments_alone(model, normal, tmp_path, monkeypatch, method):
+    data = ImageData(normal(1500, 2, 8, 8), labels=[index % 3 for index in range(1500)])
+    options = {"method": method, "timesteps": [0, 300, 900], "num_images": 1500, "progress": False}
+    expected = select_timestep(model, data, **options)
+    monkeypatch.setattr(streaming, "LEAST_BYTES", 0)
+    monkeypatch.setattr("aselect_hf.selection.scoring.sweep_features", lambda *a, **o: pytest.fail("features are kept"))
+    found = select_timestep(model, data, **options)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+    np.testing.assert_allclose(found.standard_errors, expected.standard_errors, rtol=1e-4)
+    assert (found.timestep, found.options, found.cost.forward_passes) == (
+        expected.timestep, expected.options, expected.cost.forward_passes,
+    )  # fmt: skip
+    assert found.cost.flops == expected.cost.flops
+    assert len(found.perturbed_timesteps) == 3
+
+
+def test_the_latents_of_a_large_set_are_read_batch_by_batch(make_model, tiny_kl, normal, tmp_path, monkeypatch):
+    config = dict(tiny_kl.config) | {"_class_name": "AutoencoderKL"}
+    model = make_model(0, num_channels=4, sample_size=8, vae_config=config)
+    model.vae.load_state_dict(tiny_kl.state_dict(), strict=False)
+    data = ImageData(normal(1000, 3, 16, 16).clamp(-1, 1))
+    options = {"method": "rankme", "timesteps": [300], "num_images": 1000, "cache_dir": tmp_path, "progress": False}
+    expected = select_timestep(model, data, **options)
+    monkeypatch.setattr(streaming, "LEAST_BYTES", 0)
+    monkeypatch.setattr("aselect_hf.selection.scoring.stored_noise_view", lambda *a, **o: pytest.fail("all are read"))
+    found = select_timestep(model, data, **options)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
