@@ -42,7 +42,7 @@ conformance: $(VENV)/installed-test
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m docs tests/docs
 	@echo "The pages: site/index.html"
 
 clean:
