@@ -36,6 +36,7 @@ def run(folder: Path, tmp_path: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_of_the_sample_trains_a_head_that_sees(tmp_path):
     save_model(load_model(SAMPLE_MODEL), tmp_path / "sample")
     printed = run(tmp_path / "sample", tmp_path)

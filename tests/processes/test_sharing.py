@@ -36,6 +36,7 @@ def test_a_process_that_never_arrives_ends_the_wait():
     assert "TimeoutError: not all of 2 processes arrived within 3 s at 127.0.0.1:29517" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_killed_processes_and_then_one_end_in_the_same_files(tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
     for index in range(64):
