@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 PICKS := tests/selection/test_scoring.py -k planted_timestep
 
-.PHONY: app demo test test-app test-slow test-clients conformance docs clean
+.PHONY: app demo test test-app test-slow test-clients test-docs conformance docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
@@ -37,12 +37,15 @@ test-app: $(VENV)/installed-test-app
 		echo "chromium cannot be installed: tests in a browser are skipped"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app tests/hub
 
+# Follow the documentation: run every command and snippet that can be run here.
+test-docs: $(VENV)/installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m docs tests/docs
+
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m docs tests/docs
 	@echo "The pages: site/index.html"
 
 clean:
