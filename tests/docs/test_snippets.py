@@ -1,4 +1,4 @@
-"""Every code block of the documentation: its names and options exist; with `make test-docs`, all that can be run are run."""
+"""Every code block of the documentation: its names and options exist; `make test-docs` runs all that can be run."""
 
 from __future__ import annotations
 
