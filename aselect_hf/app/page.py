@@ -220,7 +220,7 @@ class Page:
         walk_in = [self.picture, *controls, self.second, self.model]
         walk_out = [self.noisy, self.colors, self.click, self.facts, self.ratios, self.confidences]
         attend_in = [self.picture, self.walk.timestep, self.walk.block, self.row, self.column, self.model]
-        quiet = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
 
         # A picture that cannot be read ends the chain, so that it is reported once.
         arrived = gr.on(
@@ -251,7 +251,7 @@ class Page:
     def _connect_sides(self, quiet: dict[str, Any]) -> None:
         for index, (model, controls, colors, wall) in enumerate(self.sides):
             inputs = [self.picture, *controls.all, model]
-            name = {"api_name": "neighbors"} if index == 0 else {"api_visibility": "private"}
+            name: dict[str, Any] = {"api_name": "neighbors"} if index == 0 else {"api_visibility": "private"}
             events = [self.compare_tab.select, controls.timestep.release, controls.block.release, controls.kind.input]
             gr.on(events, self.calls.neighbors, inputs, [colors, wall], trigger_mode="always_last", **name)
             chosen = model.input(self._switched_side, model, controls.all, **quiet)
