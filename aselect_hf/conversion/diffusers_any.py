@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from aselect_hf.conversion.locate import (
     DIT,
     LoadingOptions,
     Source,
+    current_class,
     fetch_text_encoders,
     fetch_vae,
     fetch_weights,
@@ -42,7 +44,7 @@ from aselect_hf.conversion.transformer import (
     kept_positions,
     read_tensors,
 )
-from aselect_hf.conversion.weights import weight_files
+from aselect_hf.conversion.weights import refuse_quantized, weight_files
 from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.families import find_family
 from aselect_hf.modeling.family import Family
@@ -130,7 +132,8 @@ def from_diffusers(
 
     Raises:
         TypeError: a keyword is unknown.
-        ValueError: the source is missing, damaged or of another family; or an argument contradicts it.
+        ImportError: the installed diffusers is older than the family needs.
+        ValueError: the source is missing, damaged, quantized or of another family; or an argument contradicts it.
     """
     if keep not in ("feature", "all"):
         raise ValueError(f"keep must be 'feature' or 'all', got {keep!r}")
@@ -157,8 +160,10 @@ def from_diffusers(
         raise ValueError(
             f"{model_class.__name__} is for a DiT, but this is a {class_name}: use aselect_hf.from_diffusers"
         )
+    family = find_family(class_name)
+    family.stock_class()  # refuses an old diffusers
     found = _read_folder(place) if isinstance(place, Source) else _read_memory(place)
-    found.choose_prompt(find_family(class_name), prompt, prompt_embeds, skip_text_encoders)
+    found.choose_prompt(family, prompt, prompt_embeds, skip_text_encoders)
     found.vae = load_vae(vae, options) if vae is not None else _own_vae(place, found, options)
     fields = _origin(place) | config
     fields |= {
@@ -208,22 +213,29 @@ def _read_folder(place: Source) -> Pipeline:
     index = place.path / "model_index.json"
     pipeline = index.is_file()
     folder = place.path / "transformer" if pipeline else place.path
-    found = Pipeline(str(folder), read_fields(folder / "config.json"), folder=folder)
+    found = Pipeline(str(folder), _current(read_fields(folder / "config.json")), folder=folder)
     if pipeline:
         found.index = read_fields(index)
         if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
             found.scheduler = scheduler_config(read_fields(scheduler))
-    if found.config.get("quantization_config"):
-        raise ValueError(f"{folder} holds a quantized transformer, which cannot be converted: use the original weights")
+    refuse_quantized(found.name, found.config)
     return found
+
+
+def _current(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a class that has another name today, with the fields that this class has."""
+    name = current_class(config)
+    if name == config["_class_name"]:
+        return config
+    fields = inspect.signature(find_family(name).stock_class().__init__).parameters
+    return {"_class_name": name} | {field: value for field, value in config.items() if field in fields}
 
 
 def _read_memory(source: Any) -> Pipeline:
     transformer = getattr(source, "transformer", source)
     config = json.loads(json.dumps(dict(transformer.config), default=list))
     found = Pipeline(type(source).__name__, config, transformer=transformer)
-    if getattr(transformer, "hf_quantizer", None) is not None:
-        raise ValueError("the transformer is quantized and cannot be converted: use the original weights")
+    refuse_quantized(found.name, config, transformer.named_parameters())
     if source is not transformer:
         found.pipeline = source
         found.scheduler = scheduler_config(source.scheduler)

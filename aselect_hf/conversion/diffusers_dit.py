@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from aselect_hf.conversion.assemble import build, load_vae
 from aselect_hf.conversion.licenses import license_fields
 from aselect_hf.conversion.locate import LoadingOptions, Source, detect_format, locate, split_keywords
-from aselect_hf.conversion.weights import State, check_depth, read_state, weight_files
+from aselect_hf.conversion.weights import State, check_depth, read_state, refuse_quantized, weight_files
 from aselect_hf.files import read_json
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel, sincos_positions
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
@@ -146,8 +146,10 @@ def _from_folder(place: Source, options: LoadingOptions, with_vae: bool) -> tupl
         raise ValueError(
             f"{place.path} is an aselect_dit or aselect_diffusion checkpoint: load it with from_pretrained"
         )
+    config = read_fields(folder / "config.json")
+    refuse_quantized(str(folder), config)
     state = read_state(weight_files(folder, options.variant, options.allow_pickle))
-    found = DiffusersModel(str(folder), read_fields(folder / "config.json"), state)
+    found = DiffusersModel(str(folder), config, state)
     if pipeline and with_vae and (place.path / "vae").is_dir():
         found.vae = load_vae(place.path / "vae", options)
     if (scheduler := place.path / "scheduler" / "scheduler_config.json").is_file():
@@ -171,6 +173,7 @@ def _from_memory(source: Any) -> DiffusersModel:
             "source must be a path, a Hub id, a DiTTransformer2DModel or a pipeline with one, got a "
             f"{found_class.__name__}"
         )
+    refuse_quantized(type(source).__name__, transformer.config, transformer.named_parameters())
     found = DiffusersModel(type(source).__name__, dict(transformer.config), transformer.state_dict())
     if source is not transformer:
         found.vae = load_vae(source.vae) if getattr(source, "vae", None) is not None else None

@@ -23,7 +23,7 @@ from aselect_hf.data.sources import SAMPLE_MODEL
 from aselect_hf.files import as_path, read_json
 from aselect_hf.modeling.configuration_aselect_diffusion import ASelectDiffusionConfig
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
-from aselect_hf.modeling.families import FAMILIES
+from aselect_hf.modeling.families import FAMILIES, find_family
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ LICENSE_FILES = ("LICENSE*", "NOTICE*")
 """Patterns of the files in the root folder that say under which terms a model may be used and passed on."""
 DIT = ("DiTTransformer2DModel", "Transformer2DModel")
 """Names of DiT's class in diffusers; the second is that before 0.29, and in the published repositories."""
+LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+"""What a `Transformer2DModel` of older repositories is today, by its `norm_type`."""
 DESCRIPTIONS = (
     "config.json", "model_index.json", "preprocessor_config.json", "scheduler/scheduler_config.json",
     "transformer/config.json", "vae/config.json",
@@ -175,15 +177,33 @@ def locate(source: str | Path, options: LoadingOptions | None = None, with_vae: 
 
 
 def transformer_class(path: Path) -> str | None:
-    """Name of the class that the config in a folder, or in its `transformer` folder, names; `None` if it names none."""
+    """Name of the class that the config in a folder, or in its `transformer` folder, names; `None` if it names none.
+
+    Of a pipeline with a U-Net, that of the U-Net.
+    """
     for config in (path / "transformer" / "config.json", path / "config.json"):
         if config.is_file():
             try:
-                name = read_json(config).get("_class_name")
+                name = current_class(read_json(config))
             except (OSError, ValueError, AttributeError) as error:
                 raise ValueError(f"{config} cannot be read: {error}") from error
             return name if isinstance(name, str) else None
-    return None
+    return _unet(path / "model_index.json")
+
+
+def current_class(config: dict[str, Any]) -> Any:
+    """The class that a config names, by its name in today's diffusers."""
+    name = config.get("_class_name")
+    return LEGACY.get(str(config.get("norm_type")), name) if name == "Transformer2DModel" else name
+
+
+def _unet(index: Path) -> str | None:
+    """Name of the class of a pipeline's U-Net; `None` if it has none."""
+    try:
+        unet = read_json(index).get("unet")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(unet[-1]) if isinstance(unet, list) and unet and unet[-1] else None
 
 
 def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
@@ -192,7 +212,7 @@ def _download(repo_id: str, options: LoadingOptions, with_vae: bool) -> Path:
     texts = dict.fromkeys((f"{inside}README.md", "README.md", *LICENSE_FILES))
     root = _fetch(repo_id, [*(f"{inside}{name}" for name in DESCRIPTIONS), *texts], options)
     pipeline, class_name = (root / inside / "model_index.json").is_file(), transformer_class(root / inside)
-    if class_name in FAMILIES or (pipeline and class_name not in (None, *DIT)):
+    if class_name is not None and class_name not in DIT and not class_name.startswith("Autoencoder"):
         return root
     place = Source(root / inside, root, repo_id)
     if not pipeline:
@@ -296,12 +316,15 @@ def detect_format(path: Path) -> str:
         raise ValueError(f"{path} is not a checkpoint: its config.json holds no fields")
     if fields.get("model_type") in (ASelectDiTConfig.model_type, ASelectDiffusionConfig.model_type):
         return "aselect"
-    class_name, norm_type = fields.get("_class_name"), fields.get("norm_type")
-    if class_name == "DiTTransformer2DModel" or (class_name, norm_type) == ("Transformer2DModel", "ada_norm_zero"):
-        return "diffusers"  # the second name: diffusers before 0.29, and the published repositories
-    if class_name in FAMILIES:
+    class_name = current_class(fields)
+    if class_name == "DiTTransformer2DModel" or class_name in FAMILIES:
         return "diffusers"
-    found = fields.get("model_type") or fields.get("_class_name") or "unknown"
+    if class_name and "model_type" not in fields:
+        try:
+            find_family(class_name)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    found = fields.get("model_type") or "unknown"
     raise ValueError(
         f"{path} holds a model of type {found!r}; accepted are aselect_dit, aselect_diffusion, DiTTransformer2DModel, "
         f"{', '.join(FAMILIES)}"

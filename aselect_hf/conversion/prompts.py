@@ -200,5 +200,6 @@ def _without_batch(name: str, tensor: torch.Tensor, width: int | None) -> torch.
             f"prompt_embeds: {name} must be {expected}, with or without a batch of 1, got {tuple(tensor.shape)}"
         )
     if not torch.isfinite(found).all():
-        raise ValueError(f"prompt_embeds: {name} holds NaN or infinite values")
+        way_out = ": encode it in bfloat16 (--dtype bfloat16) or float32" if found.dtype == torch.float16 else ""
+        raise ValueError(f"prompt_embeds: {name} holds NaN or infinite values in {found.dtype}{way_out}")
     return found

@@ -16,7 +16,7 @@ from torch import nn
 from aselect_hf.conversion.assemble import cast, some
 from aselect_hf.conversion.diffusers_dit import scheduler_of
 from aselect_hf.conversion.prompts import Tensors
-from aselect_hf.conversion.weights import State, first_line, read_state
+from aselect_hf.conversion.weights import State, first_line, read_state, refuse_quantized
 from aselect_hf.modeling.configuration_aselect_diffusion import POSITION_TABLES, ASelectDiffusionConfig
 from aselect_hf.modeling.modeling_aselect_diffusion import ASelectDiffusionModel
 
@@ -111,6 +111,7 @@ def build_diffusion(
         model: Any = model_class(config)
     state: State = {}
     for key, tensor in weights:
+        refuse_quantized(name, {}, [(key, tensor)])
         if dtype is None and tensor.is_floating_point():
             dtype = tensor.dtype
         state[f"transformer.{key}"] = copied(tensor, dtype)

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ ANCHOR = "x_embedder.proj.weight"
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Segments that DDP, `torch.compile`, FSDP and activation checkpointing insert into parameter names."""
 MAX_NESTING = 4
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Of weights that are not quantized."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,27 @@ class Network:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def refuse_quantized(name: str, config: Mapping[str, Any], weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
+    """Refuse a network that bitsandbytes, torchao or another library has quantized.
+
+    Args:
+        name: of its folder or class, for the error.
+        config: of the network.
+        weights: their names and values.
+
+    Raises:
+        ValueError: its config says so, or a weight is not a plain tensor of floating-point numbers of 16 bits or more.
+    """
+    reason = "its config has a quantization_config" if config.get("quantization_config") else None
+    for key, weight in () if reason else weights:
+        kind = type(weight.data)
+        if kind is not torch.Tensor or weight.dtype not in PRECISIONS:
+            reason = f"{key} is a {kind.__name__} of {weight.dtype}"
+            break
+    if reason:
+        raise ValueError(f"{name} is quantized ({reason}), and cannot be converted: use the original weights")
 
 
 def with_variant(name: str, variant: str | None) -> str:

@@ -12,19 +12,44 @@ from .family import Family
 FAMILIES: dict[str, Family] = {family.transformer_class: family for family in (SD3, FLUX, CHROMA, PIXART, SANA)}
 """By the name of diffusers' class."""
 
+UNSUPPORTED = {
+    "CogView4Transformer2DModel": (
+        "its noise is shifted and the time that it is given is not, so that no timestep says both"
+    ),
+    "HiDreamImageTransformer2DModel": (
+        "its prompts need four text encoders, and its blocks are mixtures of experts, which are not tested here"
+    ),
+    "LuminaNextDiT2DModel": "only its successor, Lumina-Image 2, has been looked at",
+    "PriorTransformer": "it makes image embeddings, not images",
+    "StableAudioDiTModel": "it is for audio",
+    "UNet2DConditionModel": "it is a U-Net, and features are those of a transformer's blocks",
+    "UNet2DModel": "it is a U-Net, and features are those of a transformer's blocks",
+}
+"""Why classes of diffusers that people may try are refused."""
+HELP = "docs/families.md#how-to-add-a-family"
+
 
 def find_family(transformer_class: Any) -> Family:
     """The family of a class of diffusers.
 
     Raises:
-        ValueError: it is not among `FAMILIES`.
+        ValueError: it is not among `FAMILIES`; the message says why, which ones are, and how to add one.
     """
     if transformer_class not in FAMILIES:
+        reason = unsupported(str(transformer_class))
         raise ValueError(
-            f"transformer_class {transformer_class!r} is not supported; supported are {', '.join(FAMILIES)}. "
-            "docs/families.md says how to add a family: one adapter and one tiny configuration"
+            f"transformer_class {transformer_class!r} is not supported{reason}; supported are {', '.join(FAMILIES)}. "
+            f"To add a family (one adapter and one tiny configuration), follow {HELP}"
         )
     return FAMILIES[transformer_class]
+
+
+def unsupported(transformer_class: str) -> str:
+    """Why a class is not supported, as the rest of a sentence; empty if nothing is known of it."""
+    reason = UNSUPPORTED.get(transformer_class, "")
+    if not reason and transformer_class.endswith("3DModel"):
+        reason = "it is for video, and images are read here"
+    return f": {reason}" if reason else ""
 
 
 __all__ = ["FAMILIES", "find_family"]

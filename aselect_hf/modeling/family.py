@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from packaging.version import parse
 
 PARALLEL = ("query", "key", "value")
 """Kinds that depend on the input of the attention alone, and not on each other."""
@@ -98,6 +99,7 @@ class Family:
         checkpointing: whether the class computes the same with gradient checkpointing.
         refusal: config to why such a network is not supported; empty if it is.
         fold: how its timestep is fixed, a key of `folds.FOLDS`; `None` if it cannot be.
+        diffusers: the first version of diffusers whose class this was written for.
     """
 
     transformer_class: str
@@ -117,6 +119,7 @@ class Family:
     refusal: Callable[[Mapping[str, Any]], str] = lambda config: ""
     checkpointing: bool = True
     fold: Literal["joint", "cross", "linear_cross"] | None = None
+    diffusers: str = "0.36.0"
 
     def locate(self, config: Mapping[str, Any], block: int) -> tuple[Stack, int]:
         """The stack of a block, counted over all stacks, and its place there."""
@@ -129,6 +132,25 @@ class Family:
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of blocks of the whole network."""
         return sum(config[stack.depth] for stack in self.stacks)
+
+    def stock_class(self) -> Any:
+        """The class in the installed diffusers.
+
+        Raises:
+            ImportError: diffusers is missing, or older than this family needs.
+        """
+        try:
+            import diffusers
+        except ImportError as error:
+            raise ImportError(
+                f"a {self.transformer_class} needs diffusers {self.diffusers} or newer: {error}"
+            ) from error
+        if parse(diffusers.__version__).release < parse(self.diffusers).release:
+            raise ImportError(
+                f"a {self.transformer_class} needs diffusers {self.diffusers} or newer, but {diffusers.__version__} is "
+                "installed: pip install --upgrade diffusers"
+            )
+        return getattr(diffusers, self.transformer_class)
 
 
 def pass_both(

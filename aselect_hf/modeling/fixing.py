@@ -130,6 +130,7 @@ def fold(model: Any, config: Any) -> Any:
     state = model.state_dict()  # of the VAE and the head
     state = {name: folded[name] if name in folded else state[name].clone() for name in fixed.state_dict()}
     fixed.load_state_dict(state, assign=True)
+    fixed.license_files = model.license_files
     return fixed.train(model.training)
 
 

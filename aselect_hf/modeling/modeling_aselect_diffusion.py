@@ -289,16 +289,10 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
     Every buffer is made persistent: transformers would fill others with arbitrary memory when it loads a checkpoint.
 
     Raises:
-        ImportError: diffusers is missing, or does not have this class yet.
+        ImportError: diffusers is missing, or older than the family needs.
     """
-    try:
-        import diffusers
-
-        transformer_class = getattr(diffusers, config.transformer_class)
-    except (ImportError, AttributeError) as error:
-        raise ImportError(f"this checkpoint needs diffusers with {config.transformer_class}: {error}") from error
-    transformer = transformer_class.from_config(config.built_config)
     shape, family = config.shape, config.family
+    transformer = family.stock_class().from_config(config.built_config)
     for block in range(config.num_hidden_layers, family.depth(shape)):
         stack, index = family.locate(shape, block)
         getattr(transformer, stack.blocks)[index] = SkippedBlock(stack)

@@ -144,7 +144,7 @@ def test_the_class_name_of_older_repositories(make_transformer: Any, normal: Any
     for source in (folder, folder.parent):
         assert_same_features(load_checkpoint(source), transformer, normal)
         assert_same_features(ASelectDiTModel.from_diffusers(source), transformer, normal)
-    (folder / "config.json").write_text(json.dumps(legacy | {"norm_type": "ada_norm_single"}))
+    (folder / "config.json").write_text(json.dumps(legacy | {"norm_type": "layer_norm"}))
     for source in (folder, folder.parent):
         refuse("Transformer2DModel", source, tmp_path / "out")
 

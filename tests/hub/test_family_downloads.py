@@ -135,6 +135,8 @@ def test_what_is_refused_costs_no_weights(hub: HubServer, online: Online, pipeli
     for load in (aselect_hf.from_diffusers, load_model):
         with pytest.raises(ValueError, match=r"UNet2DConditionModel|from_diffusers"):
             online(load, "ada/other")
+        with pytest.raises(ValueError, match="UNet2DConditionModel"):
+            online(load, "ada/other", subfolder="transformer")
         assert not any(".safetensors" in line for line in hub.requests)
 
 

@@ -230,7 +230,10 @@ def test_a_folder_loads_without_the_package(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"transformer_class": "UNet2DConditionModel"}, r"not supported; supported are SD3.*docs/families.md"),
+        (
+            {"transformer_class": "UNet2DConditionModel"},
+            r"not supported: it is a U-Net.*supported are SD3.*docs/families.md",
+        ),
         ({"kept_blocks": 4}, r"kept_blocks must be in 1\.\.3"),
         ({"guidance": 3.5}, "takes no guidance"),
         ({"image_size": 16}, r"end at a patch grid of 6x6, which is image_size=12"),

@@ -461,3 +461,12 @@ def test_exports_to_onnx(make_config: Any, randomize: Any, normal: Any, tmp_path
         (logits,) = session.run(["logits"], {"pixel_values": images.numpy()})
         with torch.no_grad():
             close(torch.from_numpy(logits), model(images).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [ASelectDiTModel, ASelectDiTForImageClassification])
+def test_the_license_goes_with_the_folded_weights(make_config: Any, model_class: Any, tmp_path: Path) -> None:
+    model = model_class(make_config(num_labels=2))
+    model.license_files = {"LICENSE.md": b"Be kind.", "NOTICE": b"Powered by others."}
+    model.fix_timestep(70).save_pretrained(tmp_path)
+    for name, content in model.license_files.items():
+        assert (tmp_path / name).read_bytes() == content

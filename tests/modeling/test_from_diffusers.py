@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import sd3_pipeline
+from tiny_pipelines import PIPELINES, sd3_pipeline
 from transformers import AutoModel
 
 import aselect_hf
@@ -202,6 +203,84 @@ def test_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         aselect_hf.from_diffusers(tmp_path / "other")
     with pytest.raises(ValueError, match="a transformer alone has no text encoder"):
         aselect_hf.from_diffusers(folder / "transformer")
+
+
+@pytest.mark.parametrize("class_name", ["CogView4Transformer2DModel", "WanTransformer3DModel", "UNet2DConditionModel"])
+def test_a_known_class_is_refused_with_a_reason(folder: Path, tmp_path: Path, class_name: str) -> None:
+    shutil.copytree(folder / "transformer", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"_class_name": class_name}))
+    for convert in (aselect_hf.from_diffusers, convert_checkpoint):
+        with pytest.raises(ValueError, match=rf"'{class_name}' is not supported: it.*supported are.*#how-to-add"):
+            convert(tmp_path / "other")
+
+
+def test_a_pipeline_of_a_unet_is_refused(tmp_path: Path) -> None:
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="UNet2DConditionModel' is not supported: it is a U-Net"):
+        aselect_hf.from_diffusers(tmp_path)
+
+
+def test_an_old_diffusers_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aselect_hf.from_diffusers(folder).save_pretrained(tmp_path)
+    monkeypatch.setattr(diffusers, "__version__", "0.35.2")
+    sentence = "a SD3Transformer2DModel needs diffusers 0.36.0 or newer, but 0.35.2 is installed: pip install --upgrade"
+    for load in (aselect_hf.from_diffusers, ASelectDiffusionModel.from_pretrained):
+        with pytest.raises(ImportError, match=sentence):
+            load(folder if load is aselect_hf.from_diffusers else tmp_path)
+    monkeypatch.setattr(diffusers, "__version__", "0.36.0.dev0")
+    assert AutoModel.from_pretrained(tmp_path).config.kept_blocks == 2
+
+
+def test_a_quantized_transformer_is_refused(pipeline: Any, folder: Path, tmp_path: Path) -> None:
+    """By its config before any weight is read; in memory, and in files that do not say so, by its weights."""
+    shutil.copytree(folder, tmp_path / "other")
+    config = tmp_path / "other" / "transformer" / "config.json"
+    original = config.read_text()
+    config.write_text(json.dumps(json.loads(original) | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    weights = config.with_name("diffusion_pytorch_model.safetensors")
+    weights.rename(weights.with_suffix(".moved"))
+    with pytest.raises(ValueError, match=r"transformer is quantized \(its config has a quantization_config\)"):
+        aselect_hf.from_diffusers(tmp_path / "other")
+    config.write_text(original)
+    state = load_file(weights.with_suffix(".moved"))
+    name = "transformer_blocks.0.attn.to_q.weight"
+    save_file(state | {name: state[name].to(torch.float8_e4m3fn)}, weights)
+    with pytest.raises(ValueError, match=rf"quantized \({name} is a Tensor of torch.float8_e4m3fn\)"):
+        aselect_hf.from_diffusers(tmp_path / "other")
+    quantized = copy.deepcopy(pipeline.transformer)
+    linear = quantized.transformer_blocks[0].attn.to_q
+    linear.weight = torch.nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+    prompt = {"prompt_embeds": torch.zeros(5, 32), "pooled_prompt_embeds": torch.zeros(16)}
+    with pytest.raises(ValueError, match=rf"SD3Transformer2DModel is quantized \({name} is a Tensor of torch.int8\)"):
+        aselect_hf.from_diffusers(quantized, prompt_embeds=prompt)
+
+
+def test_a_float16_network_that_overflows_says_where(folder: Path, images: Any) -> None:
+    model = aselect_hf.from_diffusers(folder, feature="blocks.1.query")
+    with torch.no_grad():
+        model.transformer.transformer_blocks[0].ff.net[2].weight.mul_(1e6)
+    assert model(images).last_hidden_state.isfinite().all()
+    message = r"blocks\.0 gives NaN or infinite values in torch.float16: .* use bfloat16 \(--dtype bfloat16\)"
+    with pytest.raises(ValueError, match=message):
+        model.half()(images)
+    overflown = {"prompt_embeds": torch.full((5, 32), torch.inf).half(), "pooled_prompt_embeds": torch.zeros(16)}
+    with pytest.raises(ValueError, match=r"infinite values in torch.float16: encode it in bfloat16"):
+        aselect_hf.from_diffusers(folder, prompt_embeds=overflown)
+
+
+def test_the_class_name_of_older_repositories(randomize: Any, tmp_path: Path) -> None:
+    """The published PixArt repositories say `Transformer2DModel`, and its config has more fields."""
+    pipeline = PIPELINES["PixArt"](tmp_path, randomize)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    expected = aselect_hf.from_diffusers(tmp_path / "pipeline", prompt="a")
+    config = tmp_path / "pipeline" / "transformer" / "config.json"
+    fields = json.loads(config.read_text())
+    assert fields["norm_type"] == "ada_norm_single"
+    config.write_text(json.dumps(fields | {"_class_name": "Transformer2DModel", "num_vector_embeds": None}))
+    found = convert_checkpoint(tmp_path / "pipeline", text={"prompt": "a"})
+    assert found.config.to_dict() == expected.config.to_dict()
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "saved"])
