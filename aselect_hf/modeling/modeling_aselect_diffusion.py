@@ -67,6 +67,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
 
     projection_names = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("img_qkv_proj", "txt_kv_proj"),  # of PRX
         *("to_qkv", "add_qkv", "to_image_out"),  # with a fixed timestep
     )
     early_exit: Literal["raise", "block"] = "raise"
@@ -175,7 +176,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
             )
         if torch.is_grad_enabled() and self.transformer.gradient_checkpointing and not self.config.family.checkpointing:
             raise ValueError(
-                f"a {self.config.transformer_class} computes something else with gradient checkpointing: "
+                f"a {self.config.transformer_class} has no gradient checkpointing, or computes something else with it: "
                 "call gradient_checkpointing_disable()"
             )
         self.follow_modules()
@@ -296,6 +297,7 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
     for block in range(config.num_hidden_layers, family.depth(shape)):
         stack, index = family.locate(shape, block)
         getattr(transformer, stack.blocks)[index] = SkippedBlock(stack)
+    transformer.gradient_checkpointing = False  # not all classes have this field
     for module in transformer.modules():
         module._non_persistent_buffers_set.clear()
     return transformer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,16 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 Oracle = Callable[[Any, torch.Tensor], tuple[torch.Tensor, float, dict[str, Any]]]
+
+
+LISTS = ("transformer_blocks", "joint_transformer_blocks", "single_transformer_blocks", "blocks")
+"""Attributes of transformers that hold blocks, in order of computation."""
+
+
+def first_of(module: nn.Module, *paths: str) -> str:
+    """The first of these paths at which the module has a submodule."""
+    known = dict(module.named_modules())
+    return next(path for path in paths if path in known)
 
 
 def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
@@ -33,25 +44,41 @@ def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dic
     def after(module: nn.Module, name: str) -> None:
         handles.append(module.register_forward_hook(lambda _, __, output: keep(name, output)))
 
-    blocks: list[Any] = [
-        block
-        for name in ("transformer_blocks", "single_transformer_blocks")
-        for block in getattr(transformer, name, ())
-    ]
+    def before_qkv(attention: Any, name: str) -> None:
+        """One layer for all three, whose output is cut here by the number of heads."""
+
+        def hook(_: nn.Module, __: tuple, output: torch.Tensor) -> None:
+            parts = output.view(*output.shape[:2], 3, attention.heads, attention.head_dim).flatten(3).unbind(2)
+            for kind, part in zip(("query", "key", "value"), parts, strict=True):
+                keep(f"{name}.{kind}", part)
+
+        before(attention, f"{name}.attention_norm")
+        handles.append(attention.img_qkv_proj.register_forward_hook(hook))
+
+    blocks: list[Any] = [block for name in LISTS for block in getattr(transformer, name, ())]
     for index, block in enumerate(blocks):
-        name, attention = f"blocks.{index}", getattr(block, "attn1", None) or block.attn
-        before(attention.to_q, f"{name}.attention_norm")
-        after(attention.to_q, f"{name}.query")
-        after(attention.to_k, f"{name}.key")
-        after(attention.to_v, f"{name}.value")
-        if type(block).__name__ not in last:
+        name, attention = f"blocks.{index}", block.get_submodule(first_of(block, "attn1", "attn", "attention"))
+        if hasattr(attention, "img_qkv_proj"):
+            before_qkv(attention, name)
+        else:
+            before(attention.to_q, f"{name}.attention_norm")
+            after(attention.to_q, f"{name}.query")
+            after(attention.to_k, f"{name}.key")
+            after(attention.to_v, f"{name}.value")
+        if hasattr(block, "down_proj"):
+            after(attention, f"{name}.attention")
+            before(block.up_proj, f"{name}.mlp_norm")
+            after(block.down_proj, f"{name}.mlp")
+        elif type(block).__name__ not in last:
             after(attention.to_out[1], f"{name}.attention")
-            first = block.ff.conv_inverted if hasattr(block.ff, "conv_inverted") else block.ff.net[0]
-            before(first, f"{name}.mlp_norm")
-            after(block.ff.conv_point if hasattr(block.ff, "conv_point") else block.ff.net[2], f"{name}.mlp")
+            first = first_of(block.ff, "conv_inverted", "linear_2", "net.0")
+            before(block.ff.get_submodule(first), f"{name}.mlp_norm")
+            last_layer = first_of(block.ff, "conv_point", "out_projection", "net.2")
+            after(block.ff.get_submodule(last_layer), f"{name}.mlp")
         else:
             after(attention, f"{name}.attention")
-        before(blocks[index + 1] if index + 1 < len(blocks) else transformer.norm_out, f"{name}.hidden")
+        end = transformer.get_submodule(first_of(transformer, "norm_out", "final_layer"))
+        before(blocks[index + 1] if index + 1 < len(blocks) else end, f"{name}.hidden")
     transformer(**inputs)
     for handle in handles:
         handle.remove()
@@ -83,8 +110,7 @@ def record(transformer: Any, run: Callable[[], Any], step: int = 1) -> dict[str,
     own = transformer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if args:
-            kwargs["hidden_states"] = args[0]
+        kwargs |= dict(zip(inspect.signature(own).parameters, args, strict=False))
         calls.append(kwargs)
         if len(calls) > step:
             raise RecordedError
@@ -181,10 +207,56 @@ def sana_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float,
     return found["hidden_states"], time, found
 
 
+def prx_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline: Any = diffusers.PRXPipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+    )
+    height, width = (8 * side for side in latents.shape[-2:])
+    found = run_pipeline(
+        pipeline, model, latents, guidance_scale=1.0, height=height, width=width, use_resolution_binning=False
+    )
+    return found["hidden_states"], 1000 * scheduler.sigmas[1].item(), found
+
+
+def auraflow_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    """The mask is not passed on: its pipeline has set masked tokens to zero when it encoded them."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73)
+    vae = tiny_vae(model.config.num_channels)
+    pipeline: Any = diffusers.AuraFlowPipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None
+    )
+    height, width = (2 * side for side in latents.shape[-2:])
+    found = run_pipeline(
+        pipeline, model, latents, guidance_scale=1.0, height=height, width=width,
+        prompt_attention_mask=torch.ones(1, 5),
+    )  # fmt: skip
+    return found["hidden_states"], 1000 * scheduler.sigmas[1].item(), found
+
+
+def hunyuan_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction"
+    )
+    vae = tiny_vae(model.config.num_channels, 8)
+    nothing = dict.fromkeys(["text_encoder", "tokenizer", "safety_checker", "feature_extractor"])
+    pipeline: Any = diffusers.HunyuanDiTPipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, requires_safety_checker=False, **nothing
+    )
+    height, width = (8 * side for side in latents.shape[-2:])
+    found = run_pipeline(
+        pipeline, model, latents, guidance_scale=1.0, height=height, width=width, use_resolution_binning=False
+    )
+    return found["hidden_states"], scheduler.timesteps[1].item(), found
+
+
 ORACLES: dict[str, Oracle] = {
     "SD3Transformer2DModel": sd3_oracle,
     "FluxTransformer2DModel": packed_oracle("FluxPipeline"),
     "ChromaTransformer2DModel": packed_oracle("ChromaPipeline"),
     "PixArtTransformer2DModel": pixart_oracle,
     "SanaTransformer2DModel": sana_oracle,
+    "PRXTransformer2DModel": prx_oracle,
+    "AuraFlowTransformer2DModel": auraflow_oracle,
+    "HunyuanDiT2DModel": hunyuan_oracle,
 }

@@ -29,6 +29,20 @@ SANA: dict[str, Any] = {
     "num_attention_heads": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 8, "cross_attention_dim": 16,
     "caption_channels": 12, "timestep_scale": 0.5,
 }  # fmt: skip
+PRX: dict[str, Any] = {
+    "in_channels": 4, "patch_size": 2, "context_in_dim": 12, "hidden_size": 16, "mlp_ratio": 2.0, "num_heads": 2,
+    "depth": 3, "axes_dim": [4, 4],
+}  # fmt: skip
+AURAFLOW: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_mmdit_layers": 2, "num_single_dit_layers": 2,
+    "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16,
+    "out_channels": 4, "pos_embed_max_size": 36,
+}  # fmt: skip
+HUNYUAN: dict[str, Any] = {
+    "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "patch_size": 2, "sample_size": 8,
+    "hidden_size": 16, "num_layers": 4, "mlp_ratio": 2.0, "cross_attention_dim": 12, "cross_attention_dim_t5": 16,
+    "pooled_projection_dim": 10, "text_len": 5, "text_len_t5": 6,
+}  # fmt: skip
 MASKED_TEXT = {"prompt_embeds": [5, 12], "prompt_attention_mask": [5]}
 SD3_TEXT = {"prompt_embeds": [5, 12], "pooled_prompt_embeds": [10]}
 
@@ -74,6 +88,28 @@ TINY: dict[str, dict[str, Any]] = {
         "transformer_config": SANA,
         "conditioning": MASKED_TEXT,
     },
+    "PRX": {
+        "transformer_class": "PRXTransformer2DModel",
+        "transformer_config": PRX,
+        "conditioning": MASKED_TEXT,
+        "image_size": 8,
+    },
+    "PRX, pixels": {
+        "transformer_class": "PRXTransformer2DModel",
+        "transformer_config": PRX | {"in_channels": 3, "bottleneck_size": 6, "resolution_embeds": True},
+        "conditioning": MASKED_TEXT,
+        "image_size": 8,
+    },
+    "AuraFlow": {
+        "transformer_class": "AuraFlowTransformer2DModel",
+        "transformer_config": AURAFLOW,
+        "conditioning": {"prompt_embeds": [5, 12]},
+    },
+    "HunyuanDiT": {"transformer_class": "HunyuanDiT2DModel", "transformer_config": HUNYUAN},
+    "HunyuanDiT 1.2": {
+        "transformer_class": "HunyuanDiT2DModel",
+        "transformer_config": HUNYUAN | {"use_style_cond_and_image_meta_size": False},
+    },
 }
 """Arguments of `ASelectDiffusionConfig` by the name of a family."""
 
@@ -87,8 +123,9 @@ def store_prompt(model: Any) -> Any:
     generator = torch.Generator().manual_seed(11)
     shapes = model.base_model.config.conditioning
     prompt = {name: torch.randn(shapes[name], generator=generator) for name in shapes}
-    if "prompt_attention_mask" in prompt:
-        prompt["prompt_attention_mask"] = torch.tensor([1.0, 1, 1, 0, 0])
+    for name in prompt:
+        if "mask" in name:  # the first three tokens are there
+            prompt[name] = (torch.arange(len(prompt[name])) < 3).float()
     model.base_model.set_conditioning(prompt)
     return model
 
