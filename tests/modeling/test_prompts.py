@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import aselect_hf
 from aselect_cli.app import app
-from aselect_hf import ASelectDiffusionForImageClassification
+from aselect_hf import ASelectDiffusionConfig, ASelectDiffusionForImageClassification
 from aselect_hf.conversion import convert_checkpoint, load_model
 
 
@@ -126,6 +126,31 @@ def test_masks_have_the_tokens_of_the_prompt(randomize: Any, tmp_path: Path) -> 
     prompt = {"prompt_embeds": torch.zeros(5, 12), "prompt_attention_mask": torch.ones(1, 4)}
     with pytest.raises(ValueError, match="prompt_attention_mask has 4 tokens, but others have 5"):
         aselect_hf.from_diffusers(pipeline, prompt_embeds=prompt)
+
+
+def test_a_network_with_places_for_its_text_takes_just_so_many_tokens(randomize: Any, tmp_path: Path) -> None:
+    pipeline = PIPELINES["HunyuanDiT"](tmp_path, randomize)
+    prompt = {
+        "prompt_embeds": torch.zeros(76, 8),
+        "prompt_attention_mask": torch.ones(76),
+        "prompt_embeds_2": torch.zeros(256, 16),
+        "prompt_attention_mask_2": torch.ones(256),
+    }
+    with pytest.raises(ValueError, match="prompt_embeds has 76 tokens, but this network takes 77"):
+        aselect_hf.from_diffusers(pipeline, prompt_embeds=prompt)
+    with pytest.raises(ValueError, match="conditioning prompt_embeds must have text_len=77 tokens, got 76"):
+        ASelectDiffusionConfig(
+            transformer_class="HunyuanDiT2DModel",
+            transformer_config={"cross_attention_dim": 8, "cross_attention_dim_t5": 16},
+            conditioning={name: list(tensor.shape) for name, tensor in prompt.items()},
+        )
+
+
+def test_the_prompts_of_prx_need_a_package(randomize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = PIPELINES["PRX"](tmp_path, randomize)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="encodes prompts with ftfy: pip install ftfy, or pass prompt_embeds"):
+        aselect_hf.from_diffusers(pipeline, prompt="a", image_size=16)
 
 
 def test_guidance_in_python_and_on_the_command_line(randomize: Any, tmp_path: Path) -> None:
