@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.prx import pipeline_prx
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -20,7 +28,11 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )  # fmt: skip
+from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
 SD3: dict[str, Any] = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
@@ -69,26 +81,37 @@ def clip(folder: Path, width: int = 8) -> tuple[Any, Any]:
     return config, tokenizer
 
 
-def t5() -> tuple[Any, Any]:
-    """A T5 encoder of width 12 and a tokenizer of two words."""
+def t5(width: int = 12, encoder: Any = T5EncoderModel, config: Any = T5Config) -> tuple[Any, Any]:
+    """An encoder of T5's kind and a tokenizer of two words."""
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -1.0), ("▁b", -1.0)]
     tokenizer = T5Tokenizer(vocab=words, extra_ids=0, model_max_length=512)
     torch.manual_seed(4)
-    config = T5Config(vocab_size=6, d_model=12, d_kv=6, d_ff=8, num_layers=2, num_heads=2)
-    return T5EncoderModel(config).eval(), tokenizer
+    shape = {"vocab_size": 6, "d_model": width, "d_kv": 6, "d_ff": 8, "num_layers": 2, "num_heads": 2}
+    return encoder(config(**shape)).eval(), tokenizer
 
 
-def gemma() -> tuple[Any, Any]:
-    """A Gemma 2 of width 12 and a tokenizer of two words."""
+def bert(folder: Path) -> tuple[Any, Any]:
+    """A BERT of width 8 and a tokenizer of two words."""
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    torch.manual_seed(5)
+    config = BertConfig(
+        vocab_size=7, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=77,
+    )  # fmt: skip
+    return BertModel(config).eval(), BertTokenizer(str(folder / "vocab.txt"), model_max_length=77)
+
+
+def gemma(encoder: Any = Gemma2Model, config: Any = Gemma2Config) -> tuple[Any, Any]:
+    """A model of Gemma 2's kind, of width 12, and a tokenizer of two words."""
     words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "▁": 7}
     torch.manual_seed(6)
-    config = Gemma2Config(
+    shape = config(
         vocab_size=8, hidden_size=12, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=6, max_position_embeddings=512,
     )  # fmt: skip
     tokenizer = GemmaTokenizer(vocab=words, merges=[], model_max_length=512)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    return Gemma2Model(config).eval(), tokenizer
+    return encoder(shape).eval(), tokenizer
 
 
 def sd3_pipeline(folder: Path, randomize: Any) -> Any:
@@ -145,11 +168,59 @@ def sana_pipeline(folder: Path, randomize: Any) -> Any:
     )  # fmt: skip
 
 
+def prx_pipeline(folder: Path, randomize: Any) -> Any:
+    """Its pipeline cleans prompts with ftfy, for which a module that changes nothing stands in where it is missing."""
+    if importlib.util.find_spec("ftfy") is None:
+        stand_in: Any = ModuleType("ftfy")
+        stand_in.__spec__, stand_in.fix_text = ModuleSpec("ftfy", None), str
+        sys.modules["ftfy"] = pipeline_prx.ftfy = stand_in  # type: ignore[attr-defined]
+    encoder, tokenizer = gemma(T5GemmaEncoder, T5GemmaModuleConfig)
+    shape = {"context_in_dim": 12, "hidden_size": 16, "num_heads": 2, "depth": 2, "axes_dim": [4, 4]}
+    return diffusers.PRXPipeline(
+        transformer=randomize(diffusers.PRXTransformer2DModel(in_channels=4, patch_size=2, mlp_ratio=2.0, **shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=tiny_vae(randomize),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def auraflow_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = t5(12, UMT5EncoderModel, UMT5Config)
+    shape: dict[str, Any] = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
+        "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16,
+        "pos_embed_max_size": 64,
+    }  # fmt: skip
+    return diffusers.AuraFlowPipeline(
+        transformer=randomize(diffusers.AuraFlowTransformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73), vae=tiny_vae(randomize),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def hunyuan_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = bert(folder)
+    encoder_2, tokenizer_2 = t5(16)
+    shape: dict[str, Any] = {
+        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "patch_size": 2, "sample_size": 8,
+        "hidden_size": 16, "num_layers": 4, "mlp_ratio": 2.0, "cross_attention_dim": 8, "cross_attention_dim_t5": 16,
+        "pooled_projection_dim": 10,
+    }  # fmt: skip
+    return diffusers.HunyuanDiTPipeline(
+        transformer=randomize(diffusers.HunyuanDiT2DModel(**shape)),
+        scheduler=diffusers.DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"),
+        vae=tiny_vae(randomize), text_encoder=encoder, tokenizer=tokenizer, text_encoder_2=encoder_2,
+        tokenizer_2=tokenizer_2, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
 PIPELINES = {
     "SD3": sd3_pipeline,
     "FLUX": flux_pipeline,
     "Chroma": chroma_pipeline,
     "PixArt": pixart_pipeline,
     "Sana": sana_pipeline,
+    "PRX": prx_pipeline,
+    "AuraFlow": auraflow_pipeline,
+    "HunyuanDiT": hunyuan_pipeline,
 }
 """`(folder for a vocabulary, randomize)` to a pipeline, by the name of a family."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,32 @@ def _chroma(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
 
+def _auraflow(pipeline: Any, prompt: str) -> Tensors:
+    embeds, _, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds}
+
+
+def _hunyuan(pipeline: Any, prompt: str) -> Tensors:
+    found: Tensors = {}
+    for index, end in enumerate(("", "_2")):
+        embeds, _, mask, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, text_encoder_index=index)
+        found |= {f"prompt_embeds{end}": embeds, f"prompt_attention_mask{end}": mask}
+    return found
+
+
 def _masked(pipeline: Any, prompt: str) -> Tensors:
     embeds, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+
+def _flux2(pipeline: Any, prompt: str) -> Tensors:
+    embeds, _ = pipeline.encode_prompt(prompt)
+    return {"prompt_embeds": embeds}
+
+
+def _z_image(pipeline: Any, prompt: str) -> Tensors:
+    (embeds,), _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds[None]}
 
 
 ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
@@ -44,12 +68,22 @@ ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "ChromaTransformer2DModel": _chroma,
     "PixArtTransformer2DModel": _masked,
     "SanaTransformer2DModel": _masked,
+    "Flux2Transformer2DModel": _flux2,
+    "Lumina2Transformer2DModel": _masked,
+    "ZImageTransformer2DModel": _z_image,
+    "PRXTransformer2DModel": _masked,
+    "AuraFlowTransformer2DModel": _auraflow,
+    "HunyuanDiT2DModel": _hunyuan,
 }
 """By class of the transformer: what a pipeline's `encode_prompt` returns, by the names of the pipeline's arguments."""
 
 
 OPTIONAL: dict[str, tuple[str, ...]] = {"SD3Transformer2DModel": ("text_encoder_3",)}
 """By class of the transformer: text encoders in whose place its pipeline puts zeros."""
+
+
+PACKAGES = {"PRXTransformer2DModel": "ftfy"}
+"""By class of the transformer: a package with which its pipeline cleans prompts, and without which it fails."""
 
 
 def text_parts(index: dict[str, Any]) -> list[str]:
@@ -74,8 +108,15 @@ def check_encoders(transformer_class: str, skip_text_encoders: Sequence[str], pa
     """Check that a prompt can be encoded without some of a pipeline's encoders.
 
     Raises:
+        ImportError: the pipeline needs a package that is missing.
         ValueError: the pipeline has no such encoder, needs it, or none would be left.
     """
+    package = PACKAGES.get(transformer_class)
+    if package and importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"the pipeline of a {transformer_class} encodes prompts with {package}: pip install {package}, or pass "
+            "prompt_embeds"
+        )
     encoders = [name for name in parts if name.startswith("text_encoder")]
     if not encoders:
         raise ValueError("this pipeline has no text encoder: pass prompt_embeds")
@@ -182,6 +223,9 @@ def unbatched_prompt(tensors: Tensors, family: Family, shape: Mapping[str, Any])
     for name, field in expected.items():
         found[name] = tensor = _without_batch(name, tensors[name], shape[field] if field else None)
         if name.startswith("prompt"):
+            needed = shape[family.tokens[name]] if name in family.tokens else len(tensor)
+            if len(tensor) != needed:
+                raise ValueError(f"prompt_embeds: {name} has {len(tensor)} tokens, but this network takes {needed}")
             before = tokens.setdefault(name[-2:] if name.endswith("_2") else "", len(tensor))
             if len(tensor) != before:
                 raise ValueError(f"prompt_embeds: {name} has {len(tensor)} tokens, but others have {before}")

@@ -131,10 +131,11 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
 
     def check_conditioning(self) -> None:
         """Refuse stored tensors that the network cannot take."""
-        expected = self.family.conditioning
+        expected, shape = self.family.conditioning, self.shape
+        tokens = {name: shape[field] for name, field in self.family.tokens.items()}
         if self.conditioning is None:
             self.conditioning = {
-                name: [1] * (name == "prompt_embeds") + [self.shape[width] if width else 1]
+                name: [tokens.get(name, 1)] * name.startswith("prompt") + ([shape[width]] if width else [])
                 for name, width in expected.items()
             }
         if set(self.conditioning) != set(expected):
@@ -147,8 +148,12 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
                 or not all(isinstance(x, int) and 0 < x <= MAX_SIZE for x in size)
             ):
                 raise ValueError(f"conditioning {name} must have a shape without batch, got {size!r}")
-            if width is not None and size[-1] != self.shape[width]:
-                raise ValueError(f"conditioning {name} must end in {width}={self.shape[width]}, got {tuple(size)}")
+            if width is not None and size[-1] != shape[width]:
+                raise ValueError(f"conditioning {name} must end in {width}={shape[width]}, got {tuple(size)}")
+            if size[0] != tokens.get(name, size[0]):
+                raise ValueError(
+                    f"conditioning {name} must have {self.family.tokens[name]}={tokens[name]} tokens, got {size[0]}"
+                )
 
     @property
     def is_whole(self) -> bool:
@@ -161,11 +166,11 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
 
     @property
     def hidden_size(self) -> int:
-        return self.shape["num_attention_heads"] * self.shape["attention_head_dim"]
+        return self.family.width(self.shape)
 
     @property
     def num_attention_heads(self) -> int:
-        return self.shape["num_attention_heads"]
+        return self.family.heads(self.shape)
 
     @property
     def num_channels(self) -> int:
@@ -229,7 +234,14 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         }
 
     def feature_width(self, *names: str) -> int:
-        return self.hidden_size
+        width = self.family.key_width
+        widths = {
+            width(self.shape) if width and self.resolve_feature(name).kind in ("key", "value") else self.hidden_size
+            for name in names
+        }
+        if len(widths) > 1:
+            raise ValueError(f"features must have one width; {', '.join(names)} have {sorted(widths)}")
+        return widths.pop() if widths else self.hidden_size
 
     def check_shape(self) -> None:
         if self.sample_size % self.patch_size:

@@ -7,7 +7,7 @@ and how its output is read. See the page on families in the documentation for ho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ class Tap:
         item: of an output that is a tuple.
         joint: where the image tokens are, if text tokens are in the same sequence.
         map: whether the tensor is a map `(batch, width, height, width)` instead of tokens.
+        part: `(index, count)`: which of `count` equal parts of the last axis, if one module computes several kinds.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Tap:
     item: int | None = None
     joint: Literal["", "first", "last"] = ""
     map: bool = False
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Family:
         guided: config to whether it takes a guidance scale as an input.
         checkpointing: whether the class computes the same with gradient checkpointing.
         refusal: config to why such a network is not supported; empty if it is.
+        width: config to width of the tokens.
+        key_width: config to width of keys and values (default: that of the tokens).
+        heads: config to number of attention heads.
+        tokens: config's field with the number of text tokens, for stored tensors that must have just so many.
         fold: how its timestep is fixed, a key of `folds.FOLDS`; `None` if it cannot be.
         diffusers: the first version of diffusers whose class this was written for.
     """
@@ -118,6 +124,12 @@ class Family:
     guided: Callable[[Mapping[str, Any]], bool] = lambda config: False
     refusal: Callable[[Mapping[str, Any]], str] = lambda config: ""
     checkpointing: bool = True
+    width: Callable[[Mapping[str, Any]], int] = lambda config: (
+        config["num_attention_heads"] * config["attention_head_dim"]
+    )
+    heads: Callable[[Mapping[str, Any]], int] = lambda config: config["num_attention_heads"]
+    key_width: Callable[[Mapping[str, Any]], int] | None = None
+    tokens: Mapping[str, str] = field(default_factory=dict)
     fold: Literal["joint", "cross", "linear_cross"] | None = None
     diffusers: str = "0.36.0"
 

@@ -41,6 +41,9 @@ class Collector:
         if name not in self.missing:
             return
         tensor = value if tap.item is None else value[tap.item]
+        if tap.part is not None:
+            index, count = tap.part
+            tensor = tensor.chunk(count, dim=-1)[index]
         if tap.joint:
             tensor = tensor[:, : self.tokens] if tap.joint == "first" else tensor[:, -self.tokens :]
         self.found[name] = tensor.flatten(2).transpose(1, 2) if tap.map else tensor

@@ -67,6 +67,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
 
     projection_names = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("img_qkv_proj", "txt_kv_proj"),  # of PRX
         *("to_qkv", "add_qkv", "to_image_out"),  # with a fixed timestep
     )
     early_exit: Literal["raise", "block"] = "raise"
@@ -175,7 +176,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
             )
         if torch.is_grad_enabled() and self.transformer.gradient_checkpointing and not self.config.family.checkpointing:
             raise ValueError(
-                f"a {self.config.transformer_class} computes something else with gradient checkpointing: "
+                f"a {self.config.transformer_class} has no gradient checkpointing, or computes something else with it: "
                 "call gradient_checkpointing_disable()"
             )
         self.follow_modules()
@@ -293,12 +294,31 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
     """
     shape, family = config.shape, config.family
     transformer = family.stock_class().from_config(config.built_config)
+    _restore_tables(transformer, config)
     for block in range(config.num_hidden_layers, family.depth(shape)):
         stack, index = family.locate(shape, block)
         getattr(transformer, stack.blocks)[index] = SkippedBlock(stack)
+    transformer.gradient_checkpointing = False  # not all classes have this field
     for module in transformer.modules():
         module._non_persistent_buffers_set.clear()
     return transformer
+
+
+def _restore_tables(transformer: nn.Module, config: ASelectDiffusionConfig) -> None:
+    """Compute tables of positions that are neither weights nor buffers, and that a build on the meta device lacks."""
+    lacking = [
+        (path, name)
+        for path, module in transformer.named_modules()
+        for name, value in vars(module).items()
+        if any(isinstance(x, torch.Tensor) and x.is_meta for x in (value if isinstance(value, list) else [value]))
+    ]
+    if not lacking:
+        return
+    shallow = {stack.depth: 1 for stack in config.family.stacks}
+    with torch.device("cpu"):
+        twin = config.family.stock_class().from_config(config.built_config | shallow)
+    for path, name in lacking:
+        setattr(transformer.get_submodule(path), name, getattr(twin.get_submodule(path), name))
 
 
 def _parts(module: nn.Module, paths: Any) -> list[nn.Module]:

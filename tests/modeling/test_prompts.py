@@ -22,6 +22,18 @@ class PassedError(Exception):
     """The pipeline has passed its prompt on."""
 
 
+NAMES = {
+    "encoder_hidden_states": "prompt_embeds",
+    "pooled_projections": "pooled_prompt_embeds",
+    "encoder_attention_mask": "prompt_attention_mask",
+    "attention_mask": "prompt_attention_mask",
+    "text_embedding_mask": "prompt_attention_mask",
+    "encoder_hidden_states_t5": "prompt_embeds_2",
+    "text_embedding_mask_t5": "prompt_attention_mask_2",
+}
+"""Our names of tensors of the prompt, by those of transformers' arguments."""
+
+
 def passed(pipeline: Any, prompt: str, **options: Any) -> dict[str, torch.Tensor]:
     """What a pipeline passes to its transformer, by our names, without a batch."""
     calls: list[dict[str, Any]] = []
@@ -37,14 +49,10 @@ def passed(pipeline: Any, prompt: str, **options: Any) -> dict[str, torch.Tensor
             pipeline(prompt, num_inference_steps=2, height=32, width=32, output_type="latent", **options)
     finally:
         del pipeline.transformer.forward
-    call = calls[0]
-    found = {"prompt_embeds": call["encoder_hidden_states"][0]}
-    if "pooled_projections" in call:
-        found["pooled_prompt_embeds"] = call["pooled_projections"][0]
-    mask = call.get("encoder_attention_mask", call.get("attention_mask"))
-    if mask is not None:
-        found["prompt_attention_mask"] = mask[0, : len(found["prompt_embeds"])].float()
-    return found
+    found = {name: calls[0][theirs][0] for theirs, name in NAMES.items() if theirs in calls[0]}
+    if "prompt_attention_mask" in found:  # Chroma's goes on over the image
+        found["prompt_attention_mask"] = found["prompt_attention_mask"][: len(found["prompt_embeds"])]
+    return {name: tensor.float() for name, tensor in found.items()}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,6 +61,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Chroma": {"guidance_scale": 0.0},
     "PixArt": {"guidance_scale": 1.0, "use_resolution_binning": False, "negative_prompt": None},
     "Sana": {"guidance_scale": 1.0, "use_resolution_binning": False, "complex_human_instruction": None},
+    "PRX": {"guidance_scale": 1.0, "use_resolution_binning": False},
+    "AuraFlow": {"guidance_scale": 1.0},
+    "HunyuanDiT": {"guidance_scale": 1.0, "use_resolution_binning": False},
 }
 
 
