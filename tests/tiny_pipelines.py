@@ -25,13 +25,17 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
 )  # fmt: skip
-from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+from transformers.models.t5gemma.configuration_t5gemma import T5GemmaConfig
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
 SD3: dict[str, Any] = {
@@ -51,6 +55,12 @@ CHROMA: dict[str, Any] = {
 CROSS: dict[str, Any] = {
     "sample_size": 8, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
     "cross_attention_dim": 16, "caption_channels": 12,
+}  # fmt: skip
+
+
+GEMMA: dict[str, Any] = {
+    "vocab_size": 8, "hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 6, "max_position_embeddings": 512,
 }  # fmt: skip
 
 
@@ -101,17 +111,28 @@ def bert(folder: Path) -> tuple[Any, Any]:
     return BertModel(config).eval(), BertTokenizer(str(folder / "vocab.txt"), model_max_length=77)
 
 
-def gemma(encoder: Any = Gemma2Model, config: Any = Gemma2Config) -> tuple[Any, Any]:
-    """A model of Gemma 2's kind, of width 12, and a tokenizer of two words."""
+def gemma() -> tuple[Any, Any]:
+    """A Gemma 2 of width 12 and a tokenizer of two words."""
     words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "▁": 7}
     torch.manual_seed(6)
-    shape = config(
-        vocab_size=8, hidden_size=12, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=6, max_position_embeddings=512,
-    )  # fmt: skip
     tokenizer = GemmaTokenizer(vocab=words, merges=[], model_max_length=512)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    return encoder(shape).eval(), tokenizer
+    return Gemma2Model(Gemma2Config(**GEMMA)).eval(), tokenizer
+
+
+def t5_gemma() -> tuple[Any, Any]:
+    """The encoder of a T5Gemma of width 12, saved with the config of the whole as published, and the same tokenizer."""
+    config = T5GemmaConfig(encoder=dict(GEMMA), decoder=dict(GEMMA), vocab_size=8)
+    torch.manual_seed(7)
+    encoder = T5GemmaEncoder(config.encoder).eval()
+    save = encoder.save_pretrained
+
+    def save_whole(folder: Any, **options: Any) -> None:
+        save(folder, **options)
+        config.save_pretrained(folder)
+
+    encoder.save_pretrained = save_whole
+    return encoder, gemma()[1]
 
 
 def sd3_pipeline(folder: Path, randomize: Any) -> Any:
@@ -168,13 +189,74 @@ def sana_pipeline(folder: Path, randomize: Any) -> Any:
     )  # fmt: skip
 
 
+def qwen(model: Any, layers: int) -> tuple[Any, Any]:
+    """A Qwen 3 of width 4 and a tokenizer of two words with a template for chats."""
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "Ġ"]
+    tokenizer = Qwen2Tokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    tokenizer.chat_template = "{% for each in messages %}<|im_start|>{{ each['content'] }}<|im_end|>{% endfor %}"
+    torch.manual_seed(8)
+    shape = Qwen3Config(
+        vocab_size=len(words), hidden_size=4, intermediate_size=8, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=2, max_position_embeddings=512,
+    )  # fmt: skip
+    return model(shape).eval(), tokenizer
+
+
+def flux2_pipeline(folder: Path, randomize: Any) -> Any:
+    """Klein, which reads the outputs of three layers of its text encoder."""
+    encoder, tokenizer = qwen(Qwen3ForCausalLM, 28)
+    shape: dict[str, Any] = {
+        "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+        "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 2, 2], "guidance_embeds": False,
+    }  # fmt: skip
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1, sample_size=16,
+    )  # fmt: skip
+    randomize(vae, seed=5)
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.2, 2, 16))
+    return diffusers.Flux2KleinPipeline(
+        transformer=randomize(diffusers.Flux2Transformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae,
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def lumina2_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = gemma()
+    shape: dict[str, Any] = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 24, "num_layers": 2, "cap_feat_dim": 12,
+        "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 8,
+        "axes_dim_rope": [2, 2, 2], "axes_lens": [300, 64, 64],
+    }  # fmt: skip
+    return diffusers.Lumina2Pipeline(
+        transformer=randomize(diffusers.Lumina2Transformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0), vae=tiny_vae(randomize),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def z_image_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = qwen(Qwen3Model, 3)
+    shape: dict[str, Any] = {
+        "in_channels": 4, "dim": 16, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+        "cap_feat_dim": 4, "axes_dims": [4, 2, 2], "axes_lens": [1024, 64, 64],
+    }  # fmt: skip
+    return diffusers.ZImagePipeline(
+        transformer=randomize(diffusers.ZImageTransformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=tiny_vae(randomize),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
 def prx_pipeline(folder: Path, randomize: Any) -> Any:
     """Its pipeline cleans prompts with ftfy, for which a module that changes nothing stands in where it is missing."""
     if importlib.util.find_spec("ftfy") is None:
         stand_in: Any = ModuleType("ftfy")
         stand_in.__spec__, stand_in.fix_text = ModuleSpec("ftfy", None), str
         sys.modules["ftfy"] = pipeline_prx.ftfy = stand_in  # type: ignore[attr-defined]
-    encoder, tokenizer = gemma(T5GemmaEncoder, T5GemmaModuleConfig)
+    encoder, tokenizer = t5_gemma()
     shape = {"context_in_dim": 12, "hidden_size": 16, "num_heads": 2, "depth": 2, "axes_dim": [4, 4]}
     return diffusers.PRXPipeline(
         transformer=randomize(diffusers.PRXTransformer2DModel(in_channels=4, patch_size=2, mlp_ratio=2.0, **shape)),
@@ -219,6 +301,9 @@ PIPELINES = {
     "Chroma": chroma_pipeline,
     "PixArt": pixart_pipeline,
     "Sana": sana_pipeline,
+    "FLUX.2": flux2_pipeline,
+    "Lumina-Image 2": lumina2_pipeline,
+    "Z-Image": z_image_pipeline,
     "PRX": prx_pipeline,
     "AuraFlow": auraflow_pipeline,
     "HunyuanDiT": hunyuan_pipeline,

@@ -48,7 +48,7 @@ BLOCKS = Stack(
 
 
 def rotary(config: Mapping[str, Any], latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines `(tokens, width of a head)`: the middle of a square, which the longer side of the image fills."""
+    """Cosines and sines `(tokens, width of a head)` of the middle of a square whose side is the image's longer one."""
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
 
     patch = config["patch_size"]

@@ -80,6 +80,7 @@ PRX = Family(
     prediction=same,
     width=lambda config: config["hidden_size"],
     heads=lambda config: config["num_heads"],
+    diffusers="0.39.0",  # the first that tells PRX-7B the resolution
 )  # fmt: skip
 
 __all__ = ["PRX"]

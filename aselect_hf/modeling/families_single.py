@@ -1,6 +1,7 @@
 """Lumina-Image 2 and Z-Image: image and text are one sequence in all blocks, after a few blocks of their own.
 
-Those blocks, called refiners, prepare image and text and are not counted. Lumina puts the text first, Z-Image the image.
+Those blocks, called refiners, prepare image and text and are not counted. Lumina puts the text first, Z-Image the
+image.
 Both take the share of the data, `1 - sigma`, as time, and predict the data less the noise.
 """
 
