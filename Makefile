@@ -9,8 +9,8 @@ PICKS := tests/selection/test_scoring.py -k planted_timestep
 .PHONY: app demo test test-app test-slow test-clients test-docs conformance docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
-	@echo "The picture: runs/demo/compare.png"
+	$(BIN)/aselect compare sample sample --methods consensus_rank,hfr,grid,fixed --max-samples 250 \
+		--pool-size 3 --timesteps 6 --output-dir runs/demo
 
 # The page in a browser; `make app MODEL=runs/model` shows a model of yours.
 app: $(VENV)/installed-app
