@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from aselect_hf.compare import Comparison, ComparisonRow, conclude
 from aselect_hf.selection import TimestepSelection
 from aselect_hf.selection.result import SelectionCost
@@ -30,3 +32,14 @@ def test_without_a_grid_the_cost_is_in_runs():
     (sentence,) = conclude(Comparison([row("auto", 0.8, 2e9, method="logme")], [0.5], {}, num_test_images=400))
     assert sentence.startswith("auto, with few labels, picks t = 50")
     assert sentence.endswith("It costs 1,200 runs of the network.")
+
+
+def test_its_table_fits_a_narrow_terminal():
+    rows = [row("consensus_rank", 0.8, 2e9), row("grid", 0.82, 8e10), row("fixed", 0.7, 0)]
+    rows[1].selection.scores = [0.82]
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(*Comparison(rows, [0.5], {}, num_test_images=400).rich_tables())
+    shown = captured.get()
+    assert "…" not in shown
+    assert all(word in shown for word in ("consensus_rank", "(validation)", "vs", "1/40"))
