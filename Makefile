@@ -12,8 +12,8 @@ PICKS := tests/selection/test_scoring.py -k planted_timestep
 .PHONY: app demo dist test test-min test-latest test-app test-slow test-clients test-docs conformance docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/aselect compare sample sample --methods consensus_rank,hfr,grid,fixed --max-samples 200 \
-		--timesteps 6 --output-dir runs/demo
+	$(BIN)/aselect compare sample sample --methods consensus_rank,hfr,grid,fixed --max-samples 300 \
+		--pool-size 2 --timesteps 6 --output-dir runs/demo
 
 # The page in a browser; `make app MODEL=runs/model` shows a model of yours.
 app: $(VENV)/installed-app
