@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import snapshot_download
+from PIL import Image
 
-from aselect_hf.hub import PushTarget
 from aselect_hf.hub.space import space_files
 
 from .conftest import ClientProcess
@@ -51,6 +51,9 @@ def test_the_hub_reads_its_metadata(folder):
     }.items()  # fmt: skip
     assert re.fullmatch(r"6\.\d+\.\d+", found["sdk_version"])
     assert len(found["short_description"]) <= 60
+    assert found["thumbnail"] == "https://huggingface.co/spaces/ada/tiny/resolve/main/thumbnail.png"
+    with Image.open(folder / "thumbnail.png") as thumbnail:
+        assert thumbnail.format == "PNG"
     assert "https://huggingface.co/ada/tiny" in readme
     assert re.fullmatch(r"aselect-hf\[app\]==\S+\n", (folder / "requirements.txt").read_text())
 
@@ -87,10 +90,9 @@ def test_a_dry_run_lists_its_files(client, tmp_path):
 
 
 def test_names_are_text_in_its_files():
-    files = {path: content.decode() for path, content in space_files('ada/a"b').items()}
+    files = space_files('ada/a"b')
     compile(files["app.py"], "app.py", "exec")
-    assert metadata_of(files["README.md"])["models"] == ['ada/a"b']
-    assert PushTarget.__name__  # the id itself is checked there
+    assert metadata_of(files["README.md"].decode())["models"] == ['ada/a"b']
 
 
 @pytest.mark.app
