@@ -25,6 +25,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -223,6 +225,35 @@ def flux2_pipeline(folder: Path, randomize: Any) -> Any:
     )  # fmt: skip
 
 
+def qwen_image_pipeline(folder: Path, randomize: Any) -> Any:
+    """Its tokenizer knows every character of the template that the pipeline puts around a prompt."""
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġ", "Ċ", *(chr(each) for each in range(33, 127))]
+    tokenizer = Qwen2Tokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    torch.manual_seed(9)
+    width = {"hidden_size": 12, "intermediate_size": 8}
+    shape = Qwen2_5_VLConfig(
+        text_config={
+            **width, "vocab_size": len(words), "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 1], "rope_theta": 10000.0},
+        },
+        vision_config={**width, "depth": 1, "num_heads": 2, "out_hidden_size": 12},
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[-0.5, 0.2, 0.1, 0.4], latents_std=[1.5, 0.5, 2.0, 1.0],
+    )  # fmt: skip
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=12, axes_dims_rope=[2, 2, 4],
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        transformer=randomize(transformer),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=randomize(vae, seed=5), text_encoder=Qwen2_5_VLForConditionalGeneration(shape).eval(), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
 def lumina2_pipeline(folder: Path, randomize: Any) -> Any:
     encoder, tokenizer = gemma()
     shape: dict[str, Any] = {
@@ -302,6 +333,7 @@ PIPELINES = {
     "PixArt": pixart_pipeline,
     "Sana": sana_pipeline,
     "FLUX.2": flux2_pipeline,
+    "Qwen-Image": qwen_image_pipeline,
     "Lumina-Image 2": lumina2_pipeline,
     "Z-Image": z_image_pipeline,
     "PRX": prx_pipeline,

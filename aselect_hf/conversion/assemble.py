@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderTiny
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -22,7 +22,10 @@ from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 """Stored buffers that the config determines; with a fixed timestep, however, positions are weights."""
-AUTOENCODERS = {each.__name__: each for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderKLFlux2)}
+AUTOENCODERS = {
+    each.__name__: each
+    for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderKLFlux2, AutoencoderKLQwenImage)
+}
 MAX_NAMED = 8
 
 
@@ -120,7 +123,7 @@ def set_vae(model: NoisyBackbone, vae: Any, decoder: bool) -> None:
         setattr(model.config, name, getattr(checked, name))
     vae = copy.deepcopy(vae)  # the caller may still use it
     if not decoder:
-        vae.decoder = None
+        vae.decoder = torch.nn.Identity()
         if hasattr(vae, "post_quant_conv"):
             vae.post_quant_conv = None
     model.vae = vae.eval()
@@ -133,7 +136,8 @@ def vae_fields(vae: Any, decoder: bool) -> dict[str, Any]:
         ValueError: the VAE normalizes its latents per channel.
     """
     config = {name: value for name, value in dict(vae.config).items() if not name.startswith("_")}
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+    normalizes = config.get("latents_mean") is not None or config.get("latents_std") is not None
+    if normalizes and not isinstance(vae, AutoencoderKLQwenImage):
         raise ValueError(
             "the VAE normalizes its latents per channel (latents_mean, latents_std), which is not supported; "
             "supported are scaling_factor and shift_factor"

@@ -52,7 +52,7 @@ def _masked(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
 
-def _flux2(pipeline: Any, prompt: str) -> Tensors:
+def _embeds(pipeline: Any, prompt: str) -> Tensors:
     embeds, _ = pipeline.encode_prompt(prompt)
     return {"prompt_embeds": embeds}
 
@@ -73,7 +73,8 @@ ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "ChromaTransformer2DModel": _chroma,
     "PixArtTransformer2DModel": _masked,
     "SanaTransformer2DModel": _masked,
-    "Flux2Transformer2DModel": _flux2,
+    "Flux2Transformer2DModel": _embeds,
+    "QwenImageTransformer2DModel": _embeds,
     "Lumina2Transformer2DModel": _lumina2,
     "ZImageTransformer2DModel": _z_image,
     "PRXTransformer2DModel": _masked,

@@ -29,6 +29,7 @@ VAE_WIDTHS = {
     "AutoencoderTiny": "encoder_block_out_channels",
     "AutoencoderDC": "encoder_block_out_channels",
     "AutoencoderKLFlux2": "block_out_channels",
+    "AutoencoderKLQwenImage": "dim_mult",
 }
 """The autoencoders that a checkpoint can carry, with the field of their config that has one entry per level."""
 VAE_PACKED = {"AutoencoderKLFlux2": 2}
@@ -280,7 +281,8 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         widths = VAE_WIDTHS[name]
         if not self.vae_config.get(widths):
             raise ValueError(f"vae_config of an {name} must have {widths}")
-        channels = self.vae_config.get("latent_channels", 4) * VAE_PACKED.get(name, 1) ** 2
+        field = "z_dim" if name == "AutoencoderKLQwenImage" else "latent_channels"
+        channels = self.vae_config.get(field, 4) * VAE_PACKED.get(name, 1) ** 2
         if channels != self.num_channels:
             raise ValueError(f"num_channels={self.num_channels} contradicts the VAE, whose latents have {channels}")
 

@@ -10,6 +10,7 @@ from .families_flux import CHROMA, FLUX
 from .families_flux2 import FLUX2
 from .families_hunyuan import HUNYUAN
 from .families_prx import PRX
+from .families_qwen import QWEN_IMAGE
 from .families_sd3 import SD3
 from .families_single import LUMINA2, Z_IMAGE
 from .family import Family
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Family] = {
         PIXART,
         SANA,
         FLUX2,
+        QWEN_IMAGE,
         LUMINA2,
         Z_IMAGE,
         PRX,

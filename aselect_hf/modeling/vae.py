@@ -21,7 +21,7 @@ def build_vae(config: NoisyBackboneConfig) -> Any:
         raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers") from error
     vae: Any = getattr(diffusers, config.vae_config.get("_class_name", "AutoencoderKL")).from_config(config.vae_config)
     if not config.vae_decoder:
-        vae.decoder = None
+        vae.decoder = torch.nn.Identity()  # that of films counts the layers of its decoder
         if hasattr(vae, "post_quant_conv"):
             vae.post_quant_conv = None
     return vae
@@ -56,10 +56,13 @@ class VaeMixin:
         self._check_input(pixel_values, "pixel_values", self.config.image_channels, self.config.vae_downsampling)
         if self.vae is None:
             return pixel_values, None
-        encoded = self.vae.encode(pixel_values.to(self.vae.dtype))
+        pixels = pixel_values.to(self.vae.dtype)
+        encoded = self.vae.encode(pixels[:, :, None] if self._films else pixels)
         posterior = getattr(encoded, "latent_dist", None)  # the other two have no posterior
         mean = posterior.mean if posterior is not None else next(iter(encoded.values()))
         log_variance = None if posterior is None else posterior.logvar
+        if self._films and log_variance is not None:
+            mean, log_variance = mean[:, :, 0], log_variance[:, :, 0]
         check_finite(
             [mean] if log_variance is None else [mean, log_variance],
             "the VAE gives NaN or infinite latents",
@@ -79,7 +82,15 @@ class VaeMixin:
         shift, scale = self._latent_scale(latents.device)
         side = VAE_PACKED.get(type(self.vae).__name__, 1)
         unpacked = F.pixel_shuffle(latents / scale + shift, side)
-        return self.vae.decode(unpacked.to(self.vae.dtype)).sample
+        unpacked = unpacked.to(self.vae.dtype)
+        if self._films:
+            return self.vae.decode(unpacked[:, :, None]).sample[:, :, 0]
+        return self.vae.decode(unpacked).sample
+
+    @property
+    def _films(self) -> bool:
+        """Whether the autoencoder is one of films; an image is a film of one frame."""
+        return type(self.vae).__name__ == "AutoencoderKLQwenImage"
 
     def _packed(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents with squares of them as channels, where the autoencoder's pipeline packs them."""
@@ -91,6 +102,11 @@ class VaeMixin:
             mean, variance = (x.float().to(device)[:, None, None] for x in (norm.running_mean, norm.running_var))
             return mean, (variance + self.vae.config.batch_norm_eps).rsqrt()
         config = self.vae.config
+        if self._films:
+            mean, deviation = (
+                torch.tensor(config[name], device=device)[:, None, None] for name in ("latents_mean", "latents_std")
+            )
+            return mean, 1 / deviation
         return torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(float(config.scaling_factor))
 
     def prepare_latents(

@@ -92,10 +92,11 @@ def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dic
             after(block.down_proj, f"{name}.mlp")
         elif type(block).__name__ not in last:
             after(attention.to_out[1], f"{name}.attention")
-            first = first_of(block.ff, "conv_inverted", "linear_in", "linear_2", "net.0")
-            before(block.ff.get_submodule(first), f"{name}.mlp_norm")
-            last_layer = first_of(block.ff, "conv_point", "linear_out", "out_projection", "net.2")
-            after(block.ff.get_submodule(last_layer), f"{name}.mlp")
+            mlp = block.get_submodule(first_of(block, "ff", "img_mlp"))
+            first = first_of(mlp, "conv_inverted", "linear_in", "linear_2", "net.0")
+            before(mlp.get_submodule(first), f"{name}.mlp_norm")
+            last_layer = first_of(mlp, "conv_point", "linear_out", "out_projection", "net.2")
+            after(mlp.get_submodule(last_layer), f"{name}.mlp")
         else:
             after(attention, f"{name}.attention")
         end = transformer.get_submodule(first_of(transformer, "norm_out", "final_layer", "all_final_layer.2-1"))
@@ -245,6 +246,17 @@ def flux2_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float
     return noisy, 1000 * scheduler.sigmas[1].item(), found
 
 
+def qwen_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    nothing = dict.fromkeys(["vae", "text_encoder", "tokenizer"])
+    pipeline: Any = diffusers.QwenImagePipeline(transformer=model.transformer, scheduler=scheduler, **nothing)
+    batch, channels, height, width = latents.shape
+    packed = pipeline._pack_latents(latents, batch, channels, height, width)
+    found = run_pipeline(pipeline, model, packed, true_cfg_scale=1.0, height=8 * height, width=8 * width)
+    noisy = pipeline._unpack_latents(found["hidden_states"], 8 * height, 8 * width, 8)[:, :, 0]
+    return noisy, 1000 * scheduler.sigmas[1].item(), found
+
+
 def lumina2_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
     vae = tiny_vae(model.config.num_channels, 8)
@@ -333,6 +345,7 @@ ORACLES: dict[str, Oracle] = {
     "PixArtTransformer2DModel": pixart_oracle,
     "SanaTransformer2DModel": sana_oracle,
     "Flux2Transformer2DModel": flux2_oracle,
+    "QwenImageTransformer2DModel": qwen_oracle,
     "Lumina2Transformer2DModel": lumina2_oracle,
     "ZImageTransformer2DModel": z_image_oracle,
     "PRXTransformer2DModel": prx_oracle,

@@ -421,3 +421,25 @@ def test_flux2_encodes_as_its_pipeline_does(randomize: Any, normal: Any, tmp_pat
     model.save_pretrained(tmp_path / "saved")
     loaded = ASelectDiffusionModel.from_pretrained(tmp_path / "saved")
     assert torch.equal(loaded.encode(images), latents)
+
+
+@torch.no_grad()
+def test_qwen_image_encodes_as_its_pipeline_does(randomize: Any, normal: Any, tmp_path: Path) -> None:
+    """An image is a film of one frame, and latents are normalized per channel."""
+    pipeline = PIPELINES["Qwen-Image"](tmp_path, randomize)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    model = aselect_hf.from_diffusers(tmp_path / "pipeline", image_size=16, vae_decoder=True)
+    assert (model.config.vae_downsampling, model.config.sample_size, model.config.num_channels) == (2, 8, 4)
+    images = normal(2, 3, 16, 16).clamp(-1, 1)
+    posterior = pipeline.vae.encode(images[:, :, None]).latent_dist
+    mean, deviation = (
+        torch.tensor(pipeline.vae.config[name])[:, None, None] for name in ("latents_mean", "latents_std")
+    )
+    latents, log_variance = model.encode_posterior(images)
+    torch.testing.assert_close(latents, (posterior.mean[:, :, 0] - mean) / deviation, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((log_variance / 2).exp(), posterior.std[:, :, 0] / deviation, rtol=1e-4, atol=1e-5)
+    expected = pipeline.vae.decode(posterior.mean).sample[:, :, 0]
+    torch.testing.assert_close(model.decode(latents), expected, rtol=1e-4, atol=1e-4)
+    without = aselect_hf.from_diffusers(pipeline, image_size=16)
+    without.save_pretrained(tmp_path / "saved")
+    assert torch.equal(ASelectDiffusionModel.from_pretrained(tmp_path / "saved").encode(images), latents)

@@ -65,6 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "PixArt": {"guidance_scale": 1.0, "use_resolution_binning": False, "negative_prompt": None},
     "Sana": {"guidance_scale": 1.0, "use_resolution_binning": False, "complex_human_instruction": None},
     "FLUX.2": {"guidance_scale": 1.0},
+    "Qwen-Image": {"true_cfg_scale": 1.0},
     "Lumina-Image 2": {"guidance_scale": 1.0},
     "Z-Image": {"guidance_scale": 0.0},
     "PRX": {"guidance_scale": 1.0, "use_resolution_binning": False},

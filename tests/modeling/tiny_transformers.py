@@ -47,6 +47,10 @@ FLUX2: dict[str, Any] = {
     "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
     "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 2, 2], "guidance_embeds": False,
 }  # fmt: skip
+QWEN: dict[str, Any] = {
+    "in_channels": 16, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8, "num_attention_heads": 2,
+    "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 4],
+}  # fmt: skip
 LUMINA2: dict[str, Any] = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 24, "num_layers": 3, "num_refiner_layers": 1,
     "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 8, "axes_dim_rope": [2, 2, 2],
@@ -113,6 +117,12 @@ TINY: dict[str, dict[str, Any]] = {
         "conditioning": {"prompt_embeds": [5, 12]},
         "image_size": 4,
         "guidance": 4.0,
+    },
+    "Qwen-Image": {
+        "transformer_class": "QwenImageTransformer2DModel",
+        "transformer_config": QWEN,
+        "conditioning": {"prompt_embeds": [5, 12]},
+        "image_size": 8,
     },
     "Lumina-Image 2": {
         "transformer_class": "Lumina2Transformer2DModel",
