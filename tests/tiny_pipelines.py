@@ -25,6 +25,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    GlmConfig,
+    GlmModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -214,6 +216,23 @@ def auraflow_pipeline(folder: Path, randomize: Any) -> Any:
     )  # fmt: skip
 
 
+def cogview_pipeline(folder: Path, randomize: Any) -> Any:
+    torch.manual_seed(8)
+    encoder = GlmModel(GlmConfig(**GEMMA, pad_token_id=0)).eval()
+    shape: dict[str, Any] = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2,
+        "attention_head_dim": 8, "num_attention_heads": 2, "text_embed_dim": 12, "time_embed_dim": 10,
+        "condition_dim": 4,
+    }  # fmt: skip
+    return diffusers.CogView4Pipeline(
+        transformer=randomize(diffusers.CogView4Transformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75
+        ),
+        vae=tiny_vae(randomize), text_encoder=encoder, tokenizer=gemma()[1],
+    )  # fmt: skip
+
+
 def hunyuan_pipeline(folder: Path, randomize: Any) -> Any:
     encoder, tokenizer = bert(folder)
     encoder_2, tokenizer_2 = t5(16)
@@ -239,5 +258,6 @@ PIPELINES = {
     "PRX": prx_pipeline,
     "AuraFlow": auraflow_pipeline,
     "HunyuanDiT": hunyuan_pipeline,
+    "CogView4": cogview_pipeline,
 }
 """`(folder for a vocabulary, randomize)` to a pipeline, by the name of a family."""

@@ -63,6 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Sana": {"guidance_scale": 1.0, "use_resolution_binning": False, "complex_human_instruction": None},
     "PRX": {"guidance_scale": 1.0, "use_resolution_binning": False},
     "AuraFlow": {"guidance_scale": 1.0},
+    "CogView4": {"guidance_scale": 1.0},
     "HunyuanDiT": {"guidance_scale": 1.0, "use_resolution_binning": False},
 }
 
