@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
+CORE := tests/test_imports.py tests/test_packaging.py tests/modeling/test_modeling.py tests/modeling/test_features.py \
+	tests/modeling/test_fix_timestep.py tests/modeling/test_diffusion_families.py tests/modeling/test_pipelines.py \
+	tests/conversion/test_conversion.py tests/selection/test_selection.py tests/cli/test_commands.py
 PICKS := tests/selection/test_scoring.py -k planted_timestep
 
-.PHONY: app demo test test-app test-slow test-clients test-docs conformance docs clean
+.PHONY: app demo dist test test-min test-latest test-app test-slow test-clients test-docs conformance docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/aselect compare sample sample --pool-size 3 --timesteps 10 --output-dir runs/demo
-	@echo "The picture: runs/demo/compare.png"
+	$(BIN)/aselect compare sample sample --methods consensus_rank,hfr,grid,fixed --max-samples 300 \
+		--pool-size 2 --timesteps 6 --output-dir runs/demo
 
 # The page in a browser; `make app MODEL=runs/model` shows a model of yours.
 app: $(VENV)/installed-app
@@ -35,11 +38,18 @@ test-clients: $(VENV)/installed-clients
 test-app: $(VENV)/installed-test-app
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) || \
 		echo "chromium cannot be installed: tests in a browser are skipped"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app tests/hub
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m app tests/app tests/hub tests/docs
 
 # Follow the documentation: run every command and snippet that can be run here.
 test-docs: $(VENV)/installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m docs tests/docs
+
+# The core of the suite on the lowest versions that setup.cfg declares, and on the newest; each in its own environment.
+test-min: $(VENV)-min/installed
+	OMP_NUM_THREADS=1 $(VENV)-min/bin/python -m pytest $(CORE)
+
+test-latest: $(VENV)-latest/installed
+	OMP_NUM_THREADS=1 $(VENV)-latest/bin/python -m pytest $(CORE)
 
 conformance: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance.run -q
@@ -48,13 +58,30 @@ docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The pages: site/index.html"
 
+# What PyPI gets: the source archive, and the wheel that is built from it.
+dist: $(VENV)/installed
+	$(INSTALL) build twine
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build dist runs site *.egg-info
+	rm -rf $(VENV) $(VENV)-min $(VENV)-latest build dist runs site *.egg-info
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)-min/installed: setup.cfg constraints-min.txt
+	$(PYTHON) -m venv $(VENV)-min
+	$(VENV)-min/bin/pip install --quiet --constraint constraints-min.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)-latest/installed: setup.cfg
+	$(PYTHON) -m venv $(VENV)-latest
+	$(VENV)-latest/bin/pip install --quiet --editable '.[dev]'
 	touch $@
 
 $(VENV)/installed-app: $(VENV)/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ def compare(
     Each option of rules applies to all compared rules that have it.
     """
     from aselect_cli.inputs import load_backbone, read_images
-    from aselect_hf.compare import check_strategies, compare_strategies, options_by_rule
+    from aselect_hf.compare import check_strategies, compare_strategies, conclude, options_by_rule
     from aselect_hf.data.processes import shared_work
     from aselect_hf.data.sources import refuse_shared_splits
     from aselect_hf.data.splits import share_classes
@@ -107,6 +108,10 @@ def compare(
         *comparison.summary(),
         f"wrote {output_dir}: compare.json, compare.md, compare.png{audited} and every selection",
         *([f"wrote {report}"] if report else []),
+        "",
+        *conclude(comparison),
+        f"The picture: {output_dir / 'compare.png'}",
+        f"Next: {shlex.join(['aselect', 'select', model, data, '--save-model', 'runs/model'])}",
     ]
     written = [str(path) for path in (output_dir, report) if path]
     return Answer("\n".join(lines), read_json(output_dir / "compare.json") | {"written": written})

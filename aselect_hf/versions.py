@@ -24,7 +24,8 @@ def installed_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    # with its build, such as +cu124, which the metadata of some wheels leave out
+    return found | {"torch": torch.__version__}
 
 
 def hardware(device: torch.device) -> str:

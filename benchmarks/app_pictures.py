@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images
-from aselect_hf.pictures import FeatureColors, pca_map, similarity_map, sweep_picture
+from aselect_hf.hub.space import TEMPLATES, THUMBNAIL
+from aselect_hf.pictures import FeatureColors, noise_strip, pca_map, similarity_map, sweep_picture
 from aselect_hf.pictures.maps import enlarged
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
@@ -68,6 +69,12 @@ def draw_walk(path: Path) -> None:
     frames[0].save(
         path, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, lossless=True, method=6
     )
+
+
+def draw_thumbnail(path: Path) -> None:
+    """What links to a Space show: a sneaker along the noise axis."""
+    picture = ImageData.of(load_images("sample", "validation"), name="sample").decode(ROWS[-1])
+    noise_strip(load_model("sample").eval(), picture, [0, 100, 200, 400]).save(path, optimize=True)
 
 
 @contextlib.contextmanager
@@ -119,6 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     draw_walk(FOLDER / "walk.webp")
+    draw_thumbnail(TEMPLATES / THUMBNAIL)
     if arguments.screenshots:
         take_screenshots(FOLDER)
 

@@ -27,6 +27,10 @@ from transformers import (
     GemmaTokenizer,
     GlmConfig,
     GlmModel,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -187,6 +191,67 @@ def sana_pipeline(folder: Path, randomize: Any) -> Any:
     )  # fmt: skip
 
 
+def qwen(model: Any, layers: int) -> tuple[Any, Any]:
+    """A Qwen 3 of width 4 and a tokenizer of two words with a template for chats."""
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "Ġ"]
+    tokenizer = Qwen2Tokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    tokenizer.chat_template = "{% for each in messages %}<|im_start|>{{ each['content'] }}<|im_end|>{% endfor %}"
+    torch.manual_seed(8)
+    shape = Qwen3Config(
+        vocab_size=len(words), hidden_size=4, intermediate_size=8, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=2, max_position_embeddings=512,
+    )  # fmt: skip
+    return model(shape).eval(), tokenizer
+
+
+def flux2_pipeline(folder: Path, randomize: Any) -> Any:
+    """Klein, which reads the outputs of three layers of its text encoder."""
+    encoder, tokenizer = qwen(Qwen3ForCausalLM, 28)
+    shape: dict[str, Any] = {
+        "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+        "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 2, 2], "guidance_embeds": False,
+    }  # fmt: skip
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1, sample_size=16,
+    )  # fmt: skip
+    randomize(vae, seed=5)
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.2, 2, 16))
+    return diffusers.Flux2KleinPipeline(
+        transformer=randomize(diffusers.Flux2Transformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae,
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def lumina2_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = gemma()
+    shape: dict[str, Any] = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 24, "num_layers": 2, "cap_feat_dim": 12,
+        "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 8,
+        "axes_dim_rope": [2, 2, 2], "axes_lens": [300, 64, 64],
+    }  # fmt: skip
+    return diffusers.Lumina2Pipeline(
+        transformer=randomize(diffusers.Lumina2Transformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0), vae=tiny_vae(randomize),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def z_image_pipeline(folder: Path, randomize: Any) -> Any:
+    encoder, tokenizer = qwen(Qwen3Model, 3)
+    shape: dict[str, Any] = {
+        "in_channels": 4, "dim": 16, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+        "cap_feat_dim": 4, "axes_dims": [4, 2, 2], "axes_lens": [1024, 64, 64],
+    }  # fmt: skip
+    return diffusers.ZImagePipeline(
+        transformer=randomize(diffusers.ZImageTransformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=tiny_vae(randomize),
+        text_encoder=encoder, tokenizer=tokenizer,
+    )  # fmt: skip
+
+
 def prx_pipeline(folder: Path, randomize: Any) -> Any:
     """Its pipeline cleans prompts with ftfy, for which a module that changes nothing stands in where it is missing."""
     if importlib.util.find_spec("ftfy") is None:
@@ -255,6 +320,9 @@ PIPELINES = {
     "Chroma": chroma_pipeline,
     "PixArt": pixart_pipeline,
     "Sana": sana_pipeline,
+    "FLUX.2": flux2_pipeline,
+    "Lumina-Image 2": lumina2_pipeline,
+    "Z-Image": z_image_pipeline,
     "PRX": prx_pipeline,
     "AuraFlow": auraflow_pipeline,
     "HunyuanDiT": hunyuan_pipeline,

@@ -44,6 +44,15 @@ def upload(value: str | None = None, **options: Any) -> gr.Image:
     return image
 
 
+def unchecked(component: Any) -> Any:
+    """A slider or choice whose values Gradio hands on as they are.
+
+    It would check them against the first model's, even if a program asks for another model. The functions check better.
+    """
+    component.preprocess = lambda payload: payload
+    return component
+
+
 def theme() -> gr.themes.Base:
     """The looks, with fonts of the reader's system, so that none is fetched, and colors of enough contrast."""
     fonts = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
@@ -73,6 +82,11 @@ NAME_EXAMPLES = """() => setTimeout(() => document.querySelectorAll("button.gall
 """Gradio gives the buttons of pictures no name, so that a screen reader could not tell them apart."""
 
 
+def places(count: int, value: int) -> dict[str, Any]:
+    """A slider over `count` places from 0. Gradio needs two, so a slider over one place has a second and is fixed."""
+    return {"minimum": 0, "maximum": max(1, count - 1), "step": 1, "value": value, "interactive": count > 1}
+
+
 class Controls:
     """Sliders over timesteps and blocks, and a choice of kinds, for one model.
 
@@ -81,12 +95,12 @@ class Controls:
     """
 
     def __init__(self, shown: Checkpoint, suffix: str = "", own_timestep: bool = True) -> None:
-        places = self.timesteps(shown)
-        places |= {} if own_timestep else {"value": shown.timesteps[len(shown.timesteps) // 4]}
-        self.timestep = gr.Slider(**places, label=f"Timestep t{suffix} (0 clean, larger is noisier)")
+        steps = self.timesteps(shown)
+        steps |= {} if own_timestep else {"value": shown.timesteps[len(shown.timesteps) // 4]}
+        self.timestep = unchecked(gr.Slider(**steps, label=f"Timestep t{suffix} (0 clean, larger is noisier)"))
         with gr.Row():
-            self.block = gr.Slider(**self.blocks(shown), label=f"Block{suffix}")
-            self.kind = gr.Dropdown(**self.kinds(shown), label=f"Kind of feature{suffix}")
+            self.block = unchecked(gr.Slider(**self.blocks(shown), label=f"Block{suffix}"))
+            self.kind = unchecked(gr.Dropdown(**self.kinds(shown), label=f"Kind of feature{suffix}"))
 
     @property
     def all(self) -> list[Any]:
@@ -100,8 +114,7 @@ class Controls:
 
     @staticmethod
     def blocks(shown: Checkpoint) -> dict[str, Any]:
-        last = shown.backbone.config.num_hidden_layers - 1
-        return {"minimum": 0, "maximum": last, "step": 1, "value": shown.own_feature[0]}
+        return places(shown.backbone.config.num_hidden_layers, shown.own_feature[0])
 
     @staticmethod
     def kinds(shown: Checkpoint) -> dict[str, Any]:
@@ -176,11 +189,11 @@ class Page:
             label="Segments", alt_text="Segmented picture", interactive=False, visible=dense, buttons=["download"]
         )
         self.opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", visible=dense)
-        self.legend = gr.HTML()
+        self.legend = gr.HTML(label="Legend")
 
     def _walk_tab(self) -> None:
         self.walk = Controls(self.first)
-        self.facts = gr.HTML()
+        self.facts = gr.HTML(label="Facts")
         side: dict[str, Any] = {"interactive": False, "buttons": [], "elem_classes": "patches", "min_width": 150}
         plot: dict[str, Any] = {"show_label": True, "container": True, "min_width": 320}
         with gr.Row():
@@ -193,8 +206,8 @@ class Page:
         with gr.Accordion("Patch by keyboard, and a second picture", open=False):
             with gr.Row():
                 height, width = self.first.backbone.config.grid_size
-                self.row = gr.Slider(0, height - 1, height // 2, step=1, label="Row of the patch")
-                self.column = gr.Slider(0, width - 1, width // 2, step=1, label="Column of the patch")
+                self.row = unchecked(gr.Slider(**places(height, height // 2), label="Row of the patch"))
+                self.column = unchecked(gr.Slider(**places(width, width // 2), label="Column of the patch"))
             self.second = upload(label="Second picture, in which the similarity is shown", height=220)
 
     def _compare_tab(self) -> None:
@@ -266,7 +279,7 @@ class Page:
     def _switched(self, model: str) -> list[Any]:
         shown = self.bench.checkpoint(model)
         height, width = shown.backbone.config.grid_size
-        patch = [gr.update(maximum=side - 1, value=side // 2) for side in (height, width)]
+        patch = [gr.update(**places(side, side // 2)) for side in (height, width)]
         dense = shown.task.dense
         answers = [
             gr.update(visible=not dense, label=answer_label(shown)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from aselect_hf.audit import Audit
@@ -94,7 +95,10 @@ class Comparison(Record):
         """The tables for a terminal: rules, and encoders if baselines were asked for."""
         tables = []
         for rows in filter(None, (self.table(), self.encoder_table())):
-            table = Table(*rows[0])
+            table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+            for name in rows[0]:
+                words = " ".join([name, *(row[name] for row in rows)]).split()
+                table.add_column(name, min_width=max(map(len, words)))  # breaks lines between words only
             for row in rows:
                 table.add_row(*row.values())
             tables.append(table)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -22,7 +22,7 @@ from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 """Stored buffers that the config determines; with a fixed timestep, however, positions are weights."""
-AUTOENCODERS = {each.__name__: each for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
+AUTOENCODERS = {each.__name__: each for each in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderKLFlux2)}
 MAX_NAMED = 8
 
 

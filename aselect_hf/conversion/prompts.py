@@ -57,12 +57,30 @@ def _masked(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
 
+def _flux2(pipeline: Any, prompt: str) -> Tensors:
+    embeds, _ = pipeline.encode_prompt(prompt)
+    return {"prompt_embeds": embeds}
+
+
+def _z_image(pipeline: Any, prompt: str) -> Tensors:
+    (embeds,), _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds[None]}
+
+
+def _lumina2(pipeline: Any, prompt: str) -> Tensors:
+    embeds, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+
 ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "SD3Transformer2DModel": _pooled,
     "FluxTransformer2DModel": _flux,
     "ChromaTransformer2DModel": _chroma,
     "PixArtTransformer2DModel": _masked,
     "SanaTransformer2DModel": _masked,
+    "Flux2Transformer2DModel": _flux2,
+    "Lumina2Transformer2DModel": _lumina2,
+    "ZImageTransformer2DModel": _z_image,
     "PRXTransformer2DModel": _masked,
     "AuraFlowTransformer2DModel": _auraflow,
     "HunyuanDiT2DModel": _hunyuan,

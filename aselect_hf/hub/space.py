@@ -19,6 +19,7 @@ from aselect_hf.reporting.markdown import Markdown
 TEMPLATES = Path(__file__).parent / "templates" / "space"
 GRADIO = "6.31.0"
 PYTHON = "3.12"
+THUMBNAIL = "thumbnail.png"
 MAX_DESCRIPTION = 60
 """Characters of `short_description` that the Hub accepts."""
 
@@ -41,6 +42,7 @@ def space_files(repo_id: str, license: Any = None) -> dict[str, bytes]:
         "python_version": PYTHON,
         "app_file": "app.py",
         "short_description": f"What noise does to the features of {name}"[:MAX_DESCRIPTION],
+        "thumbnail": f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}",
         "models": [repo_id],
         "preload_from_hub": [repo_id],
         **({"license": license} if isinstance(license, str) else {}),
@@ -49,12 +51,13 @@ def space_files(repo_id: str, license: Any = None) -> dict[str, bytes]:
     for word, text in {"name": Markdown.escape(name), "model": Markdown.escape(repo_id), "link": repo_id}.items():
         body = body.replace(f"{{{{ {word} }}}}", text)
     app = (TEMPLATES / "app.py").read_text(encoding="utf-8")
-    files = {
+    texts = {
         "README.md": f"---\n{yaml_dump(metadata)}---\n\n{body}",
         "app.py": app.replace('"{{ repo_id }}"', json.dumps(repo_id)),
         "requirements.txt": f"aselect-hf[app]=={version('aselect-hf')}\n",
     }
-    return {path: text.encode() for path, text in files.items()}
+    picture = (TEMPLATES / THUMBNAIL).read_bytes()
+    return {path: text.encode() for path, text in texts.items()} | {THUMBNAIL: picture}
 
 
 def push_space(place: PushTarget, license: Any = None) -> CommitInfo:

@@ -234,7 +234,14 @@ class ASelectDiffusionConfig(NoisyBackboneConfig):
         }
 
     def feature_width(self, *names: str) -> int:
-        return self.hidden_size
+        width = self.family.key_width
+        widths = {
+            width(self.shape) if width and self.resolve_feature(name).kind in ("key", "value") else self.hidden_size
+            for name in names
+        }
+        if len(widths) > 1:
+            raise ValueError(f"features must have one width; {', '.join(names)} have {sorted(widths)}")
+        return widths.pop() if widths else self.hidden_size
 
     def check_shape(self) -> None:
         if self.sample_size % self.patch_size:

@@ -28,8 +28,11 @@ VAE_WIDTHS = {
     "AutoencoderKL": "block_out_channels",
     "AutoencoderTiny": "encoder_block_out_channels",
     "AutoencoderDC": "encoder_block_out_channels",
+    "AutoencoderKLFlux2": "block_out_channels",
 }
 """The autoencoders that a checkpoint can carry, with the field of their config that has one entry per level."""
+VAE_PACKED = {"AutoencoderKLFlux2": 2}
+"""Side of the squares of latents that are packed into one, by autoencoder; 1 for the others."""
 UPERNET_LEVELS = 4
 GROUP_CHANNELS = 16
 """Channels that the UPerNet head normalizes together."""
@@ -238,7 +241,8 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         """Pixels per latent along one side; 1 without a VAE."""
         if self.vae_config is None:
             return 1
-        return 2 ** (len(self.vae_config[VAE_WIDTHS[self.vae_config.get("_class_name", "AutoencoderKL")]]) - 1)
+        name = self.vae_config.get("_class_name", "AutoencoderKL")
+        return VAE_PACKED.get(name, 1) * 2 ** (len(self.vae_config[VAE_WIDTHS[name]]) - 1)
 
     def resolve_feature(self, name: str) -> FeatureName:
         """Block and kind of a feature.
@@ -276,9 +280,9 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         widths = VAE_WIDTHS[name]
         if not self.vae_config.get(widths):
             raise ValueError(f"vae_config of an {name} must have {widths}")
-        channels = self.vae_config.get("latent_channels", 4)
+        channels = self.vae_config.get("latent_channels", 4) * VAE_PACKED.get(name, 1) ** 2
         if channels != self.num_channels:
-            raise ValueError(f"num_channels={self.num_channels} contradicts the VAE's latent_channels={channels}")
+            raise ValueError(f"num_channels={self.num_channels} contradicts the VAE, whose latents have {channels}")
 
     def check_choice(self) -> None:
         """Refuse a feature or timestep that this network does not have."""

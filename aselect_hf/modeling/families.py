@@ -8,9 +8,11 @@ from .families_auraflow import AURAFLOW
 from .families_cogview import COGVIEW4
 from .families_cross import PIXART, SANA
 from .families_flux import CHROMA, FLUX
+from .families_flux2 import FLUX2
 from .families_hunyuan import HUNYUAN
 from .families_prx import PRX
 from .families_sd3 import SD3
+from .families_single import LUMINA2, Z_IMAGE
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -21,6 +23,9 @@ FAMILIES: dict[str, Family] = {
         CHROMA,
         PIXART,
         SANA,
+        FLUX2,
+        LUMINA2,
+        Z_IMAGE,
         PRX,
         AURAFLOW,
         HUNYUAN,

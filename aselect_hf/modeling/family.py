@@ -101,6 +101,7 @@ class Family:
         checkpointing: whether the class computes the same with gradient checkpointing.
         refusal: config to why such a network is not supported; empty if it is.
         width: config to width of the tokens.
+        key_width: config to width of keys and values (default: that of the tokens).
         heads: config to number of attention heads.
         tokens: config's field with the number of text tokens, for stored tensors that must have just so many.
         fold: how its timestep is fixed, a key of `folds.FOLDS`; `None` if it cannot be.
@@ -128,6 +129,7 @@ class Family:
         config["num_attention_heads"] * config["attention_head_dim"]
     )
     heads: Callable[[Mapping[str, Any]], int] = lambda config: config["num_attention_heads"]
+    key_width: Callable[[Mapping[str, Any]], int] | None = None
     tokens: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     fold: Literal["joint", "cross", "linear_cross"] | None = None

@@ -294,6 +294,7 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
     """
     shape, family = config.shape, config.family
     transformer = family.stock_class().from_config(config.built_config)
+    _restore_tables(transformer, config)
     for block in range(config.num_hidden_layers, family.depth(shape)):
         stack, index = family.locate(shape, block)
         getattr(transformer, stack.blocks)[index] = SkippedBlock(stack)
@@ -301,6 +302,23 @@ def build_transformer(config: ASelectDiffusionConfig) -> Any:
     for module in transformer.modules():
         module._non_persistent_buffers_set.clear()
     return transformer
+
+
+def _restore_tables(transformer: nn.Module, config: ASelectDiffusionConfig) -> None:
+    """Compute tables of positions that are neither weights nor buffers, and that a build on the meta device lacks."""
+    lacking = [
+        (path, name)
+        for path, module in transformer.named_modules()
+        for name, value in vars(module).items()
+        if any(isinstance(x, torch.Tensor) and x.is_meta for x in (value if isinstance(value, list) else [value]))
+    ]
+    if not lacking:
+        return
+    shallow = {stack.depth: 1 for stack in config.family.stacks}
+    with torch.device("cpu"):
+        twin = config.family.stock_class().from_config(config.built_config | shallow)
+    for path, name in lacking:
+        setattr(transformer.get_submodule(path), name, getattr(twin.get_submodule(path), name))
 
 
 def _parts(module: nn.Module, paths: Any) -> list[nn.Module]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
-from .configuration_noisy_backbone import NoisyBackboneConfig
+from .configuration_noisy_backbone import VAE_PACKED, NoisyBackboneConfig
 from .finite import check_finite
 
 
@@ -56,7 +56,6 @@ class VaeMixin:
         self._check_input(pixel_values, "pixel_values", self.config.image_channels, self.config.vae_downsampling)
         if self.vae is None:
             return pixel_values, None
-        shift, scale = self.vae.config.get("shift_factor") or 0.0, self.vae.config.scaling_factor
         encoded = self.vae.encode(pixel_values.to(self.vae.dtype))
         posterior = getattr(encoded, "latent_dist", None)  # the other two have no posterior
         mean = posterior.mean if posterior is not None else next(iter(encoded.values()))
@@ -67,9 +66,9 @@ class VaeMixin:
             next(self.vae.parameters()),
             ", or the VAE alone in float32: model.vae.float()",
         )
-        if log_variance is not None:
-            log_variance = log_variance.float() + 2 * math.log(abs(scale))
-        return (mean.float() - shift) * scale, log_variance
+        shift, scale = self._latent_scale(mean.device)
+        mean = (self._packed(mean.float()) - shift) * scale
+        return mean, None if log_variance is None else self._packed(log_variance.float()) + 2 * scale.abs().log()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents back to pixels in [-1, 1]; needs a checkpoint that kept its decoder (`config.vae_decoder`)."""
@@ -77,8 +76,22 @@ class VaeMixin:
             return latents
         if not self.config.vae_decoder:
             raise ValueError("this checkpoint keeps only the VAE's encoder; convert it with vae_decoder=True to decode")
-        shift = self.vae.config.get("shift_factor") or 0.0
-        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+        shift, scale = self._latent_scale(latents.device)
+        side = VAE_PACKED.get(type(self.vae).__name__, 1)
+        unpacked = F.pixel_shuffle(latents / scale + shift, side)
+        return self.vae.decode(unpacked.to(self.vae.dtype)).sample
+
+    def _packed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents with squares of them as channels, where the autoencoder's pipeline packs them."""
+        return F.pixel_unshuffle(latents, VAE_PACKED.get(type(self.vae).__name__, 1))
+
+    def _latent_scale(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is subtracted from the autoencoder's latents, and what the rest is multiplied by, float32."""
+        if (norm := getattr(self.vae, "bn", None)) is not None:
+            mean, variance = (x.float().to(device)[:, None, None] for x in (norm.running_mean, norm.running_var))
+            return mean, (variance + self.vae.config.batch_norm_eps).rsqrt()
+        config = self.vae.config
+        return torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(float(config.scaling_factor))
 
     def prepare_latents(
         self, pixel_values: torch.Tensor | None = None, latents: torch.Tensor | None = None

@@ -51,16 +51,20 @@ def audits(contents: list[Content]) -> str:
 def limits(contents: list[Content]) -> str:
     """The limits of trust that developing pairs choose, and what they flag on those that confirm.
 
-    The strictest limits are chosen that hold both goals on the developing pairs with 1,000 labeled images; beside them
-    are the limits that ship.
+    The strictest limits are chosen that hold both goals on the developing pairs with 1,000 labeled images, if any do;
+    beside them are the limits that ship.
     """
     developing, confirming = ([c for c in contents if PAIRS[c["pair"]].role == role] for role in ("develop", "confirm"))
     holding = [each for each in LIMITS if _holds(*_flagged(developing, NUM_AUDITED, *each))]
     shipped = (TOLERANCE, TRUSTED_UPPER * TOLERANCE)
-    some = {"shipped": shipped} | ({"chosen on the developing pairs": holding[0]} if holding else {})
+    some = [("shipped", shipped, developing)]
+    if len(others := [c for c in developing if not PAIRS[c["pair"]].is_twin]) < len(developing):
+        some.append(("shipped, without the twins", shipped, others))
+    if holding:
+        some.append(("chosen on the developing pairs", holding[0], developing))
     rows = []
-    for (name, each), count in itertools.product(some.items(), (NUM_AUDITED, RULES["ridge"].num_images)):
-        cells = [f"{share:.0%}" for pairs in (developing, confirming) for share in _flagged(pairs, count, *each)]
+    for (name, each, pairs), count in itertools.product(some, (NUM_AUDITED, RULES["ridge"].num_images)):
+        cells = [f"{share:.0%}" for part in (pairs, confirming) for share in _flagged(part, count, *each)]
         rows.append([name, *map("{:g}".format, each), str(count), *cells])
     heads = [
         f"{role}: {what}" for role in ("develop", "confirm") for what in ("lost < 2, flagged", "lost > 3, flagged")

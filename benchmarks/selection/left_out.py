@@ -28,6 +28,7 @@ Scores = Callable[[Content, str], np.ndarray]
 
 SHORTLIST_LENGTHS = (2, 3, 5, 8)
 SECOND, WEIGHTS = ("rankme", "alpha_req", "snr", "hfr"), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+FIGURES = ("mean", "worst checkpoint", "worst sample", "of 64 images")
 SEEN = "fashion-mnist, its masks and coarse labels, cifar10, cifar10-short, planted, nuclei"
 """Pairs that had been looked at when the constants inside the rules were set."""
 
@@ -55,6 +56,13 @@ class Loss:
         """Of a checkpoint, over its pairs and their samples."""
         return _mean(self.usual[checkpoint])
 
+    def figures(self) -> dict[str, float]:
+        """By name of `FIGURES`: what is lost where every checkpoint counts once, in points."""
+        means = [self.mean(checkpoint) for checkpoint in self.usual]
+        worst = max(float(part.max()) for parts in self.usual.values() for part in parts)
+        of_few = np.mean([_mean(parts) for parts in self.few.values()])
+        return dict(zip(FIGURES, (float(np.mean(means)), max(means), worst, float(of_few)), strict=True))
+
 
 def _mean(parts: list[np.ndarray]) -> float:
     return float(np.mean([part.mean() for part in parts]))
@@ -78,21 +86,18 @@ def by_checkpoint(contents: list[Content], rules: list[str]) -> str:
     for rule in rules:
         some = [content for content in contents if is_measured(content, rule)]
         loss = Loss.of(some, partial(_scores, rule))
-        rows.append([rule, "yes" if needs_labels(rule) else "no", str(len(loss.usual)), *_cells(loss, loss)])
-    return table(["rule", "labels", "checkpoints", "mean", "worst checkpoint", "worst sample", "of 64 images"], rows)
+        rows.append([rule, "yes" if needs_labels(rule) else "no", str(len(loss.usual)), *_cells(loss)])
+    return table(["rule", "labels", "checkpoints", *FIGURES], rows)
 
 
 def _scores(rule: str, content: Content, kind: str) -> np.ndarray:
     return scores_of(content, rule, kind)
 
 
-def _cells(usual: Loss, few: Loss) -> list[str]:
+def _cells(loss: Loss) -> list[str]:
     """Mean over checkpoints, the worst one, the worst sample, and the mean of picks from 64 images."""
-    means = {checkpoint: usual.mean(checkpoint) for checkpoint in usual.usual}
-    worst = max(means, key=lambda checkpoint: means[checkpoint])
-    sample = max(float(part.max()) for parts in usual.usual.values() for part in parts)
-    of_few = np.mean([_mean(parts) for parts in few.few.values()])
-    return [f"{np.mean([*means.values()]):.1f}", f"{means[worst]:.1f} ({worst})", f"{sample:.1f}", f"{of_few:.1f}"]
+    mean, greatest, sample, of_few = (f"{x:.1f}" for x in loss.figures().values())
+    return [mean, f"{greatest} ({max(loss.usual, key=loss.mean)})", sample, of_few]
 
 
 def choices(contents: list[Content]) -> dict[str, dict[Hashable, Scores]]:
@@ -154,23 +159,22 @@ def left_out(contents: list[Content]) -> str:
     for name, candidates in choices(contents).items():
         losses = {each: Loss.of(contents, scores) for each, scores in candidates.items()}
         for what, parts in (("checkpoint", alone), ("family", groups)):
-            judged, chosen = _judged(losses, parts)
+            found, chosen = judged(losses, parts)
             shown = ", ".join(f"{_written(each)} ({count})" for each, count in chosen.most_common())
-            rows.append([name, what, *_cells(judged, judged), shown])
-    heads = ["what is chosen", "left out", "mean", "worst checkpoint", "worst sample", "of 64 images", "chosen (times)"]
-    return table(heads, rows)
+            rows.append([name, what, *_cells(found), shown])
+    return table(["what is chosen", "left out", *FIGURES, "chosen (times)"], rows)
 
 
-def _judged(losses: dict[Hashable, Loss], groups: list[list[str]]) -> tuple[Loss, Counter[Hashable]]:
+def judged(losses: dict[Hashable, Loss], groups: list[list[str]]) -> tuple[Loss, Counter[Hashable]]:
     """What is lost on every group by the candidate that loses least on all others, and which that was."""
-    judged, chosen = Loss({}, {}), Counter[Hashable]()
+    found, chosen = Loss({}, {}), Counter[Hashable]()
     for group in groups:
         others = [checkpoint for each in groups if each != group for checkpoint in each]
         best = min(losses, key=lambda name: np.mean([losses[name].mean(checkpoint) for checkpoint in others]))
         chosen[best] += 1
-        judged.usual |= {checkpoint: losses[best].usual[checkpoint] for checkpoint in group}
-        judged.few |= {checkpoint: losses[best].few[checkpoint] for checkpoint in group}
-    return judged, chosen
+        found.usual |= {checkpoint: losses[best].usual[checkpoint] for checkpoint in group}
+        found.few |= {checkpoint: losses[best].few[checkpoint] for checkpoint in group}
+    return found, chosen
 
 
 def _written(name: Hashable) -> str:

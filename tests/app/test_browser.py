@@ -6,24 +6,22 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from aselect_hf import ASelectDiTForImageClassification, select_timestep
-from aselect_hf.conversion import load_model, save_model
+from aselect_hf import select_timestep
+from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.sources import load_images
 from aselect_hf.modeling.noise_schedule import NoiseSchedule
 from aselect_hf.report import write_report
+from tests.app.conftest import start
 
 playwright = pytest.importorskip("playwright.sync_api")
-gradio_client = pytest.importorskip("gradio_client")
 pytestmark = pytest.mark.app
 
 SLOW = 30_000  # milliseconds
@@ -31,28 +29,6 @@ BAD = {
     "empty.png": (b"", "This file is empty"),
     "text.png": (b"this is no picture", "not a picture that can be read"),
 }
-
-
-def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A server in a process of its own, and its address."""
-    command = [sys.executable, "-m", "aselect_hf", "app", *arguments]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert server.stdout is not None
-    for line in server.stdout:
-        if found := re.search(r"(http://\S+) \(Ctrl", line):
-            return server, found[1]
-    raise AssertionError("the server did not start")
-
-
-@pytest.fixture(scope="module")
-def address(make_config, randomize, tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("models") / "classifier"
-    config = make_config(num_channels=1, num_labels=3, id2label={0: "cat", 1: "dog", 2: "owl"})
-    save_model(randomize(ASelectDiTForImageClassification(config)), folder)
-    server, address = start("sample", str(folder))
-    yield address
-    server.terminate()
-    server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +84,6 @@ def give(page: Any, path: Path) -> None:
     """Put a file in place of the picture."""
     page.locator("#picture").get_by_label(re.compile("clear|remove", re.IGNORECASE)).first.click()
     page.locator("#picture input[type=file]").set_input_files(path)
-
-
-@pytest.fixture
-def trousers(tmp_path) -> Path:
-    data = ImageData.of(load_images("sample", "test"), name="sample")
-    row = next(row for row, label in enumerate(data.labels) if data.label_names[label] == "Trouser")
-    data.decode(row).save(tmp_path / "trousers.png")
-    return tmp_path / "trousers.png"
 
 
 def test_it_asks_no_other_host_and_meets_no_error(open_page, address):
@@ -247,22 +215,6 @@ def test_a_phone_needs_no_sideways_scrolling(open_page):
         page.get_by_role("tab", name=name).click()
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-def test_programs_call_the_same_functions(address, trousers):
-    client = gradio_client.Client(address, verbose=False)
-    picture = gradio_client.handle_file(str(trousers))
-    noisy, _, _, facts, plot, _ = client.predict(picture, 100, 2, "key", api_name="/walk")
-    assert Image.open(noisy).size == (336, 336)
-    assert "blocks.2.key" in facts
-    assert "<svg" in plot
-    classes, _, _ = client.predict(picture, api_name="/predict")
-    assert classes["label"] == "Trouser"
-    with pytest.raises(Exception, match="timestep must be a multiple of 25"):
-        client.predict(picture, 101, 2, "key", api_name="/walk")
-    described = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(described) == {"/walk", "/attend", "/predict", "/neighbors"}
-    assert described["/walk"]["parameters"][1]["parameter_name"] == "timestep"
 
 
 @pytest.fixture(scope="module")

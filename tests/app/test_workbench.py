@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_pipelines import PIPELINES
 
-from aselect_hf import high_frequency_ratio
+from aselect_hf import from_diffusers, high_frequency_ratio
 from aselect_hf.app import Checkpoint, Workbench, load_shown, workbench
 from aselect_hf.app.cache import BoundedCache
 from aselect_hf.conversion import save_model
@@ -109,6 +110,22 @@ def test_a_saved_model_is_shown_with_its_card(make_model, tmp_path):
     assert found.name == "mine"
     assert "| license | mit |" in found.facts()
     assert "| timestep | t = 100 of 0..999" in found.facts()
+
+
+@pytest.mark.parametrize("family", ["SD3", "FLUX", "PixArt"])
+def test_every_family_is_shown(family, randomize, upload, tmp_path):
+    (tmp_path / "words").mkdir()
+    pipeline = PIPELINES[family](tmp_path / "words", randomize)
+    save_model(from_diffusers(pipeline, prompt="a", image_size=16), tmp_path / "model")
+    found = load_shown(str(tmp_path / "model"))
+    bench, (block, kind) = Workbench([found]), found.own_feature
+    feature = found.feature(block, kind)
+    sweep = bench.sweep(found, upload, feature)
+    assert (sweep.grid_size, sweep.noisy_picture(500).size) == ((4, 4), (8, 8))
+    assert len(bench.ratios(found, upload, feature)) == len(found.timesteps)
+    assert bench.attention(found, upload, 500, block).shape == (2, 16, 16)
+    assert len(bench.neighbors(found, upload, feature, 500)[0]) == 10
+    assert sum(bench.classes(found, upload).values()) == pytest.approx(1)
 
 
 def test_a_model_without_pictures_is_refused(make_model, tmp_path):

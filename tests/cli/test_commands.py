@@ -107,6 +107,7 @@ def test_compare_on_parquet_splits(aselect, checkpoint, splits, tmp_path):
     )  # fmt: skip
     assert code == 0, stderr
     assert "raw pixels" in stdout
+    assert f"The picture: {tmp_path / 'out' / 'compare.png'}\nNext: aselect select {checkpoint}" in stdout
     assert (tmp_path / "out" / "compare.png").is_file()
 
 

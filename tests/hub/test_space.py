@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from huggingface_hub import snapshot_download
+from PIL import Image
 
-from aselect_hf.hub import PushTarget
 from aselect_hf.hub.space import space_files
 
 from .conftest import ClientProcess
 from .server import HubServer
 from .test_push import push_command, save_model
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,15 @@ def test_the_hub_reads_its_metadata(folder):
     }.items()  # fmt: skip
     assert re.fullmatch(r"6\.\d+\.\d+", found["sdk_version"])
     assert len(found["short_description"]) <= 60
+    assert found["thumbnail"] == "https://huggingface.co/spaces/ada/tiny/resolve/main/thumbnail.png"
+    with Image.open(folder / "thumbnail.png") as thumbnail:
+        assert thumbnail.format == "PNG"
     assert "https://huggingface.co/ada/tiny" in readme
     assert re.fullmatch(r"aselect-hf\[app\]==\S+\n", (folder / "requirements.txt").read_text())
 
 
 def test_the_versions_are_those_that_the_tests_run(folder):
-    pins = (Path(__file__).parents[2] / "constraints.txt").read_text()
+    pins = (ROOT / "constraints.txt").read_text()
     assert f"gradio=={metadata_of((folder / 'README.md').read_text(encoding='utf-8'))['sdk_version']}\n" in pins
 
 
@@ -87,28 +94,50 @@ def test_a_dry_run_lists_its_files(client, tmp_path):
 
 
 def test_names_are_text_in_its_files():
-    files = {path: content.decode() for path, content in space_files('ada/a"b').items()}
+    files = space_files('ada/a"b')
     compile(files["app.py"], "app.py", "exec")
-    assert metadata_of(files["README.md"])["models"] == ['ada/a"b']
-    assert PushTarget.__name__  # the id itself is checked there
+    assert metadata_of(files["README.md"].decode())["models"] == ['ada/a"b']
+
+
+def answers(hub: HubServer, python: str | Path, folder: Path, home: Path, **variables: str) -> set[str]:
+    """Names of the functions that programs can call at the page which `python app.py` serves in the folder."""
+    environment = os.environ | hub.client_environment(home) | {"HF_HUB_OFFLINE": "0", "GRADIO_SERVER_PORT": "7897"}
+    environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | variables
+    server = subprocess.Popen([python, "app.py"], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert any(":7897" in line for line in server.stdout)
+        with urlopen("http://127.0.0.1:7897/gradio_api/info") as reply:
+            return set(json.load(reply)["named_endpoints"])
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @pytest.mark.app
 @pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra app")
 def test_it_starts_from_its_folder(hub, folder, tmp_path):
     """In a process of its own that knows the Hub and the folder, and on the port that the Hub names."""
-    environment = hub.client_environment(tmp_path / "home") | {"GRADIO_SERVER_PORT": "7897"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    server = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=folder, env=os.environ | environment | {"HF_HUB_OFFLINE": "0"},
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert any(":7897" in line for line in server.stdout)
-        from gradio_client import Client
+    found = answers(hub, sys.executable, folder, tmp_path / "home", PYTHONPATH=str(ROOT))
+    assert {"/walk", "/predict"} <= found
 
-        client = Client("http://127.0.0.1:7897", verbose=False)
-        assert {"/walk", "/predict"} <= set(client.view_api(return_format="dict")["named_endpoints"])
-    finally:
-        server.terminate()
-        server.wait()
+
+def install(python: str | Path, *arguments: str) -> None:
+    """Run pip; skip the test where it cannot install."""
+    command = [python, "-m", "pip", "--quiet", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"pip cannot install: {done.stderr[-500:]}")
+
+
+@pytest.mark.slow
+def test_it_starts_in_an_environment_of_its_own(hub, folder, tmp_path):
+    """As the Hub builds it: its requirements, in which a wheel stands for the release of this package."""
+    install(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(tmp_path / "wheels"), str(ROOT))
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install(
+        python, "install", "--find-links", str(tmp_path / "wheels"), "--constraint", str(ROOT / "constraints.txt"),
+        "--requirement", str(folder / "requirements.txt"),
+    )  # fmt: skip
+    assert {"/walk", "/predict"} <= answers(hub, python, folder, tmp_path / "home")

@@ -15,7 +15,7 @@ from torch import nn
 Oracle = Callable[[Any, torch.Tensor], tuple[torch.Tensor, float, dict[str, Any]]]
 
 
-LISTS = ("transformer_blocks", "joint_transformer_blocks", "single_transformer_blocks", "blocks")
+LISTS = ("layers", "transformer_blocks", "joint_transformer_blocks", "single_transformer_blocks", "blocks")
 """Attributes of transformers that hold blocks, in order of computation."""
 
 
@@ -30,11 +30,13 @@ def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dic
     found: dict[str, torch.Tensor] = {}
     height, width = config.grid_size
     count, handles = height * width, []
+    image_first = type(transformer).__name__ == "ZImageTransformer2DModel"
     last = {"FluxSingleTransformerBlock", "ChromaSingleTransformerBlock"}
 
     def keep(name: str, value: Any) -> None:
         tokens = value.flatten(2).transpose(1, 2) if value.ndim == 4 else value
-        found.setdefault(name, tokens[:, -count:])  # modules that the text passes through later keep the image's
+        # The text passes some modules after the image, which is kept.
+        found.setdefault(name, tokens[:, :count] if image_first else tokens[:, -count:])
 
     def before(module: nn.Module, name: str) -> None:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -56,29 +58,48 @@ def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dic
         before(attention, f"{name}.attention_norm")
         handles.append(attention.img_qkv_proj.register_forward_hook(hook))
 
+    def before_fused(attention: Any, name: str) -> None:
+        """One layer for all three and for the MLP."""
+
+        def hook(_: nn.Module, __: tuple, output: torch.Tensor) -> None:
+            qkv = output[..., : 3 * attention.inner_dim]
+            for kind, part in zip(("query", "key", "value"), qkv.split(attention.inner_dim, dim=-1), strict=True):
+                keep(f"{name}.{kind}", part)
+
+        before(attention, f"{name}.attention_norm")
+        handles.append(attention.to_qkv_mlp_proj.register_forward_hook(hook))
+
     blocks: list[Any] = [block for name in LISTS for block in getattr(transformer, name, ())]
     for index, block in enumerate(blocks):
         name, attention = f"blocks.{index}", block.get_submodule(first_of(block, "attn1", "attn", "attention"))
         if hasattr(attention, "img_qkv_proj"):
             before_qkv(attention, name)
+        elif hasattr(attention, "to_qkv_mlp_proj"):
+            before_fused(attention, name)
         else:
             before(attention.to_q, f"{name}.attention_norm")
             after(attention.to_q, f"{name}.query")
             after(attention.to_k, f"{name}.key")
             after(attention.to_v, f"{name}.value")
-        if hasattr(block, "down_proj"):
+        if hasattr(attention, "to_qkv_mlp_proj"):
+            pass  # attention and MLP have one output together
+        elif hasattr(block, "feed_forward"):
+            after(attention.to_out[1], f"{name}.attention")
+            before(block.feed_forward, f"{name}.mlp_norm")
+            after(block.feed_forward, f"{name}.mlp")
+        elif hasattr(block, "down_proj"):
             after(attention, f"{name}.attention")
             before(block.up_proj, f"{name}.mlp_norm")
             after(block.down_proj, f"{name}.mlp")
         elif type(block).__name__ not in last:
             after(attention.to_out[1], f"{name}.attention")
-            first = first_of(block.ff, "conv_inverted", "linear_2", "net.0")
+            first = first_of(block.ff, "conv_inverted", "linear_in", "linear_2", "net.0")
             before(block.ff.get_submodule(first), f"{name}.mlp_norm")
-            last_layer = first_of(block.ff, "conv_point", "out_projection", "net.2")
+            last_layer = first_of(block.ff, "conv_point", "linear_out", "out_projection", "net.2")
             after(block.ff.get_submodule(last_layer), f"{name}.mlp")
         else:
             after(attention, f"{name}.attention")
-        end = transformer.get_submodule(first_of(transformer, "norm_out", "final_layer"))
+        end = transformer.get_submodule(first_of(transformer, "norm_out", "final_layer", "all_final_layer.2-1"))
         before(blocks[index + 1] if index + 1 < len(blocks) else end, f"{name}.hidden")
     transformer(**inputs)
     for handle in handles:
@@ -208,6 +229,61 @@ def sana_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float,
     return found["hidden_states"], time, found
 
 
+def flux2_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipeline_class = diffusers.Flux2KleinPipeline if model.config.guidance is None else diffusers.Flux2Pipeline
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, layers_per_block=1,
+    )  # fmt: skip
+    nothing = dict.fromkeys(["text_encoder", "tokenizer"])
+    pipeline: Any = pipeline_class(transformer=model.transformer, scheduler=scheduler, vae=vae, **nothing)
+    height, width = (4 * side for side in latents.shape[-2:])
+    found = run_pipeline(
+        pipeline, model, latents, guidance_scale=model.config.guidance or 1.0, height=height, width=width
+    )
+    noisy = found["hidden_states"].transpose(1, 2).reshape(latents.shape)
+    return noisy, 1000 * scheduler.sigmas[1].item(), found
+
+
+def lumina2_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0)
+    vae = tiny_vae(model.config.num_channels, 8)
+    pipeline: Any = diffusers.Lumina2Pipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = (8 * side for side in latents.shape[-2:])
+    found = record(
+        model.transformer,
+        lambda: pipeline(
+            prompt_embeds=model.conditioning_prompt_embeds[None],
+            prompt_attention_mask=model.conditioning_prompt_attention_mask[None].long(), latents=latents,
+            num_inference_steps=4, output_type="latent", guidance_scale=1.0, height=height, width=width,
+        ),
+    )  # fmt: skip
+    return found["hidden_states"], 1000 * scheduler.sigmas[1].item(), found
+
+
+def z_image_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    """Its pipeline takes and passes lists with one tensor an image."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    vae = tiny_vae(model.config.num_channels, 8)
+    pipeline: Any = diffusers.ZImagePipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = (8 * side for side in latents.shape[-2:])
+    found = record(
+        model.transformer,
+        lambda: pipeline(
+            prompt_embeds=[model.conditioning_prompt_embeds], latents=latents, num_inference_steps=4,
+            output_type="latent", guidance_scale=0.0, height=height, width=width,
+        ),
+    )  # fmt: skip
+    return found["x"][0][:, 0][None], 1000 * scheduler.sigmas[1].item(), found
+
+
 def prx_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipeline: Any = diffusers.PRXPipeline(
@@ -273,6 +349,9 @@ ORACLES: dict[str, Oracle] = {
     "ChromaTransformer2DModel": packed_oracle("ChromaPipeline"),
     "PixArtTransformer2DModel": pixart_oracle,
     "SanaTransformer2DModel": sana_oracle,
+    "Flux2Transformer2DModel": flux2_oracle,
+    "Lumina2Transformer2DModel": lumina2_oracle,
+    "ZImageTransformer2DModel": z_image_oracle,
     "PRXTransformer2DModel": prx_oracle,
     "AuraFlowTransformer2DModel": auraflow_oracle,
     "HunyuanDiT2DModel": hunyuan_oracle,

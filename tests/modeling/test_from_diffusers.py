@@ -411,3 +411,25 @@ def test_the_first_blocks_train_without_a_denoising_loss(folder: Path) -> None:
     model = ASelectDiffusionForImageClassification.from_diffusers(folder, feature="blocks.1.query", timestep=100)
     with pytest.raises(ValueError, match="denoising_loss_weight must be 0 for a network without its last blocks"):
         TaskObjective(model, [HeadSetting(1e-3, 0.0)], denoising_loss_weight=1.0)
+
+
+@torch.no_grad()
+def test_flux2_encodes_as_its_pipeline_does(randomize: Any, normal: Any, tmp_path: Path) -> None:
+    """2 x 2 latents are packed, then normalized by the statistics of the autoencoder's batch norm."""
+    pipeline = PIPELINES["FLUX.2"](tmp_path, randomize)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    model = aselect_hf.from_diffusers(tmp_path / "pipeline", image_size=16, vae_decoder=True)
+    assert (model.config.vae_downsampling, model.config.sample_size, model.config.num_channels) == (4, 4, 16)
+    images = normal(2, 3, 16, 16).clamp(-1, 1)
+    expected = pipeline._encode_vae_image(images, torch.Generator())
+    latents, log_variance = model.encode_posterior(images)
+    torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
+    posterior = pipeline.vae.encode(images).latent_dist
+    sample = posterior.mean + posterior.std
+    scale = (pipeline.vae.bn.running_var + pipeline.vae.config.batch_norm_eps).rsqrt()[:, None, None]
+    difference = pipeline._patchify_latents(sample - posterior.mean) * scale
+    torch.testing.assert_close((log_variance / 2).exp(), difference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.decode(latents), pipeline.vae.decode(posterior.mean).sample, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = ASelectDiffusionModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded.encode(images), latents)

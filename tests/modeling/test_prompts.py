@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ NAMES = {
     "pooled_projections": "pooled_prompt_embeds",
     "encoder_attention_mask": "prompt_attention_mask",
     "attention_mask": "prompt_attention_mask",
+    "cap_feats": "prompt_embeds",
     "text_embedding_mask": "prompt_attention_mask",
     "encoder_hidden_states_t5": "prompt_embeds_2",
     "text_embedding_mask_t5": "prompt_attention_mask_2",
@@ -37,16 +39,17 @@ NAMES = {
 def passed(pipeline: Any, prompt: str, **options: Any) -> dict[str, torch.Tensor]:
     """What a pipeline passes to its transformer, by our names, without a batch."""
     calls: list[dict[str, Any]] = []
+    names = inspect.signature(pipeline.transformer.forward).parameters
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        calls.append(kwargs)
+        calls.append(dict(zip(names, args, strict=False)) | kwargs)
         raise PassedError
 
     pipeline.set_progress_bar_config(disable=True)
     pipeline.transformer.forward = forward
     try:
         with contextlib.suppress(PassedError):
-            pipeline(prompt, num_inference_steps=2, height=32, width=32, output_type="latent", **options)
+            pipeline(prompt=prompt, num_inference_steps=2, height=32, width=32, output_type="latent", **options)
     finally:
         del pipeline.transformer.forward
     found = {name: calls[0][theirs][0] for theirs, name in NAMES.items() if theirs in calls[0]}
@@ -61,6 +64,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Chroma": {"guidance_scale": 0.0},
     "PixArt": {"guidance_scale": 1.0, "use_resolution_binning": False, "negative_prompt": None},
     "Sana": {"guidance_scale": 1.0, "use_resolution_binning": False, "complex_human_instruction": None},
+    "FLUX.2": {"guidance_scale": 1.0},
+    "Lumina-Image 2": {"guidance_scale": 1.0},
+    "Z-Image": {"guidance_scale": 0.0},
     "PRX": {"guidance_scale": 1.0, "use_resolution_binning": False},
     "AuraFlow": {"guidance_scale": 1.0},
     "CogView4": {"guidance_scale": 1.0},

@@ -47,6 +47,19 @@ COGVIEW4: dict[str, Any] = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
     "num_attention_heads": 2, "text_embed_dim": 12, "time_embed_dim": 10, "condition_dim": 4,
 }  # fmt: skip
+FLUX2: dict[str, Any] = {
+    "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
+    "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 2, 2], "guidance_embeds": False,
+}  # fmt: skip
+LUMINA2: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 24, "num_layers": 3, "num_refiner_layers": 1,
+    "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 8, "axes_dim_rope": [2, 2, 2],
+    "axes_lens": [8, 16, 16], "cap_feat_dim": 12,
+}  # fmt: skip
+Z_IMAGE: dict[str, Any] = {
+    "in_channels": 4, "dim": 16, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+    "cap_feat_dim": 12, "axes_dims": [4, 2, 2], "axes_lens": [64, 16, 16],
+}  # fmt: skip
 MASKED_TEXT = {"prompt_embeds": [5, 12], "prompt_attention_mask": [5]}
 SD3_TEXT = {"prompt_embeds": [5, 12], "pooled_prompt_embeds": [10]}
 
@@ -91,6 +104,30 @@ TINY: dict[str, dict[str, Any]] = {
         "transformer_class": "SanaTransformer2DModel",
         "transformer_config": SANA,
         "conditioning": MASKED_TEXT,
+    },
+    "FLUX.2 klein": {
+        "transformer_class": "Flux2Transformer2DModel",
+        "transformer_config": FLUX2,
+        "conditioning": {"prompt_embeds": [5, 12]},
+        "image_size": 4,
+    },
+    "FLUX.2 dev": {
+        "transformer_class": "Flux2Transformer2DModel",
+        "transformer_config": FLUX2 | {"guidance_embeds": True},
+        "conditioning": {"prompt_embeds": [5, 12]},
+        "image_size": 4,
+        "guidance": 4.0,
+    },
+    "Lumina-Image 2": {
+        "transformer_class": "Lumina2Transformer2DModel",
+        "transformer_config": LUMINA2,
+        "conditioning": MASKED_TEXT,
+    },
+    "Z-Image": {
+        "transformer_class": "ZImageTransformer2DModel",
+        "transformer_config": Z_IMAGE,
+        "conditioning": {"prompt_embeds": [5, 12]},
+        "image_size": 8,
     },
     "PRX": {
         "transformer_class": "PRXTransformer2DModel",

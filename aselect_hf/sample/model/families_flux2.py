@@ -1,0 +1,1 @@
+../../modeling/families_flux2.py
