@@ -27,6 +27,8 @@ from transformers import (
     GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    GlmConfig,
+    GlmModel,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -310,6 +312,23 @@ def auraflow_pipeline(folder: Path, randomize: Any) -> Any:
     )  # fmt: skip
 
 
+def cogview_pipeline(folder: Path, randomize: Any) -> Any:
+    torch.manual_seed(8)
+    encoder = GlmModel(GlmConfig(**GEMMA, pad_token_id=0)).eval()
+    shape: dict[str, Any] = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2,
+        "attention_head_dim": 8, "num_attention_heads": 2, "text_embed_dim": 12, "time_embed_dim": 10,
+        "condition_dim": 4,
+    }  # fmt: skip
+    return diffusers.CogView4Pipeline(
+        transformer=randomize(diffusers.CogView4Transformer2DModel(**shape)),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.25, max_shift=0.75
+        ),
+        vae=tiny_vae(randomize), text_encoder=encoder, tokenizer=gemma()[1],
+    )  # fmt: skip
+
+
 def hunyuan_pipeline(folder: Path, randomize: Any) -> Any:
     encoder, tokenizer = bert(folder)
     encoder_2, tokenizer_2 = t5(16)
@@ -339,5 +358,6 @@ PIPELINES = {
     "PRX": prx_pipeline,
     "AuraFlow": auraflow_pipeline,
     "HunyuanDiT": hunyuan_pipeline,
+    "CogView4": cogview_pipeline,
 }
 """`(folder for a vocabulary, randomize)` to a pipeline, by the name of a family."""

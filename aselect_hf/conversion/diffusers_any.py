@@ -259,10 +259,17 @@ def _schedule(class_name: str, scheduler: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the scheduler is for another process.
     """
-    own = dict(find_family(class_name).schedule)
+    family = find_family(class_name)
+    own = dict(family.schedule)
     flow = "FlowMatch" in scheduler["_class_name"] or scheduler.get("use_flow_sigmas", False)
     if flow != (own["type"] == "flow_matching"):
         raise ValueError(f"{scheduler['_class_name']} does not fit a {class_name}: pass scheduler or noise_schedule")
+    for name, value in family.scheduler.items():
+        if scheduler.get(name) != value:
+            raise ValueError(
+                f"a {class_name} needs a scheduler with {name}={value!r}, got {scheduler.get(name)!r}: pass the "
+                "published one as scheduler"
+            )
     if flow:
         return own | {"num_train_timesteps": scheduler.get("num_train_timesteps", 1000)}
     return own | schedule_fields(scheduler)

@@ -39,6 +39,11 @@ def _auraflow(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds}
 
 
+def _cogview(pipeline: Any, prompt: str) -> Tensors:
+    embeds, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds}
+
+
 def _hunyuan(pipeline: Any, prompt: str) -> Tensors:
     found: Tensors = {}
     for index, end in enumerate(("", "_2")):
@@ -80,6 +85,7 @@ ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "PRXTransformer2DModel": _masked,
     "AuraFlowTransformer2DModel": _auraflow,
     "HunyuanDiT2DModel": _hunyuan,
+    "CogView4Transformer2DModel": _cogview,
 }
 """By class of the transformer: what a pipeline's `encode_prompt` returns, by the names of the pipeline's arguments."""
 

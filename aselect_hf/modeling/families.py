@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .families_auraflow import AURAFLOW
+from .families_cogview import COGVIEW4
 from .families_cross import PIXART, SANA
 from .families_flux import CHROMA, FLUX
 from .families_flux2 import FLUX2
@@ -30,14 +31,12 @@ FAMILIES: dict[str, Family] = {
         PRX,
         AURAFLOW,
         HUNYUAN,
+        COGVIEW4,
     )
 }
 """By the name of diffusers' class."""
 
 UNSUPPORTED = {
-    "CogView4Transformer2DModel": (
-        "its noise is shifted and the time that it is given is not, so that no timestep says both"
-    ),
     "HiDreamImageTransformer2DModel": (
         "its prompts need four text encoders, and its blocks are mixtures of experts, which are not tested here"
     ),

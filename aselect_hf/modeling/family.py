@@ -105,6 +105,7 @@ class Family:
         heads: config to number of attention heads.
         tokens: config's field with the number of text tokens, for stored tensors that must have just so many.
         fold: how its timestep is fixed, a key of `folds.FOLDS`; `None` if it cannot be.
+        scheduler: fields that its scheduler must have, since an adapter computes with them.
         diffusers: the first version of diffusers whose class this was written for.
     """
 
@@ -130,6 +131,7 @@ class Family:
     heads: Callable[[Mapping[str, Any]], int] = lambda config: config["num_attention_heads"]
     key_width: Callable[[Mapping[str, Any]], int] | None = None
     tokens: Mapping[str, str] = field(default_factory=dict)
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
     fold: Literal["joint", "cross", "linear_cross"] | None = None
     diffusers: str = "0.36.0"
 

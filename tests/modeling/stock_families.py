@@ -35,7 +35,8 @@ def stock_features(transformer: Any, inputs: dict[str, Any], config: Any) -> dic
 
     def keep(name: str, value: Any) -> None:
         tokens = value.flatten(2).transpose(1, 2) if value.ndim == 4 else value
-        found[name] = tokens[:, :count] if image_first else tokens[:, -count:]
+        # The text passes some modules after the image, which is kept.
+        found.setdefault(name, tokens[:, :count] if image_first else tokens[:, -count:])
 
     def before(module: nn.Module, name: str) -> None:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -322,6 +323,22 @@ def auraflow_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, fl
     return found["hidden_states"], 1000 * scheduler.sigmas[1].item(), found
 
 
+def cogview_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
+    """The noise of the step is its sigma, and the time that the pipeline passes is another one."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type="linear", base_image_seq_len=256, base_shift=0.25, max_shift=0.75
+    )
+    vae = tiny_vae(model.config.num_channels, 8)
+    pipeline: Any = diffusers.CogView4Pipeline(
+        transformer=model.transformer, scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None
+    )
+    height, width = (8 * side for side in latents.shape[-2:])
+    found = run_pipeline(pipeline, model, latents, guidance_scale=1.0, height=height, width=width)
+    time = 1000 * scheduler.sigmas[1].item()
+    assert abs(time - found["timestep"].item()) > 50
+    return found["hidden_states"], time, found
+
+
 def hunyuan_oracle(model: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, dict[str, Any]]:
     scheduler = diffusers.DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.018, prediction_type="v_prediction"
@@ -351,4 +368,5 @@ ORACLES: dict[str, Oracle] = {
     "PRXTransformer2DModel": prx_oracle,
     "AuraFlowTransformer2DModel": auraflow_oracle,
     "HunyuanDiT2DModel": hunyuan_oracle,
+    "CogView4Transformer2DModel": cogview_oracle,
 }

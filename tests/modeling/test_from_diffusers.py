@@ -205,7 +205,9 @@ def test_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
         aselect_hf.from_diffusers(folder / "transformer")
 
 
-@pytest.mark.parametrize("class_name", ["CogView4Transformer2DModel", "WanTransformer3DModel", "UNet2DConditionModel"])
+@pytest.mark.parametrize(
+    "class_name", ["HiDreamImageTransformer2DModel", "WanTransformer3DModel", "UNet2DConditionModel"]
+)
 def test_a_known_class_is_refused_with_a_reason(folder: Path, tmp_path: Path, class_name: str) -> None:
     shutil.copytree(folder / "transformer", tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
@@ -348,6 +350,16 @@ def test_the_dtype_is_that_asked_for(folder: Path, images: Any) -> None:
     assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
     whole = aselect_hf.from_diffusers(folder)(images).last_hidden_state
     assert torch.cosine_similarity(model(images).last_hidden_state.float(), whole, dim=-1).min() > 0.99
+
+
+def test_cogview_needs_the_shift_that_it_computes_its_time_from(randomize: Any, tmp_path: Path) -> None:
+    pipeline = PIPELINES["CogView4"](tmp_path, randomize)
+    for scheduler in (
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "base_shift": 0.25, "max_shift": 0.75},
+    ):
+        with pytest.raises(ValueError, match="needs a scheduler with time_shift_type='linear', got 'exponential'"):
+            aselect_hf.from_diffusers(pipeline, scheduler=scheduler, image_size=16)
 
 
 def test_sana_comes_with_its_own_autoencoder(randomize: Any, normal: Any, tmp_path: Path) -> None:

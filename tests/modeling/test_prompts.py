@@ -70,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Z-Image": {"guidance_scale": 0.0},
     "PRX": {"guidance_scale": 1.0, "use_resolution_binning": False},
     "AuraFlow": {"guidance_scale": 1.0},
+    "CogView4": {"guidance_scale": 1.0},
     "HunyuanDiT": {"guidance_scale": 1.0, "use_resolution_binning": False},
 }
 

@@ -43,6 +43,10 @@ HUNYUAN: dict[str, Any] = {
     "hidden_size": 16, "num_layers": 4, "mlp_ratio": 2.0, "cross_attention_dim": 12, "cross_attention_dim_t5": 16,
     "pooled_projection_dim": 10, "text_len": 5, "text_len_t5": 6,
 }  # fmt: skip
+COGVIEW4: dict[str, Any] = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
+    "num_attention_heads": 2, "text_embed_dim": 12, "time_embed_dim": 10, "condition_dim": 4,
+}  # fmt: skip
 FLUX2: dict[str, Any] = {
     "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2,
     "joint_attention_dim": 12, "axes_dims_rope": [2, 2, 2, 2], "guidance_embeds": False,
@@ -150,6 +154,11 @@ TINY: dict[str, dict[str, Any]] = {
     "AuraFlow": {
         "transformer_class": "AuraFlowTransformer2DModel",
         "transformer_config": AURAFLOW,
+        "conditioning": {"prompt_embeds": [5, 12]},
+    },
+    "CogView4": {
+        "transformer_class": "CogView4Transformer2DModel",
+        "transformer_config": COGVIEW4,
         "conditioning": {"prompt_embeds": [5, 12]},
     },
     "HunyuanDiT": {"transformer_class": "HunyuanDiT2DModel", "transformer_config": HUNYUAN},

@@ -1,0 +1,1 @@
+../../modeling/families_cogview.py
