@@ -23,6 +23,7 @@ CSS = """
 .plot { position: relative; margin-top: 1.8em; max-width: 680px; }
 .plot svg { display: block; width: 100%; height: auto; max-width: none !important; }
 .plot i { position: absolute; width: 0; border-left: 2px solid #cf222e; }
+.plots > * { min-width: min(320px, 100%) !important; }
 .legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.3em 1em; }
 .legend i { display: inline-block; width: 0.9em; height: 0.9em; margin-right: 0.4em; border-radius: 2px; }
 .wall { list-style: none; padding: 0; margin: 1.8em 0 0; display: grid; gap: 0.6em;
@@ -195,12 +196,12 @@ class Page:
         self.walk = Controls(self.first)
         self.facts = gr.HTML(label="Facts")
         side: dict[str, Any] = {"interactive": False, "buttons": [], "elem_classes": "patches", "min_width": 150}
-        plot: dict[str, Any] = {"show_label": True, "container": True, "min_width": 320}
+        plot: dict[str, Any] = {"show_label": True, "container": True}
         with gr.Row():
             labels = ("Noisy input", "Feature as colors", "Similarity (click)", "Its attention")
             images = [gr.Image(label=label, alt_text=label, **side) for label in labels]
             self.noisy, self.colors, self.click, self.attention = images
-        with gr.Row():
+        with gr.Row(elem_classes="plots"):
             self.ratios = gr.HTML(label="HFR over the noise axis", **plot)
             self.confidences = gr.HTML(label="The head's confidence", visible=self.first.has_head, **plot)
         with gr.Accordion("Patch by keyboard, and a second picture", open=False):
@@ -208,7 +209,7 @@ class Page:
                 height, width = self.first.backbone.config.grid_size
                 self.row = unchecked(gr.Slider(**places(height, height // 2), label="Row of the patch"))
                 self.column = unchecked(gr.Slider(**places(width, width // 2), label="Column of the patch"))
-            self.second = upload(label="Second picture, in which the similarity is shown", height=220)
+            self.second = upload(label="Second picture, in which the similarity is shown", height=220, elem_id="second")
 
     def _compare_tab(self) -> None:
         self.sides: list[tuple[Any, Controls, Any, Any]] = []
@@ -226,8 +227,8 @@ class Page:
     def _connect(self, page: gr.Blocks) -> None:
         predicted = ([self.picture, self.opacity, self.model], [self.classes, self.segments, self.legend])
         if not self.can_walk:
-            events = [page.load, self.picture.change, self.opacity.release]
-            gr.on(events, self.calls.predict, *predicted, api_name="predict")
+            events = [page.load, self.picture.change, self.opacity.input]
+            gr.on(events, self.calls.predict, *predicted, api_name="predict", trigger_mode="always_last")
             return
         controls = [*self.walk.all, self.row, self.column]
         walk_in = [self.picture, *controls, self.second, self.model]
@@ -241,7 +242,7 @@ class Page:
         )
         arrived = arrived.success(self.calls.attend, attend_in, self.attention, api_name="attend")
         arrived.success(self.calls.predict, *predicted, api_name="predict")
-        self.opacity.release(self.calls.predict, *predicted, **quiet)
+        self.opacity.input(self.calls.predict, *predicted, **quiet)
 
         # Only what people move: updates of several sliders, one after the other, must not be read halfway.
         moved = gr.on([each.input for each in controls], self.calls.walk, walk_in, walk_out, **quiet)
@@ -265,7 +266,7 @@ class Page:
         for index, (model, controls, colors, wall) in enumerate(self.sides):
             inputs = [self.picture, *controls.all, model]
             name: dict[str, Any] = {"api_name": "neighbors"} if index == 0 else {"api_visibility": "private"}
-            events = [self.compare_tab.select, controls.timestep.release, controls.block.release, controls.kind.input]
+            events = [self.compare_tab.select, *(each.input for each in controls.all)]
             gr.on(events, self.calls.neighbors, inputs, [colors, wall], trigger_mode="always_last", **name)
             chosen = model.input(self._switched_side, model, controls.all, **quiet)
             chosen.then(self.calls.neighbors, inputs, [colors, wall], api_visibility="private")

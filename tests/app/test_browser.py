@@ -147,15 +147,42 @@ def test_compare_shows_neighbors_of_both_sides(open_page):
     playwright.expect(page.locator(".wall")).to_have_count(2, timeout=SLOW)
     walls = [page.locator(".wall").nth(side).inner_text() for side in (0, 1)]
     assert walls[0] != walls[1]
+    move(page, "Timestep t A", "End")
+    playwright.expect(page.locator(".wall").first).not_to_have_text(walls[0], use_inner_text=True, timeout=SLOW)
+
+
+def choose_model(page: Any, name: str) -> None:
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name=name).click()
 
 
 def test_another_model_has_its_own_sliders_and_confidence(open_page):
     page = open_page()
-    page.get_by_label("Model", exact=True).first.click()
-    page.get_by_role("option", name="classifier").click()
+    choose_model(page, "classifier")
     expect_fact(page, "blocks.1.query")
     playwright.expect(page.get_by_role("slider", name="Block").first).to_have_attribute("max", "2")
     playwright.expect(page.get_by_label("Confidence of the head over the timesteps")).to_have_count(1, timeout=SLOW)
+
+
+def test_a_segmented_picture_has_a_legend_and_an_opacity(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Predict").click()
+    choose_model(page, "segmenter")
+    playwright.expect(page.locator(".legend")).to_contain_text("%", timeout=SLOW)
+    segments = page.get_by_alt_text("Segmented picture")
+    before = segments.get_attribute("src")
+    move(page, "Opacity", "End")
+    playwright.expect(segments).not_to_have_attribute("src", before, timeout=SLOW)
+
+
+def test_a_second_picture_shows_the_similarity(open_page, trousers):
+    page = open_page()
+    before = picture_at(page, "Similarity")
+    page.get_by_text("Patch by keyboard").click()
+    page.locator("#second input[type=file]").set_input_files(trousers)
+    image = page.locator(".patches", has_text="Similarity").locator("img").first
+    playwright.expect(image).not_to_have_attribute("src", image.get_attribute("src"), timeout=SLOW)
+    assert picture_at(page, "Similarity") != before
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -197,14 +224,15 @@ def test_a_reload_starts_anew(open_page):
     expect_fact(page, "t 0 of")
 
 
-def test_a_server_that_stops_is_reported(chromium):
+def test_a_server_that_stops_amid_a_request_is_reported(chromium, trousers):
     server, address = start("sample")
     page = chromium.new_page()
     page.goto(address)
     expect_fact(page, "blocks.4.mlp")
+    with page.expect_request(re.compile("queue/join")):
+        give(page, trousers)
     server.kill()
     server.wait()
-    move(page, "Timestep t (", "ArrowRight")
     page.get_by_text(re.compile("connection|could not|failed", re.IGNORECASE)).first.wait_for(timeout=SLOW)
     page.close()
 
@@ -215,6 +243,11 @@ def test_a_phone_needs_no_sideways_scrolling(open_page):
         page.get_by_role("tab", name=name).click()
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    choose_model(page, "classifier")
+    expect_fact(page, "blocks.1.query")
+    plots = page.locator(".plot")
+    playwright.expect(plots).to_have_count(2, timeout=SLOW)
+    assert min(plots.nth(index).bounding_box()["width"] for index in (0, 1)) > 280
 
 
 @pytest.fixture(scope="module")
