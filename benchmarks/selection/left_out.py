@@ -191,7 +191,8 @@ def fixed_by_hand() -> str:
         ["`consensus`", f"{clusters} clusters, {criteria.CONSENSUS_COMPONENTS} components, at most "
          f"{criteria.CONSENSUS_ROUNDS} rounds, at least {criteria.LEAST_KEPT} candidates kept", SEEN],
         ["`consensus`", f"{criteria.CLUSTERINGS} starts of k-means", "none: against rounding, see `ties.py`"],
-        ["`consensus_rank`", "both scores count alike, and RankMe is the second", "all pairs; see the table above"],
+        ["`consensus_rank`", "both scores count alike, and RankMe is the second",
+         "all pairs but the twins and cifar10-mmdit; see the table above"],
         ["`hfr`", "cutoff 0.15, power spectrum, mean kept, less that of pure noise",
          "another checkpoint and CIFAR-10 (the cutoff is the authors')"],
         ["`lidar`, `icr`, `retrieval`", "covariances shrunk by 0.1", SEEN],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ def draw_regrets(found: dict[str, dict[str, dict[str, Any]]], roles: dict[str, s
     for (row, column), value in np.ndenumerate(values):
         color, text = "white" if value > 5 else "black", "-" if np.isnan(value) else f"{value:.1f}"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
-    names = [f"{pair} ({role})" for pair, role in roles.items()]
-    axes.set_xticks(range(len(roles)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_xticks(range(len(roles)), [*roles], rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(found)), [*found], fontsize=8)
-    axes.set_title("Points lost against exhaustive search (mean over samples of images)", fontsize=9)
+    _name_roles(axes, [*roles.values()])
+    axes.set_title("Points lost against exhaustive search (mean over samples of images)", fontsize=9, pad=20)
     figure.colorbar(shown, label="points", extend="max")
     _save(figure, "regret.png")
+
+
+def _name_roles(axes: Any, roles: list[str]) -> None:
+    """Name the roles above the columns, with a line where they change."""
+    first = 0
+    for role, columns in itertools.groupby(roles):
+        count = len([*columns])
+        axes.text(first + (count - 1) / 2, -0.65, f"pairs that {role}", ha="center", va="bottom", fontsize=8)
+        if first:
+            axes.axvline(first - 0.5, color="black", linewidth=2)
+        first += count
 
 
 def draw_curves(contents: list[Content]) -> None:
