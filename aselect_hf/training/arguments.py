@@ -138,6 +138,15 @@ class DataArguments(Arguments):
     on_error: str = argument("stop", "For unreadable images: 'stop', or 'skip' (reads every image first).")
     random_flip: bool = argument(True, "Flip half of the training images horizontally.")
     dataloader_num_workers: int = argument(0, "Worker processes that decode images.")
+    cache_latents: bool = argument(
+        True, "Encode every image once, to disk: latents, or pixels of a model without a VAE (not with streaming)."
+    )
+    cache_dir: LocalPath | None = argument(None, "Folder for encoded images and features (default: next to the Hub's).")
+
+    @property
+    def latents_dir(self) -> Path | None:
+        """Folder of encoded images, the one that `select_timestep` uses; `None` for the default."""
+        return Path(self.cache_dir) / "latents" if self.cache_dir else None
 
     @property
     def public_name(self) -> str:
@@ -170,14 +179,7 @@ class TaskDataArguments(DataArguments):
     reduce_labels: bool = argument(False, "segment: ignore class 0 and shift the others down by one.")
     num_streamed_images: int = argument(1000, "streaming: images, read first, to choose the timestep on.")
     shuffle_buffer_size: int = argument(10_000, "streaming: images in the shuffle buffer of each worker.")
-    cache_latents: bool = argument(True, "Encode every image once, to disk (not with streaming).")
     cache_features: bool = argument(True, "Run a frozen backbone once per image (no gate, no streaming).")
-    cache_dir: LocalPath | None = argument(None, "Folder for encoded images and features (default: next to the Hub's).")
-
-    @property
-    def latents_dir(self) -> Path | None:
-        """Folder of encoded images, the one that `select_timestep` uses; `None` for the default."""
-        return Path(self.cache_dir) / "latents" if self.cache_dir else None
 
     def __post_init__(self) -> None:
         super().__post_init__()

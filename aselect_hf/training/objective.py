@@ -15,6 +15,7 @@ from aselect_hf.modeling.feature_reader import FeatureReader
 from aselect_hf.selection.timestep_gate import ANNEALED_AT, TimestepGate, Visits, gate_temperature
 from aselect_hf.tasks import task_of_model
 from aselect_hf.training.draws import SampleDraws
+from aselect_hf.training.latents import clean_latents, mirrored, some_mirrored
 
 HeadModel = FeatureReader
 """A model with the head of a task."""
@@ -33,6 +34,9 @@ class HeadSetting:
 
 class TaskObjective(nn.Module):
     """Task loss of a bank of heads on the features of one backbone pass, plus a weighted denoising loss.
+
+    A backbone that trains sees a fresh sample of its VAE's posterior in every step. A frozen one sees the mean, as in
+    inference.
 
     The noise is the stored evaluation noise, as in inference. With a denoising loss, noise is drawn for every image and
     the task reads its features from the same runs.
@@ -153,9 +157,9 @@ class TaskObjective(nn.Module):
         """Losses of a training batch or, without `draws`, every head's logits for an evaluation batch.
 
         Args:
-            batch: `latents` (with `flipped_latents` if mirroring latents does not mirror the image), `pixel_values`, or
-                a frozen backbone's `tokens` (and `flipped_tokens`) `(batch, tokens, features, width)`; and `labels`:
-                `(batch,)` classes or `(batch, height, width)` masks.
+            batch: `latents` (with what else `cached_inputs` returns), `pixel_values`, or a frozen backbone's `tokens`
+                (and `flipped_tokens`) `(batch, tokens, features, width)`; and `labels`: `(batch,)` classes or
+                `(batch, height, width)` masks.
             counts: `count_items`, averaged over all forward passes of the optimizer step on all processes (default:
                 those of this batch). The mean loss of these passes is then the loss of the step.
 
@@ -168,9 +172,10 @@ class TaskObjective(nn.Module):
             return torch.stack([self._logits(head, tokens) for head in self.heads])
         counts = self.count_items(batch) if counts is None else counts
         if "tokens" in batch:
-            tokens, labels = self._flipped(batch, "tokens", draws)
-            return self._losses(tokens[:, None], labels, counts)
-        latents, labels = self._inputs(batch, draws)
+            flip, labels = self._flips(batch, draws)
+            return self._losses(some_mirrored(batch, "tokens", flip)[:, None], labels, counts)
+        flip, labels = self._flips(batch, draws)
+        latents = clean_latents(self.dit, batch, draws, flip, sampled=self.backbone_trains)
         visits: Visits | None = None
         timesteps = self._constant(latents)
         if self.gate is not None:
@@ -188,10 +193,10 @@ class TaskObjective(nn.Module):
             tokens = tokens.mean(dim=2, keepdim=True)
         return self._losses(tokens, labels, counts, visits, denoising_loss)
 
-    def read_features(self, batch: dict[str, Any], mirrored: bool = False) -> torch.Tensor:
+    def read_features(self, batch: dict[str, Any], flipped: bool = False) -> torch.Tensor:
         """Features `(batch, tokens, features, width)` of an evaluation batch, at the timestep of inference."""
         name = "latents" if "latents" in batch else "pixel_values"
-        inputs = _mirrored(batch, name) if mirrored else batch[name]
+        inputs = mirrored(batch, name) if flipped else batch[name]
         latents = self.dit.prepare_latents(**{name: inputs}).float()
         return self._read(latents, self._constant(latents), None)[0][:, 0].float()
 
@@ -225,23 +230,15 @@ class TaskObjective(nn.Module):
             found["denoising_loss"] = denoising_loss.detach()
         return found
 
-    def _inputs(self, batch: dict[str, Any], draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
-        name = "latents" if "latents" in batch else "pixel_values"
-        inputs, labels = self._flipped(batch, name, draws)
-        with torch.no_grad():
-            latents = self.dit.prepare_latents(**{name: inputs})
-        return latents.float(), labels
-
-    def _flipped(self, batch: dict[str, Any], name: str, draws: SampleDraws) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs called `name` and the labels, half of them mirrored."""
-        inputs, labels = batch[name], batch["labels"]
+    def _flips(self, batch: dict[str, Any], draws: SampleDraws) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Which images to mirror, about half of them, and the labels that then fit."""
+        labels = batch["labels"]
         if not self.random_flip:
-            return inputs, labels
-        flip = (draws.uniform() < 0.5).to(inputs.device)
-        inputs = torch.where(flip[:, None, None, None], _mirrored(batch, name), inputs)
+            return None, labels
+        flip = (draws.uniform() < 0.5).to(labels.device)
         if self.task.dense:
             labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
-        return inputs, labels
+        return flip, labels
 
     def _constant(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.full((len(latents), 1), self.timestep, device=latents.device)
@@ -289,8 +286,3 @@ class TaskObjective(nn.Module):
             return F.cross_entropy(logits, labels, reduction="none")
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="none").sum(dim=(1, 2))
-
-
-def _mirrored(batch: dict[str, Any], name: str) -> torch.Tensor:
-    """Inputs of mirrored images: stored separately if mirroring the inputs does not give them."""
-    return batch[f"flipped_{name}"] if f"flipped_{name}" in batch else batch[name].flip(-1)

@@ -6,7 +6,8 @@ num_channels=1,num_condition_classes=0,learned_sigma=false --output_dir runs/fas
         --per_device_train_batch_size 256 --learning_rate 1e-3 --mixed_precision bf16 --ema_decay 0.999
 
 The loss is the mean squared error of the network's prediction at a uniformly drawn timestep (Ho et al. 2020, "simple"
-loss; the learned variance of a DiT is left untrained). Labels are used only if the model is class-conditional
+loss; the learned variance of a DiT is left untrained). Images are encoded once (`--cache_latents`),
+and a VAE's latents are sampled from its posterior in every step. Labels are used only if the model is class-conditional
 (`num_condition_classes > 0`). `--log_icr 500` also records, every 500 steps, how much the features depend on crops and
 noise (`training/invariance.py`): the number rises again when the model begins to memorize its images.
 """
@@ -27,6 +28,7 @@ from aselect_hf.conversion import load_model, save_model
 from aselect_hf.cost import weight_bytes
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.images import image_pixels
+from aselect_hf.data.latent_cache import LatentCache
 from aselect_hf.data.sources import load_images
 from aselect_hf.errors import one_line_errors
 from aselect_hf.files import atomic_files, write_json
@@ -35,8 +37,10 @@ from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.modeling_aselect_dit import ASelectDiTModel
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.training.arguments import DataArguments, PretrainingArguments, PretrainModelArguments, public_arguments
+from aselect_hf.training.batches import Batch, Collate
 from aselect_hf.training.draws import SampleDraws
 from aselect_hf.training.invariance import icr_of_training
+from aselect_hf.training.latents import cached_inputs, clean_latents, encode_once
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.parsing import parse_arguments
@@ -45,7 +49,7 @@ from aselect_hf.training.publish import check_push, push_output
 
 
 class DenoisingObjective(nn.Module):
-    """Denoising loss of a DiT on `{"pixel_values", "labels"}`."""
+    """Denoising loss of a DiT on `labels` and `pixel_values`, or what `cached_inputs` returns instead of pixels."""
 
     def __init__(self, model: NoisyBackbone, condition_dropout: float = 0.1, random_flip: bool = False) -> None:
         super().__init__()
@@ -55,12 +59,9 @@ class DenoisingObjective(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor], draws: SampleDraws) -> dict[str, torch.Tensor]:
         schedule, config = self.model.noise_schedule, self.model.config
-        pixel_values = batch["pixel_values"]
-        if self.random_flip:
-            flipped = (draws.uniform() < 0.5).to(pixel_values.device)
-            pixel_values = torch.where(flipped[:, None, None, None], pixel_values.flip(-1), pixel_values)
-        with torch.no_grad():
-            latents = self.model.prepare_latents(pixel_values)
+        inputs = batch["latents"] if "latents" in batch else batch["pixel_values"]
+        flip = (draws.uniform() < 0.5).to(inputs.device) if self.random_flip else None
+        latents = clean_latents(self.model, batch, draws, flip, sampled=True)
         first = 1 if schedule.type == "flow_matching" else 0
         timesteps = draws.integers(first, schedule.num_train_timesteps).to(latents.device)
         noise = draws.normal(*latents.shape[1:]).to(latents.device)
@@ -102,6 +103,24 @@ def _collate(pixels: Any, labeled: bool, rows: list[tuple[Any, int | None]]) -> 
     return batch
 
 
+def _collate_latents(cache: LatentCache, labels: torch.Tensor | None, indices: list[int]) -> Batch:
+    batch = cached_inputs(cache, indices)
+    if labels is not None:
+        batch["labels"] = labels[indices]
+    return batch
+
+
+def training_set(
+    model: NoisyBackbone, data: ImageData, data_args: DataArguments, batch_size: int
+) -> tuple[Any, Collate]:
+    """Items to draw and how to collate them: indices of images encoded once or, without `cache_latents`, images."""
+    cache = encode_once(model, data, data_args, batch_size, flipped=data_args.random_flip, sampled=True)
+    if cache is None:
+        return data, make_collate(model.config)
+    labels = torch.from_numpy(data.labels) if model.config.null_class and data.labels is not None else None
+    return range(len(data)), partial(_collate_latents, cache, labels)
+
+
 def check_labels(data: ImageData, config: NoisyBackboneConfig) -> None:
     """Check that the labels fit a class-conditional model."""
     classes = config.null_class
@@ -125,9 +144,9 @@ def pretrain(
         raise ValueError("give --dataset_name or --train_dir, and --output_dir")
     output_dir = Path(training_args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    this_process()
-    dataset = load_images(source, data_args.train_split, data_args.dataset_config_name)
-    data = ImageData.of(dataset, image_column=data_args.image_column_name, label_column=data_args.label_column_name)
+    state = this_process()
+    images = load_images(source, data_args.train_split, data_args.dataset_config_name)
+    data = ImageData.of(images, image_column=data_args.image_column_name, label_column=data_args.label_column_name)
     set_seed(training_args.seed)
     if model_args.model_name_or_path:
         model = load_model(model_args.model_name_or_path, dtype=torch.float32)
@@ -141,12 +160,12 @@ def pretrain(
     check_push(training_args, model.config)
     if model.vae is not None:
         model.vae.requires_grad_(False)
-    objective = DenoisingObjective(model, training_args.condition_dropout, data_args.random_flip)
-    collate = make_collate(model.config)
+    objective = DenoisingObjective(model.to(state.device), training_args.condition_dropout, data_args.random_flip)
+    dataset, collate = training_set(model, data, data_args, training_args.per_device_train_batch_size)
     evaluate = icr_of_training(model, data, training_args.seed) if model_args.log_icr else None
     trainer = Trainer(
         objective,
-        data,
+        dataset,
         collate,
         training_args,
         num_workers=data_args.dataloader_num_workers,

@@ -26,6 +26,7 @@ from aselect_hf.training.batches import effective_batch
 from aselect_hf.training.build import build_model, build_objective
 from aselect_hf.training.evaluation import HeadEvaluation
 from aselect_hf.training.frozen_features import keep_features
+from aselect_hf.training.latents import encode_once
 from aselect_hf.training.loop import Trainer
 from aselect_hf.training.lora import merge_lora
 from aselect_hf.training.objective import TaskObjective
@@ -36,7 +37,7 @@ from aselect_hf.training.publish import check_push, push_output
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
 from aselect_hf.training.run_facts import RunFacts
 from aselect_hf.training.task_data import load_task_data
-from aselect_hf.training.task_dataset import TaskDataset, encode_once, stream_collate
+from aselect_hf.training.task_dataset import TaskDataset, stream_collate
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -182,7 +183,7 @@ class TaskRun:
         if data.stream is not None:
             collate = stream_collate(self.model.config, self.data_args, self.task, data)
         else:
-            dataset = self._dataset(data.train, self.data_args.random_flip)
+            dataset = self._dataset(data.train, self.data_args.random_flip, sampled=objective.backbone_trains)
             collate = dataset.collate
         trainer = Trainer(
             objective,
@@ -216,9 +217,18 @@ class TaskRun:
     def _best_head(self) -> int:
         return best_of([scores[self.task.metric] for scores in self.scores])
 
-    def _dataset(self, data: ImageData, random_flip: bool, whole_masks: bool = False) -> TaskDataset:
-        batch_size = self.args.per_device_eval_batch_size
-        latents = encode_once(self.model.base_model, data, self.data_args, self.task, batch_size, random_flip)
+    def _dataset(
+        self, data: ImageData, random_flip: bool = False, sampled: bool = False, whole_masks: bool = False
+    ) -> TaskDataset:
+        latents = encode_once(
+            self.model.base_model,
+            data,
+            self.data_args,
+            self.args.per_device_eval_batch_size,
+            flipped=random_flip,
+            sampled=sampled,
+            whole_image=self.task.whole_image,
+        )
         return TaskDataset(data, self.model.config, self.task, latents, random_flip, whole_masks)
 
     def _keep_features(self, trainer: Trainer, dataset: TaskDataset, split: str) -> None:
@@ -233,7 +243,7 @@ class TaskRun:
         dataset.tokens = keep_features(objective, dataset, path, accelerator, batch_size, dataset.random_flip)
 
     def _evaluation(self, trainer: Trainer, data: ImageData, split: str) -> HeadEvaluation:
-        dataset = self._dataset(data, random_flip=False, whole_masks=True)
+        dataset = self._dataset(data, whole_masks=True)
         self._keep_features(trainer, dataset, split)
         loader = DataLoader(
             dataset,

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.images import image_pixels
-from aselect_hf.data.latent_cache import LatentCache, cached_latents
+from aselect_hf.data.latent_cache import LatentCache
 from aselect_hf.data.masks import resize_mask
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
-from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.tasks import Task
 from aselect_hf.training.arguments import TaskDataArguments
+from aselect_hf.training.latents import cached_inputs
 from aselect_hf.training.split_reader import SplitReader
 from aselect_hf.training.task_data import TaskData
 
@@ -30,7 +30,7 @@ class TaskDataset(Dataset):
 
     Args:
         latents: images encoded once; `None` to prepare every image when it is drawn.
-        random_flip: also deliver latents of mirrored images, if these are not the mirrored latents.
+        random_flip: also deliver features of mirrored images, see `keep_features`.
         whole_masks: also deliver the masks at their own resolution, for evaluation.
 
     Attributes:
@@ -49,7 +49,6 @@ class TaskDataset(Dataset):
         self.tokens: np.memmap | None = None
         self.data, self.latents, self.task, self.whole_masks = data, latents, task, whole_masks
         self.random_flip = random_flip
-        self.flipped = random_flip and latents is not None and config.vae_config is not None
         self.config = config
 
     def __len__(self) -> int:
@@ -86,10 +85,7 @@ class TaskDataset(Dataset):
             kept = zip(("tokens", "flipped_tokens"), self.tokens, strict=False)
             return {name: torch.from_numpy(tokens[indices]) for name, tokens in kept}
         if self.latents is not None:
-            batch = {"latents": self.latents.gather(indices)}
-            if self.flipped:
-                batch["flipped_latents"] = self.latents.gather(indices, [True] * len(indices))
-            return batch
+            return cached_inputs(self.latents, indices)
         pixels = image_pixels(self.config, whole_image=self.task.whole_image)
         return {"pixel_values": pixels([self.data.decode(index) for index in indices])}
 
@@ -113,20 +109,3 @@ def _collate_rows(
     data = reader.of_rows(rows, features)
     data = data.with_mask_classes(classes) if reader.task.dense else data.with_classes(classes)
     return TaskDataset(data, config, reader.task).collate(list(range(len(rows))))
-
-
-def encode_once(
-    model: NoisyBackbone, data: ImageData, args: TaskDataArguments, task: Task, batch_size: int, flipped: bool
-) -> LatentCache | None:
-    """Latents of every image, cached on disk; `None` without `cache_latents`."""
-    if not args.cache_latents:
-        return None
-    return cached_latents(
-        model,
-        data,
-        flipped=flipped,
-        whole_image=task.whole_image,
-        batch_size=batch_size,
-        cache_dir=args.latents_dir,
-        num_workers=args.dataloader_num_workers,
-    )

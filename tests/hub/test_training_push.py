@@ -69,7 +69,7 @@ def pretrain_and_push(folder: Path) -> None:
     flags = [
         "--model_name_or_path=sample", "--dataset_name=sample", "--max_train_samples=16", "--max_train_steps=2",
         "--per_device_train_batch_size=8", f"--output_dir={folder / 'run'}", "--push_to_hub",
-        "--hub_model_id=ada/pretrained",
+        "--hub_model_id=ada/pretrained", f"--cache_dir={folder / 'cache'}",
     ]  # fmt: skip
     pretrain(*parse_arguments((PretrainModelArguments, DataArguments, PretrainingArguments), None, flags))
 

@@ -64,6 +64,7 @@ def flags(tmp_path):
             "config_overrides": MODEL,
             "train_dir": tmp_path / "images",
             "output_dir": tmp_path / name,
+            "cache_dir": tmp_path / "cache",
             "per_device_train_batch_size": 4,
             "learning_rate": 0.001,
             "ema_decay": 0.9,

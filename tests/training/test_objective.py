@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from aselect_hf import ASelectDiTConfig, ASelectDiTForImageClassification, ASelectDiTForSemanticSegmentation
 from aselect_hf.selection.timestep_gate import TimestepGate
 from aselect_hf.training.draws import SampleDraws
+from aselect_hf.training.latents import clean_latents
 from aselect_hf.training.objective import SETTLED, HeadSetting, TaskObjective
 
 from .toys import MaskedPictures, segmenter
@@ -250,7 +251,8 @@ def test_flips_turn_masks_with_their_images(make_objective):
     objective = make_objective(ASelectDiTForSemanticSegmentation, random_flip=True, frozen=True)
     batch = batch_of(objective)
     batch["labels"] = (batch["pixel_values"][:, 0] > 0).long()
-    latents, labels = objective._inputs(batch, draws_of())
+    flip, labels = objective._flips(batch, draws_of())
+    latents = clean_latents(objective.dit, batch, draws_of(), flip, sampled=False)
     assert torch.equal((latents[:, 0] > 0).long(), labels)
     flipped = (latents != batch["pixel_values"]).flatten(1).any(dim=1)
     assert 0 < flipped.sum() < 6

@@ -25,7 +25,7 @@ def run(train_dir, tmp_path):
         options = {"per_device_train_batch_size": 8, "max_train_steps": 6, "learning_rate": 1e-2, "ema_decay": 0.5}
         return pretrain(
             PretrainModelArguments(config_overrides=OVERRIDES + str(classes), log_icr=log_icr),
-            DataArguments(train_dir=str(train_dir)),
+            DataArguments(train_dir=str(train_dir), cache_dir=str(tmp_path / "cache")),
             TrainingArguments(output_dir=str(tmp_path / name), logging_steps=1, **(options | training)),
         )
 
