@@ -36,8 +36,15 @@ SPLIT_NAME = re.compile(
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_OF)})(?![a-z])", re.IGNORECASE)  # also in train_images
 IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
 METADATA = frozenset(ImageFolder.METADATA_FILENAMES)
-TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-ARCHIVES = frozenset({".zip", ".tar"})
+TABLES = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+}
+ARCHIVES = frozenset({".zip"})
 NO_DATA = frozenset({"id2label.json", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini"})
 STREAM_SHARDS = 64  # parts of a streamed folder of images, which workers and processes divide among themselves
 
@@ -62,6 +69,29 @@ def load_folder(folder: Path, split: str | None, config_name: str | None, *, str
     if any(map(_is_image, files)):
         return _load_images(folder, files, split, streaming)
     return _load_tables(folder, files, split, streaming)
+
+
+def load_tars(pattern: Path, *, streaming: bool) -> Any:
+    """Load the WebDataset tars that a path or pattern such as `data/train-*.tar` names.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = sorted(glob.glob(str(pattern)))
+    if not files:
+        raise ValueError(f"{str(pattern)!r} names no files")
+    data_files = {"train": [_pattern(Path(file)) for file in files]}
+    return _named(read(pattern, "webdataset", data_files=data_files, split="train", streaming=streaming))
+
+
+def _named(dataset: Any) -> Any:
+    """Tars with the column names of other data sets: `image` for the first column of images, `label` for `cls`."""
+    features = dataset.features
+    if features is None or "__key__" not in features:
+        return dataset
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    names = dict(zip(images[:1], ["image"], strict=False)) | ({"cls": "label"} if "cls" in features else {})
+    return dataset.rename_columns({old: new for old, new in names.items() if old != new and new not in features})
 
 
 def find_split(names: Iterable[str], split: str | None, source: Any) -> str:
@@ -271,7 +301,7 @@ def _load_tables(folder: Path, files: list[Path], split: str | None, streaming: 
         splits = {"train": splits[""]}
     name = find_split(splits, split, folder)
     data_files = {"train": splits[name]}
-    return read(folder, TABLES[suffix], data_files=data_files, split="train", streaming=streaming)
+    return _named(read(folder, TABLES[suffix], data_files=data_files, split="train", streaming=streaming))
 
 
 def _pattern(path: Path) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
-from aselect_hf.data.folders import find_split, load_folder, read
+from aselect_hf.data.folders import find_split, load_folder, load_tars, read
 from aselect_hf.files import as_path, read_json
 
 SAMPLE_DIR = Path(__file__).parents[1] / "sample"
@@ -53,9 +53,10 @@ def load_images(
     """Load one split of a data set.
 
     Args:
-        source: `"sample"` (shipped with the package); a folder of images or parquet files, or one written by
-            `save_to_disk`; or a data set id on the Hub. Two or more folders of images are classes, whatever their
-            names, unless all of them are named like splits (`train`, `val`, `validation`, `test`, ...).
+        source: `"sample"` (shipped with the package); a folder of images, parquet files or WebDataset tars, or one
+            written by `save_to_disk`; a tar or a pattern such as `data/*.tar`; or a data set id on the Hub. Two or more
+            folders of images are classes, whatever their names, unless all of them are named like splits (`train`,
+            `val`, `validation`, `test`, ...).
         split: name of the split, or a synonym (default: `"train"`, or the only split).
         masks: add a column `mask` to the sample, see `sample_masks`. Other sources are not changed.
         streaming: read rows when they are needed, without downloading or indexing first, but without random access.
@@ -65,7 +66,9 @@ def load_images(
     """
     loaded: Any
     path = SAMPLE_DATA if source == "sample" else as_path(source)
-    if path.exists():
+    if path.suffix == ".tar":
+        loaded = load_tars(path, streaming=streaming)
+    elif path.exists():
         loaded = load_folder(path, split, config_name, streaming=streaming)
     else:
         loaded = read(source, str(source), config_name, streaming=streaming)

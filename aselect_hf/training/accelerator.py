@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aselect_hf.training.arguments import PretrainingArguments
 from aselect_hf.training.processes import check_num_processes
+from aselect_hf.training.sharding import check_sharding
 
 
 def make_accelerator(args: PretrainingArguments) -> Accelerator:
@@ -30,6 +31,7 @@ def make_accelerator(args: PretrainingArguments) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
     )
     check_num_processes(accelerator, args.num_processes)
+    check_sharding(accelerator)
     accelerator.register_save_state_pre_hook(_save_unwrapped)
     accelerator.register_load_state_pre_hook(_load_unwrapped)
     return accelerator

@@ -27,6 +27,7 @@ from aselect_hf.training.arguments import PretrainingArguments, TrainingArgument
 from aselect_hf.training.batches import Batch, Collate, effective_batch, make_batches
 from aselect_hf.training.checkpoints import Checkpoints
 from aselect_hf.training.draws import SampleDraws, kept_random_state, mix_seed, positions_of
+from aselect_hf.training.sharding import ShardedEMA, is_sharded, prepare_sharding, reshard
 from aselect_hf.training.signals import StopSignals
 from aselect_hf.training.training_log import TrainingLog
 from aselect_hf.versions import slow_precision
@@ -93,8 +94,12 @@ class Trainer:
             num_warmup_steps=args.num_warmup_steps,
             num_training_steps=self.max_steps,
         )
+        if is_sharded(self.accelerator):
+            prepare_sharding(self.accelerator, objective)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self.ema = EMAModel(self.parameters, decay=args.ema_decay) if args.ema_decay else None
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        average = ShardedEMA if is_sharded(self.accelerator) else EMAModel
+        self.ema = average(self.parameters, decay=args.ema_decay) if args.ema_decay else None
         self.accelerator.register_for_checkpointing(*filter(None, (self.scheduler, self.ema)))
         self.checkpoints = Checkpoints(self.output_dir, args.checkpoints_total_limit, self.accelerator)
         self.checkpoint_every = self._steps(args.checkpointing_steps)
@@ -110,7 +115,7 @@ class Trainer:
         return (
             f"{self.batches.description}, {trainable:,} trainable parameters\n"
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
-            f"mixed precision {accelerator.mixed_precision}\n"
+            f"mixed precision {accelerator.mixed_precision}{', sharded weights' * is_sharded(accelerator)}\n"
             f"effective batch {effective_batch(args, accelerator)} = {args.per_device_train_batch_size} images x "
             f"{accelerator.num_processes} process(es) x {args.gradient_accumulation_steps} accumulation step(s)\n"
             f"{self.max_steps} steps, {self.steps_per_epoch} per epoch"
@@ -215,7 +220,7 @@ class Trainer:
             metrics = self.objective(send_to_device(batch, accelerator.device), draws, *counts)
             accelerator.backward(metrics["loss"])
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+                accelerator.clip_grad_norm_(self._in_order(), args.max_grad_norm)
             self.optimizer.step()
             if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                 self.scheduler.step()
@@ -224,12 +229,20 @@ class Trainer:
             self.ema.step(self.parameters)
         self.log.add(metrics)
 
+    def _in_order(self) -> list[nn.Parameter]:
+        """What is optimized, in the order in which accelerate compares it with the sharded parameters of a model."""
+        if not is_sharded(self.accelerator):
+            return self.parameters
+        optimized = set(map(id, self.parameters))
+        return [parameter for parameter in self.objective.parameters() if id(parameter) in optimized]
+
     def _evaluate(self) -> None:
         assert self.evaluate is not None
         modes = [(module, module.training) for module in self.objective.modules()]
         self.objective.eval()
         with kept_random_state(), self._averaged_weights(), torch.no_grad():
             metrics = {name: float(value) for name, value in self.evaluate(self.step).items()}
+            reshard(self.objective)
         for module, mode in modes:
             module.training = mode
         self.log.record(self.step, {"epoch": self.step / self.steps_per_epoch} | metrics)

@@ -46,6 +46,7 @@ from aselect_hf.training.output_dir import hold_output_dir
 from aselect_hf.training.parsing import parse_arguments
 from aselect_hf.training.processes import this_process
 from aselect_hf.training.publish import check_push, push_output
+from aselect_hf.training.sharding import is_sharded, refuse_sharding, whole_weights
 
 
 class DenoisingObjective(nn.Module):
@@ -172,8 +173,14 @@ def pretrain(
         evaluate=evaluate,
         evaluate_every=model_args.log_icr,
     )
+    if evaluate is not None:
+        refuse_sharding(trainer.accelerator, "log_icr")
     with hold_output_dir(output_dir, weight_bytes(model)) as give_back_room:
         record = trainer.train()
+        if is_sharded(trainer.accelerator):
+            weights = whole_weights(trainer.accelerator, trainer.objective)
+            model = type(model)(model.config)
+            DenoisingObjective(model).load_state_dict(weights)
         give_back_room()
         if trainer.accelerator.is_main_process and not record["interrupted"]:
             arguments = public_arguments(model_args, data_args, training_args)

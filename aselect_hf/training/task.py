@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from aselect_hf.cost import weight_bytes
@@ -36,10 +36,9 @@ from aselect_hf.training.processes import this_process
 from aselect_hf.training.publish import check_push, push_output
 from aselect_hf.training.report import RunReport, gate_selection, training_cost
 from aselect_hf.training.run_facts import RunFacts
+from aselect_hf.training.sharding import is_sharded, refuse_sharding, whole_weights
 from aselect_hf.training.task_data import load_task_data
 from aselect_hf.training.task_dataset import TaskDataset, stream_collate
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class TaskRun:
@@ -84,10 +83,7 @@ class TaskRun:
         selection = None
         if self.model_args.method != "gate":
             selection = self._choose_timestep()
-            selection.apply(self.model)
-            if self.model_args.feature == AUTO:
-                self.model.base_model.requires_grad_(True)
-                self.model.freeze_unused()
+            self._apply(selection)
             self.state.print(f"timestep: {selection.describe()}")
         trainer = self._build_trainer(self._build_objective())
         record = trainer.train()
@@ -103,6 +99,13 @@ class TaskRun:
         self.state.print(f"{report.summary()}; saved to {self.output_dir}")
         return report
 
+    def _apply(self, selection: TimestepSelection) -> None:
+        """Let the model read the chosen feature at the chosen timestep."""
+        selection.apply(self.model)
+        if self.model_args.feature == AUTO:
+            self.model.base_model.requires_grad_(True)
+            self.model.freeze_unused()
+
     def _report(self, trainer: Trainer, record: dict[str, Any], selection: TimestepSelection | None) -> RunReport:
         """Choose the head, score the test split, and put the head into the model."""
         if not self.scores:  # resumed after its last step
@@ -110,7 +113,7 @@ class TaskRun:
         best, test = self._best_head, None
         if self.data.test is not None:
             test = self._evaluation(trainer, self.data.test, "test").run(trainer.objective, "test")[best]
-        objective = self._whole(trainer)
+        objective = self._whole(trainer, selection)
         setattr(self.model, self.task.head, objective.heads[best])
         batch_size = effective_batch(self.args, trainer.accelerator)
         images = record["steps"] * batch_size
@@ -196,6 +199,8 @@ class TaskRun:
             ),
             evaluate=lambda step: self._validate(trainer, step),
         )
+        if objective.gate is not None:
+            refuse_sharding(trainer.accelerator, "method=gate")
         if data.stream is None:
             self._keep_features(trainer, dataset, "training")
         self.evaluation = self._evaluation(trainer, data.validation, "validation")
@@ -205,7 +210,7 @@ class TaskRun:
         """Score every head and return the best one's metrics."""
         self.scores = self.evaluation.run(trainer.objective, "validation")
         objective: TaskObjective = trainer.accelerator.unwrap_model(trainer.objective)
-        sharded = trainer.accelerator.distributed_type in SHARDED
+        sharded = is_sharded(trainer.accelerator)
         if step == trainer.max_steps and self.state.is_main_process and not sharded:
             figure = predictions_figure(objective, self.evaluation.dataset, self.data.label_names, self._best_head)
             log_figure(trainer.accelerator, "predictions", figure, step)
@@ -236,7 +241,7 @@ class TaskRun:
         accelerator = trainer.accelerator
         objective: TaskObjective = accelerator.unwrap_model(trainer.objective)
         changing = objective.backbone_trains or objective.gate is not None
-        if changing or not self.data_args.cache_features or accelerator.distributed_type in SHARDED:
+        if changing or not self.data_args.cache_features or is_sharded(accelerator):
             return
         self.feature_dir.mkdir(exist_ok=True)
         path, batch_size = self.feature_dir / f"{split}.npy", self.args.per_device_eval_batch_size
@@ -254,12 +259,14 @@ class TaskRun:
         ignore_index = self.model.config.semantic_loss_ignore_index
         return HeadEvaluation(trainer.accelerator, loader, self.data.label_names, self.task, ignore_index)
 
-    def _whole(self, trainer: Trainer) -> TaskObjective:
+    def _whole(self, trainer: Trainer, selection: TimestepSelection | None) -> TaskObjective:
         """The trained objective with all its weights in this process, gathered if they were sharded."""
-        if trainer.accelerator.distributed_type not in SHARDED:
+        if not is_sharded(trainer.accelerator):
             return trainer.accelerator.unwrap_model(trainer.objective)
-        weights = trainer.accelerator.get_state_dict(trainer.objective)
+        weights = whole_weights(trainer.accelerator, trainer.objective)
         self.model = build_model(self.model_args, self.task, self.data.label_names)
-        objective = self._build_objective()
+        if selection is not None:
+            self._apply(selection)
+        objective = build_objective(self.model, self.model_args, self.data_args, self.args)
         objective.load_state_dict(weights)
         return objective

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from aselect_hf import ASelectDiTModel
+from aselect_hf import ASelectDiTConfig, ASelectDiTModel
 from aselect_hf import training as package
+from aselect_hf.training.pretrain import DenoisingObjective
+from aselect_hf.training.sharding import prepare_sharding
 
 FOLDER = Path(package.__file__).parent / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -60,13 +63,17 @@ def test_the_first_line_launches_it(file):
     assert args.training_script.startswith("aselect_hf.training.")
 
 
-def test_fsdp_wraps_the_layers_of_the_model():
+def test_fsdp_leaves_the_layers_to_the_model():
+    """So that one config serves every family: `prepare_sharding` names the layers of the backbone that trains."""
     args = launch_arguments("--config_file", str(FOLDER / "fsdp2.yaml"))
     environment = prepare_multi_gpu_env(args)
     assert environment["FSDP_VERSION"] == "2"
-    assert environment["FSDP_TRANSFORMER_CLS_TO_WRAP"].split(",") == ["ASelectDiTLayer"]  # what trains: no fixed layer
-    assert "ASelectDiTLayer" in ASelectDiTModel._no_split_modules
+    assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+    assert "FSDP_TRANSFORMER_CLS_TO_WRAP" not in environment
     assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
+    objective = DenoisingObjective(ASelectDiTModel(ASelectDiTConfig(hidden_size=16, num_attention_heads=2)))
+    prepare_sharding(Accelerator(cpu=True), objective)
+    assert objective._no_split_modules == ["ASelectDiTLayer"]  # what trains: no fixed layer
 
 
 def test_the_second_node_overrides_its_rank():
