@@ -53,7 +53,7 @@ def prepare_sharding(accelerator: Accelerator, objective: nn.Module) -> None:
     For FSDP2 accelerate leaves autocast out. An exception at the deepest feature would skip the hooks that divide a
     layer again and that prepare its gradient.
     """
-    backbones = [module for module in objective.modules() if isinstance(module, NoisyPreTrainedModel)]
+    backbones: list[Any] = [module for module in objective.modules() if isinstance(module, NoisyPreTrainedModel)]
     present = {type(module).__name__ for module in objective.modules()}
     layers = {name for backbone in backbones for name in backbone._no_split_modules or ()}
     objective._no_split_modules = sorted(layers & present)  # type: ignore[assignment]
@@ -61,7 +61,7 @@ def prepare_sharding(accelerator: Accelerator, objective: nn.Module) -> None:
         if hasattr(backbone, "early_exit"):
             backbone.early_exit = "block"
     if accelerator.distributed_type == DistributedType.FSDP:
-        objective.forward = accelerator.autocast()(objective.forward)  # type: ignore[method-assign]
+        objective.forward = accelerator.autocast()(objective.forward)
 
 
 def refuse_sharding(accelerator: Accelerator, option: str) -> None:
