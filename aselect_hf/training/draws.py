@@ -63,6 +63,20 @@ def positions_of(micro_step: int, process_index: int, num_processes: int, batch_
     return range(first, first + batch_size)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global random generators of Python, numpy and torch, as `accelerate.utils.set_seed` does.
+
+    On a CPU only its own generator of torch is seeded: `torch.manual_seed` would also queue a call for CUDA in every
+    step, with a stack trace.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 @contextmanager
 def kept_random_state() -> Iterator[None]:
     """Restore every global random generator afterwards."""

@@ -26,7 +26,7 @@ from aselect_hf.training.accelerator import make_accelerator, start_trackers
 from aselect_hf.training.arguments import PretrainingArguments, TrainingArguments
 from aselect_hf.training.batches import Batch, Collate, effective_batch, make_batches
 from aselect_hf.training.checkpoints import Checkpoints
-from aselect_hf.training.draws import SampleDraws, kept_random_state, mix_seed, positions_of
+from aselect_hf.training.draws import SampleDraws, kept_random_state, mix_seed, positions_of, seed_generators
 from aselect_hf.training.sharding import ShardedEMA, is_sharded, prepare_sharding, reshard
 from aselect_hf.training.signals import StopSignals
 from aselect_hf.training.training_log import TrainingLog
@@ -57,6 +57,7 @@ class Trainer:
 
     Attributes:
         objective: the prepared module.
+        unwrapped: the same module without a distributed wrapper.
         max_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps of an epoch; for a stream, `max_steps`.
         parameters: what is optimized, clipped and averaged.
@@ -99,7 +100,8 @@ class Trainer:
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         average = ShardedEMA if is_sharded(self.accelerator) else EMAModel
-        self.ema = average(self.parameters, decay=args.ema_decay) if args.ema_decay else None
+        self.ema = average(self.parameters, decay=args.ema_decay, foreach=True) if args.ema_decay else None
+        self.unwrapped: Any = self.accelerator.unwrap_model(self.objective)
         self.accelerator.register_for_checkpointing(*filter(None, (self.scheduler, self.ema)))
         self.checkpoints = Checkpoints(self.output_dir, args.checkpoints_total_limit, self.accelerator)
         self.checkpoint_every = self._steps(args.checkpointing_steps)
@@ -164,7 +166,7 @@ class Trainer:
         The distributed wrapper of the objective is dropped first. If it outlived the group, its destructor would wait
         for gloo's threads while it holds the interpreter lock that one of them may need, and hang (torch 2.13).
         """
-        self.objective = self.accelerator.unwrap_model(self.objective)
+        self.objective = self.unwrapped
         self.accelerator.end_training()
 
     def _run_steps(self) -> bool:
@@ -196,8 +198,7 @@ class Trainer:
 
     def _optimizer_step(self, window: list[tuple[int, int, Batch]]) -> None:
         """Run all forward passes of one step. Their losses are means over all items of the step."""
-        objective: Any = self.accelerator.unwrap_model(self.objective)
-        counts = []
+        objective, counts = self.unwrapped, []
         if hasattr(objective, "count_items"):
             total = sum(objective.count_items(batch).to(self.accelerator.device) for _, _, batch in window)
             passes = len(window) * self.accelerator.num_processes
@@ -212,10 +213,9 @@ class Trainer:
         process = accelerator.process_index
         positions = positions_of(micro_step, process, accelerator.num_processes, args.per_device_train_batch_size)
         draws = SampleDraws(args.seed, epoch, positions)
-        unwrapped = accelerator.unwrap_model(self.objective)
-        if hasattr(unwrapped, "set_progress"):
-            unwrapped.set_progress(self.step / self.max_steps)
-        set_seed(mix_seed(args.seed, epoch, micro_step, process))
+        if hasattr(self.unwrapped, "set_progress"):
+            self.unwrapped.set_progress(self.step / self.max_steps)
+        seed_generators(mix_seed(args.seed, epoch, micro_step, process), accelerator.device)
         with accelerator.accumulate(self.objective):
             metrics = self.objective(send_to_device(batch, accelerator.device), draws, *counts)
             accelerator.backward(metrics["loss"])

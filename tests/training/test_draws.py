@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
 
+import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aselect_hf.training.draws import SampleDraws, mix_seed, positions_of
+from aselect_hf.training.draws import SampleDraws, mix_seed, positions_of, seed_generators
 
 
 def draw_all(draws: SampleDraws) -> torch.Tensor:
@@ -80,3 +83,15 @@ def test_draws_are_fast():
         SampleDraws(0, epoch, range(256)).normal(784)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.05
+
+
+def test_seeding_in_every_step_is_that_of_accelerate():
+    """The same numbers as `set_seed`, which keeps a stack trace per call as long as CUDA is not used."""
+    found = []
+    for seed_all in (set_seed, lambda seed: seed_generators(seed, torch.device("cpu"))):
+        seed_all(5)
+        found.append((random.random(), np.random.rand(), torch.rand(3).tolist()))
+    assert found[0] == found[1]
+    queued = len(torch.cuda._queued_calls)
+    seed_generators(6, torch.device("cpu"))
+    assert len(torch.cuda._queued_calls) == queued

@@ -286,3 +286,21 @@ def test_a_precision_that_the_processor_emulates_is_said(make_trainer, capsys, m
     assert capsys.readouterr().out.count(message) == 1
     make_trainer("plain", mixed_precision="no", max_train_steps=1).train()
     assert "slower" not in capsys.readouterr().out
+
+
+def test_the_average_is_that_of_its_formula(make_trainer):
+    """To the last digits only: `foreach` multiplies and adds in one rounding where a loop over tensors takes two."""
+    seen = []
+    objective = Toy()
+    objective.register_forward_pre_hook(lambda module, _: seen.append(module.layer.weight.detach().clone()))
+    trainer = make_trainer(objective=objective, ema_decay=0.9, max_train_steps=6)
+    last = []
+    trainer.ema.copy_to = lambda parameters, copy=trainer.ema.copy_to: (
+        last.append(objective.layer.weight.detach().clone()) or copy(parameters)
+    )
+    trainer.train()
+    average = seen[0].double()
+    for step, weight in enumerate([*seen[1:], last[0]], start=1):
+        decay = min(0.9, step / (9 + step)) if step > 1 else 0.0
+        average -= (1 - decay) * (average - weight.double())
+    torch.testing.assert_close(objective.layer.weight.double(), average, rtol=1e-5, atol=1e-6)
