@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,9 @@ class Trainer:
             prepare_sharding(self.accelerator, objective)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        average = ShardedEMA if is_sharded(self.accelerator) else EMAModel
-        self.ema = average(self.parameters, decay=args.ema_decay, foreach=True) if args.ema_decay else None
+        sharded = is_sharded(self.accelerator)
+        average = partial(ShardedEMA if sharded else EMAModel, foreach=not sharded)
+        self.ema = average(self.parameters, decay=args.ema_decay) if args.ema_decay else None
         self.unwrapped: Any = self.accelerator.unwrap_model(self.objective)
         self.accelerator.register_for_checkpointing(*filter(None, (self.scheduler, self.ema)))
         self.checkpoints = Checkpoints(self.output_dir, args.checkpoints_total_limit, self.accelerator)

@@ -87,11 +87,12 @@ def test_a_sharded_run_and_its_checkpoints_have_the_numbers_of_a_plain_one(run_t
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters)
     assert "sharded weights" in sharded.describe()
     resumed = run_toy("resumed", sharded=True, resume_from_checkpoint=str(sharded.output_dir / "checkpoint-4"))
-    for other in (sharded, resumed):
-        assert other.record["history"] == plain.record["history"]
+    for other in (sharded, resumed):  # the average is that of foreach operations in the plain run alone
+        for found, expected in zip(other.record["history"], plain.record["history"], strict=True):
+            assert found == pytest.approx(expected, rel=1e-6)
         weights = whole_weights(other.accelerator, other.objective)
         for name, value in plain.objective.state_dict().items():
-            assert torch.equal(weights[name], value)
+            torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-7)
 
 
 def test_lower_precision_is_that_of_a_plain_run(run_toy):
