@@ -24,7 +24,7 @@ def installed_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found | {"torch": torch.__version__}  # with its build, such as +cu124, which not every wheel's metadata names
+    return found | {"torch": torch.__version__}  # with its build (+cu124), which metadata may lack
 
 
 def hardware(device: torch.device) -> str:
