@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-CORE := tests/test_imports.py tests/test_packaging.py tests/modeling/test_modeling.py tests/modeling/test_features.py \
-	tests/modeling/test_fix_timestep.py tests/modeling/test_diffusion_families.py tests/modeling/test_pipelines.py \
-	tests/conversion/test_conversion.py tests/selection/test_selection.py tests/cli/test_commands.py
+CORE := tests/test_packaging.py tests/modeling/test_modeling.py tests/modeling/test_features.py \
+	tests/modeling/test_pipelines.py tests/modeling/test_fix_timestep.py tests/conversion/test_conversion.py \
+	tests/selection/test_selection.py tests/cli/test_commands.py::test_select_writes_curve_picture_and_model
 PICKS := tests/selection/test_scoring.py -k planted_timestep
 
 .PHONY: app demo dist test test-min test-latest test-app test-slow test-clients test-docs conformance docs clean

