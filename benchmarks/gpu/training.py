@@ -76,7 +76,11 @@ def run(stage: Stage, steps: int, name: str, workers: int) -> dict[str, Any]:
         num_warmup_steps=min(300, steps // 10), max_train_steps=steps, ema_decay=0.999 if steps > 2000 else 0.99,
         mixed_precision="bf16" if cuda else "no", logging_steps=max(1, min(100, steps // 4)),
     )  # fmt: skip
-    data = DataArguments(dataset_name=str(stage.setting.data), dataloader_num_workers=workers)
+    data = DataArguments(
+        dataset_name=str(stage.setting.data),
+        dataloader_num_workers=workers,
+        cache_dir=str(stage.setting.scratch / "cache"),
+    )
     with stopped_after(max(1.0, stage.left - RESERVE[tiny] / 2)):
         model = pretrain(MODELS[tiny], data, args)
     if (folder / "training.json").is_file():
