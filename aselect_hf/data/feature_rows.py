@@ -57,7 +57,11 @@ class Column:
 
 @dataclass
 class FeatureRows:
-    """Computes the rows of a feature set, see `feature_set.write_feature_set` for the arguments."""
+    """Computes the rows of a feature set, see `feature_set.write_feature_set` for the arguments.
+
+    Args:
+        folder: ids are paths below it (default: the common folder of all images).
+    """
 
     model: NoisyBackbone
     images: ImageData
@@ -66,6 +70,7 @@ class FeatureRows:
     dtype: str
     batch_size: int
     num_workers: int
+    folder: str | None = None
 
     @classmethod
     def of(
@@ -162,7 +167,8 @@ class FeatureRows:
     @torch.no_grad()
     def batches(self, rows: range) -> Iterator[RowBatch]:
         """Rows of the images `rows`, in order."""
-        reader = _Reader(self.images, rows, common_folder(self.images.items))
+        folder = common_folder(self.images.items) if self.folder is None else self.folder
+        reader = _Reader(self.images, rows, folder)
         loader: DataLoader = DataLoader(
             reader,
             batch_size=self.batch_size,

@@ -8,7 +8,7 @@ the folder, may run the same request at once.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,9 @@ class FeatureSet:
 
     @property
     def num_images(self) -> int:
+        """Number of images; of a stream, as far as it has been read."""
+        if self.record["images"] is None:
+            return sum(pq.read_metadata(path).num_rows for path in self.folder.glob("features-*.parquet"))
         return int(self.record["images"])
 
     @property
@@ -106,7 +109,8 @@ class FeatureSet:
         try:
             found = pq.read_metadata(self.path(shard))
             request = (found.metadata or {}).get(b"request", b"").decode()
-            if (found.num_rows, request) == (len(self.rows(shard)), self.record["request"]):
+            streamed = self.record["images"] is None
+            if request == self.record["request"] and (streamed or found.num_rows == len(self.rows(shard))):
                 return True
             problem = "it has other rows"
         except FileNotFoundError:
@@ -160,28 +164,44 @@ def write_feature_set(
         OSError: the disk filled up. Finished shards are kept.
     """
     rows = FeatureRows.of(model, images, features, timesteps, output_format, dtype, batch_size, num_workers)
-    found = _opened(as_path(folder), rows, split, num_shards)
+    if num_shards is not None and not 1 <= num_shards <= len(images):
+        raise ValueError(f"num_shards must be in 1..{len(images)} (the number of images), got {num_shards}")
+    shards = num_shards or default_num_shards(len(images), rows.bytes_per_image)
+    record = rows.describe() | {"split": split, "images": len(images), "num_shards": shards}
+    found = opened(as_path(folder), record, num_shards is not None)
     mine = range(found.num_shards) if part is None else range(part.index, found.num_shards, part.count)
     missing = [shard for shard in mine if not found.is_whole(shard)]
     needed = rows.bytes_per_image * sum(len(found.rows(shard)) for shard in missing)
     check_space(found.folder, needed, "these features")
-    here = processes()  # each begins with shards of its own
-    missing = sorted(missing, key=lambda shard: (shard - here.index) % here.count)
     done = sum(len(found.rows(shard)) for shard in mine) - sum(len(found.rows(shard)) for shard in missing)
     total = sum(len(found.rows(shard)) for shard in mine)
     with tqdm(total=total, initial=done, desc=f"features of {images.name}", unit="image", disable=not progress) as bar:
-        for timeout in (0, -1):  # first the shards that nobody works on; then wait for the others, or take over
-            for shard in list(missing):
-                try:
-                    with found.lock(f"{shard:05d}", timeout):
-                        if not found.is_whole(shard):
-                            _write_shard(found, rows, shard, bar)
-                        else:
-                            bar.update(len(found.rows(shard)))
-                except Timeout:
-                    continue
-                missing.remove(shard)
+
+        def write(shard: int) -> None:
+            write_shard(found, rows.schema, shard, rows_in_groups(rows, rows.batches(found.rows(shard)), bar))
+
+        write_missing(found, missing, write)
+        bar.update(total - bar.n)  # what others have done
     return found
+
+
+def write_missing(found: FeatureSet, shards: Sequence[int], write: Callable[[int], None]) -> None:
+    """Let `write` write those of `shards` that no other process writes, each under its lock.
+
+    Processes begin with shards of their own. First come the shards that nobody works on; then this waits for the
+    others, or takes over from killed writers.
+    """
+    here = processes()
+    missing = sorted(shards, key=lambda shard: (shard - here.index) % here.count)
+    for timeout in (0, -1):
+        for shard in list(missing):
+            try:
+                with found.lock(f"{shard:05d}", timeout):
+                    if not found.is_whole(shard):
+                        write(shard)
+            except Timeout:
+                continue
+            missing.remove(shard)
 
 
 def default_num_shards(num_images: int, bytes_per_image: int) -> int:
@@ -189,20 +209,15 @@ def default_num_shards(num_images: int, bytes_per_image: int) -> int:
     return max(1, min(MOST_SHARDS, -(-num_images // SHARD_IMAGES)), -(-num_images * bytes_per_image // SHARD_BYTES))
 
 
-def _opened(folder: Path, rows: FeatureRows, split: str, num_shards: int | None) -> FeatureSet:
+def opened(folder: Path, record: dict[str, Any], shards_given: bool) -> FeatureSet:
     """The folder with its record, which the first process writes and the others compare with their own request.
+
+    Args:
+        shards_given: whether the number of shards is part of the request.
 
     Raises:
         ValueError: the folder is not empty and not of this request.
     """
-    images = len(rows.images)
-    if num_shards is not None and not 1 <= num_shards <= images:
-        raise ValueError(f"num_shards must be in 1..{images} (the number of images), got {num_shards}")
-    record = rows.describe() | {
-        "split": split,
-        "images": images,
-        "num_shards": num_shards or default_num_shards(images, rows.bytes_per_image),
-    }
     found = FeatureSet(folder, record)
     check_writable(folder / RECORD)
     with found.lock("record"):
@@ -211,7 +226,7 @@ def _opened(folder: Path, rows: FeatureRows, split: str, num_shards: int | None)
                 raise ValueError(f"output folder {folder} holds other files ({others[0]}): choose another, or empty it")
             write_json(folder / RECORD, record)
         present = read_json(folder / RECORD)
-    ignored = {"versions"} if num_shards is not None else {"versions", "num_shards"}
+    ignored = {"versions"} if shards_given else {"versions", "num_shards"}
     differs = [name for name in record if name not in ignored and present.get(name) != record[name]]
     if differs:
         name = next((name for name in differs if name != "request"), differs[0])
@@ -222,13 +237,12 @@ def _opened(folder: Path, rows: FeatureRows, split: str, num_shards: int | None)
     return FeatureSet(folder, present)
 
 
-def _write_shard(found: FeatureSet, rows: FeatureRows, shard: int, bar: tqdm) -> None:
-    """Compute and write one shard; its lock is held, so that leftovers are of killed writers."""
+def write_shard(found: FeatureSet, schema: pa.Schema, shard: int, groups: Iterator[pa.Table]) -> None:
+    """Write one shard, whole or not at all; its lock is held, so that leftovers are of killed writers."""
     path = found.path(shard)
     for leftover in path.parent.glob(f".{path.name}*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
-    schema = rows.schema.with_metadata({**(rows.schema.metadata or {}), b"request": found.record["request"].encode()})
-    vectors = list(rows.columns)
+    schema = schema.with_metadata({**(schema.metadata or {}), b"request": found.record["request"].encode()})
     with (
         disk_errors(path),
         atomic_file(path) as temporary,
@@ -237,21 +251,21 @@ def _write_shard(found: FeatureSet, rows: FeatureRows, shard: int, bar: tqdm) ->
             schema,
             use_dictionary=["label_name"],
             write_page_checksum=True,
-            write_statistics=[name for name in schema.names if name not in vectors],
+            write_statistics=[name for name in schema.names if name not in found.record["columns"]],
         ) as writer,
     ):
-        for group in _groups(rows.batches(found.rows(shard)), bar):
-            writer.write_table(rows.table(group, schema), row_group_size=sum(len(each.ids) for each in group))
+        for table in groups:
+            writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=len(table))
 
 
-def _groups(batches: Iterator[RowBatch], bar: tqdm) -> Iterator[list[RowBatch]]:
-    """Batches together, as one row group."""
+def rows_in_groups(rows: FeatureRows, batches: Iterable[RowBatch], bar: tqdm) -> Iterator[pa.Table]:
+    """Tables of several batches, each of which becomes one row group."""
     group: list[RowBatch] = []
     for batch in batches:
         group.append(batch)
         bar.update(len(batch.ids))
         if sum(each.nbytes for each in group) >= GROUP_BYTES:
-            yield group
+            yield rows.table(group, rows.schema)
             group = []
     if group:
-        yield group
+        yield rows.table(group, rows.schema)

@@ -46,6 +46,7 @@ TABLES = {
 }
 ARCHIVES = frozenset({".zip"})
 NO_DATA = frozenset({"id2label.json", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini"})
+KEY = "__key__"  # of a sample in a WebDataset tar
 STREAM_SHARDS = 64  # parts of a streamed folder of images, which workers and processes divide among themselves
 
 
@@ -87,7 +88,7 @@ def load_tars(pattern: Path, *, streaming: bool) -> Any:
 def _named(dataset: Any) -> Any:
     """Tars with the column names of other data sets: `image` for the first column of images, `label` for `cls`."""
     features = dataset.features
-    if features is None or "__key__" not in features:
+    if features is None or KEY not in features:
         return dataset
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     names = dict(zip(images[:1], ["image"], strict=False)) | ({"cls": "label"} if "cls" in features else {})

@@ -54,9 +54,9 @@ def load_images(
 
     Args:
         source: `"sample"` (shipped with the package); a folder of images, parquet files or WebDataset tars, or one
-            written by `save_to_disk`; a tar or a pattern such as `data/*.tar`; or a data set id on the Hub. Two or more
-            folders of images are classes, whatever their names, unless all of them are named like splits (`train`,
-            `val`, `validation`, `test`, ...).
+            written by `save_to_disk`; a tar or a pattern such as `data/*.tar`; or a data set id on the Hub. Two or
+            more folders of images are classes, whatever their names, unless all of them are named like splits
+            (`train`, `val`, `validation`, `test`, ...).
         split: name of the split, or a synonym (default: `"train"`, or the only split).
         masks: add a column `mask` to the sample, see `sample_masks`. Other sources are not changed.
         streaming: read rows when they are needed, without downloading or indexing first, but without random access.

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from aselect_hf.data.feature_set import RECORD
+from aselect_hf.data.feature_set import RECORD, FeatureSet
 from aselect_hf.files import as_path, read_json
 from aselect_hf.hub.target import PushTarget
 
@@ -66,7 +66,8 @@ def push_features(folder: str | Path, repo_id: str, **target: Any) -> str:
         files = [*sorted(folder.glob(SHARDS)), folder / RECORD]
         operations: list[Any] = [CommitOperationAdd(path.name, path) for path in files]
         if "README.md" not in on_hub:
-            operations.append(CommitOperationAdd("README.md", _card(record, place.repo_id).encode()))
+            counted = record | {"images": FeatureSet(folder, record).num_images}
+            operations.append(CommitOperationAdd("README.md", _card(counted, place.repo_id).encode()))
         names = {path.name for path in files}
         operations += [CommitOperationDelete(name) for name in on_hub if fnmatch(name, SHARDS) and name not in names]
         commit = place.api.create_commit(
