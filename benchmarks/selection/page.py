@@ -95,7 +95,8 @@ with the same images.
 A probe can subtract a stored draw of noise, which is the same for every image; noise of each image's own it cannot. The
 two curves differ, and so do the rules that find their best timesteps: points lost with the stored draw, and with fresh
 noise, of the same picks. With fresh noise clean or nearly clean inputs are best, and rules that favor them are right:
-HFR (whose own images have fresh noise), ICR, RankMe, retrieval. With the stored draw they are not, where the best is inside.
+HFR (whose own images have fresh noise), ICR, RankMe, retrieval. With the stored draw they are not, where the best is
+inside.
 
 {noise}
 
