@@ -212,7 +212,7 @@ def cached_latents(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if log_variance and (model.vae is None or type(model.vae).__name__ != "AutoencoderKL"):
+    if log_variance and not model.has_posterior:
         found = "no VAE" if model.vae is None else f"an {type(model.vae).__name__}"
         raise ValueError(f"log_variance needs a model with an AutoencoderKL, but this one has {found}")
     contents = ["mean", "log_variance"] if log_variance else ["mean"]

@@ -33,6 +33,11 @@ class VaeMixin:
     vae: Any
     config: Any
 
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the autoencoder gives a distribution of latents, and not only one value of each."""
+        return type(self.vae).__name__.startswith("AutoencoderKL")
+
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1] to what the network sees: the VAE's posterior mean, shifted and scaled, or the pixels."""
         return self.encode_posterior(pixel_values)[0]

@@ -91,7 +91,7 @@ class SelectionInputs:
             batches = some.batches(model.config, batch_size, whole_image=whole_image)
             parts = [model.prepare_latents(pixels.to(model.device)).float().cpu() for pixels in batches]
             return torch.cat(parts), time.perf_counter() - started
-        if type(model.vae).__name__ != "AutoencoderKL":
+        if not model.has_posterior:
             deviations = None
         cache = self.latent_cache(data, whole_image=whole_image, log_variance=deviations is not None)
         latents = cache.gather(rows).float()

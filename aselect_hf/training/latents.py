@@ -42,7 +42,7 @@ def encode_once(
         model,
         data,
         flipped=flipped,
-        log_variance=sampled and type(model.vae).__name__ == "AutoencoderKL",
+        log_variance=sampled and model.has_posterior,
         whole_image=whole_image,
         batch_size=batch_size,
         cache_dir=args.latents_dir,

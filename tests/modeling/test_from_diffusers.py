@@ -420,6 +420,7 @@ def test_flux2_encodes_as_its_pipeline_does(randomize: Any, normal: Any, tmp_pat
     pipeline.save_pretrained(tmp_path / "pipeline")
     model = aselect_hf.from_diffusers(tmp_path / "pipeline", image_size=16, vae_decoder=True)
     assert (model.config.vae_downsampling, model.config.sample_size, model.config.num_channels) == (4, 4, 16)
+    assert model.has_posterior
     images = normal(2, 3, 16, 16).clamp(-1, 1)
     expected = pipeline._encode_vae_image(images, torch.Generator())
     latents, log_variance = model.encode_posterior(images)
@@ -442,6 +443,7 @@ def test_qwen_image_encodes_as_its_pipeline_does(randomize: Any, normal: Any, tm
     pipeline.save_pretrained(tmp_path / "pipeline")
     model = aselect_hf.from_diffusers(tmp_path / "pipeline", image_size=16, vae_decoder=True)
     assert (model.config.vae_downsampling, model.config.sample_size, model.config.num_channels) == (2, 8, 4)
+    assert model.has_posterior
     images = normal(2, 3, 16, 16).clamp(-1, 1)
     posterior = pipeline.vae.encode(images[:, :, None]).latent_dist
     mean, deviation = (
