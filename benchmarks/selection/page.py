@@ -36,8 +36,8 @@ A third goal is that a default rule never loses more than HFR both on the mean a
 
 On the twins, which were measured after `consensus_rank` was chosen, it is no better than `consensus` alone: it loses
 less where labels are wrong, and more where classes are rare ([pair by pair](#pair-by-pair)). On `cifar10-mmdit`, which
-came after too, it loses 0.3 points and `consensus` 1.6, but all timesteps of that checkpoint lie within 2.0 points. Over
-all checkpoints it still loses less than any other rule without labels. `logme` stays the best rule with labels.
+came after too, it loses 0.3 points and `consensus` 1.6, but all timesteps of that checkpoint lie within 2.0 points.
+Over all checkpoints it still loses less than any other rule without labels. `logme` stays the best rule with labels.
 
 ## In one picture
 
@@ -78,7 +78,7 @@ its images, so that on CIFAR-10 no choice has seen CIFAR-10. `chosen`: what was,
 {left_out}
 
 The second choice is why `consensus_rank` is the default without labels: `consensus` with RankMe beside it. Alpha-ReQ
-beside it is chosen more often and loses about as much, but on a knife's edge: with a little more weight it decides alone.
+beside it is chosen more often and loses as much, but on a knife's edge: with a little more weight it decides alone.
 How much the second rule counts, and what the sum then loses (mean over checkpoints, worst checkpoint):
 
 {weights}
@@ -93,8 +93,9 @@ with the same images.
 
 A probe can subtract a stored draw of noise, which is the same for every image; noise of each image's own it cannot. The
 two curves differ, and so do the rules that find their best timesteps: points lost with the stored draw, and with fresh
-noise, of the same picks. With fresh noise clean or nearly clean inputs are best, and rules that favor them are right: HFR (whose own
-images have fresh noise), ICR, RankMe, retrieval. With the stored draw they are not, where the best is inside.
+noise, of the same picks. With fresh noise clean or nearly clean inputs are best, and rules that favor them are right:
+HFR (whose own images have fresh noise), ICR, RankMe, retrieval. With the stored draw they are not, where the best is
+inside.
 
 {noise}
 
