@@ -78,8 +78,7 @@ its images, so that on CIFAR-10 no choice has seen CIFAR-10. `chosen`: what was,
 {left_out}
 
 The second choice is why `consensus_rank` is the default without labels: `consensus` with RankMe beside it. Alpha-ReQ
-beside it is chosen more often and loses about as much, but on a knife's edge: with a little more weight it decides
-alone.
+beside it is chosen more often and loses as much, but on a knife's edge: with a little more weight it decides alone.
 How much the second rule counts, and what the sum then loses (mean over checkpoints, worst checkpoint):
 
 {weights}

@@ -65,7 +65,7 @@ def draw_curves(contents: list[Content]) -> None:
         if content["fresh_noise_truth"] is not None:
             fresh = 100 * np.array(content["fresh_noise_truth"]["mean"])
             axes.plot(steps, fresh, color="gray", linestyle=":", label="fresh noise for each image")
-        for rule, color in (("hfr", "tab:red"), ("consensus", "tab:orange"), ("logme", "tab:green")):
+        for rule, color in (("hfr", "tab:red"), ("consensus_rank", "tab:orange"), ("logme", "tab:green")):
             picks, counts = np.unique(scores_of(content, rule, "usual").argmax(axis=1), return_counts=True)
             sizes = 20 + 100 * counts / counts.sum()
             axes.scatter(steps[picks], mean[picks], s=sizes, color=color, alpha=0.7, label=rule, zorder=3)
