@@ -141,7 +141,7 @@ def test_pretraining_learns_as_on_the_cpu(
     def losses(name: str, mixed_precision: str) -> list[float]:
         pretrain(
             PretrainModelArguments(config_overrides=f"{shape},learned_sigma=false,num_condition_classes=2"),
-            DataArguments(train_dir=str(train_dir)),
+            DataArguments(train_dir=str(train_dir), cache_dir=str(tmp_path / "cache")),
             TrainingArguments(
                 output_dir=str(tmp_path / name), max_train_steps=5, logging_steps=1, per_device_train_batch_size=8,
                 learning_rate=1e-2, ema_decay=0.5, mixed_precision=mixed_precision,
