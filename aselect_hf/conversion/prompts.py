@@ -62,6 +62,11 @@ def _embeds(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds}
 
 
+def _qwen_image(pipeline: Any, prompt: str) -> Tensors:
+    embeds, _ = pipeline.encode_prompt(prompt, max_sequence_length=512)  # the most that its call takes by default
+    return {"prompt_embeds": embeds}
+
+
 def _z_image(pipeline: Any, prompt: str) -> Tensors:
     (embeds,), _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
     return {"prompt_embeds": embeds[None]}
@@ -79,7 +84,7 @@ ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "PixArtTransformer2DModel": _masked,
     "SanaTransformer2DModel": _masked,
     "Flux2Transformer2DModel": _embeds,
-    "QwenImageTransformer2DModel": _embeds,
+    "QwenImageTransformer2DModel": _qwen_image,
     "Lumina2Transformer2DModel": _lumina2,
     "ZImageTransformer2DModel": _z_image,
     "PRXTransformer2DModel": _masked,

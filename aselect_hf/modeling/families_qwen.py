@@ -53,9 +53,14 @@ def inputs(
 
 
 def refusal(config: Mapping[str, Any]) -> str:
-    for field in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
-        if config[field]:
-            return f"{field} is of a variant of Qwen-Image with other inputs"
+    if config["use_layer3d_rope"] or config["use_additional_t_cond"]:
+        return "Qwen-Image Layered makes several layers of one image"
+    if config["zero_cond_t"]:
+        return "Qwen-Image Edit also takes images as its condition"
+    if config["guidance_embeds"]:
+        return "diffusers cannot run Qwen-Image with guidance_embeds"
+    if config["patch_size"] != 2 or 4 * config["out_channels"] != config["in_channels"]:
+        return "its patches are not those of 2x2 latents"
     return ""
 
 
@@ -64,9 +69,9 @@ QWEN_IMAGE = dataclasses.replace(
     transformer_class="QwenImageTransformer2DModel",
     stacks=(BLOCKS,),
     defaults={
-        "in_channels": 64, "num_layers": 60, "attention_head_dim": 128, "num_attention_heads": 24,
-        "joint_attention_dim": 3584, "guidance_embeds": False, "zero_cond_t": False, "use_additional_t_cond": False,
-        "use_layer3d_rope": False,
+        "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 60, "attention_head_dim": 128,
+        "num_attention_heads": 24, "joint_attention_dim": 3584, "guidance_embeds": False, "zero_cond_t": False,
+        "use_additional_t_cond": False, "use_layer3d_rope": False,
     },
     conditioning={"prompt_embeds": "joint_attention_dim"},
     text_inputs=("txt_norm", "txt_in"),

@@ -61,13 +61,7 @@ class VaeMixin:
         self._check_input(pixel_values, "pixel_values", self.config.image_channels, self.config.vae_downsampling)
         if self.vae is None:
             return pixel_values, None
-        pixels = pixel_values.to(self.vae.dtype)
-        encoded = self.vae.encode(pixels[:, :, None] if self._films else pixels)
-        posterior = getattr(encoded, "latent_dist", None)  # the other two have no posterior
-        mean = posterior.mean if posterior is not None else next(iter(encoded.values()))
-        log_variance = None if posterior is None else posterior.logvar
-        if self._films and log_variance is not None:
-            mean, log_variance = mean[:, :, 0], log_variance[:, :, 0]
+        mean, log_variance = self._posterior(pixel_values.to(self.vae.dtype))
         check_finite(
             [mean] if log_variance is None else [mean, log_variance],
             "the VAE gives NaN or infinite latents",
@@ -91,6 +85,22 @@ class VaeMixin:
         if self._films:
             return self.vae.decode(unpacked[:, :, None]).sample[:, :, 0]
         return self.vae.decode(unpacked).sample
+
+    def _posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The autoencoder's own mean and log-variance; the latter is `None` if it has no posterior.
+
+        An autoencoder of films keeps the frames before in one place, which threads cannot share. A film of one frame
+        has none before, so that its encoder is called without them.
+        """
+        if self._films:
+            both = self.vae.quant_conv(self.vae.encoder(pixels[:, :, None]))[:, :, 0]
+            mean, log_variance = both.chunk(2, dim=1)
+            return mean, log_variance.clamp(-30, 20)  # as diffusers does
+        encoded = self.vae.encode(pixels)
+        posterior = getattr(encoded, "latent_dist", None)
+        if posterior is None:
+            return next(iter(encoded.values())), None
+        return posterior.mean, posterior.logvar
 
     @property
     def _films(self) -> bool:
