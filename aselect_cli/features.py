@@ -31,6 +31,7 @@ def features(
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
     max_samples: opt.MaxSamples = None,
+    streaming: opt.Streaming = False,
     batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     num_workers: Annotated[int, typer.Option(help="Processes that decode images ahead.")] = 0,
     device: opt.Device = None,
@@ -57,7 +58,9 @@ def features(
     from aselect_cli.inputs import load_backbone, read_images
     from aselect_hf.data.extract import write_features
     from aselect_hf.data.feature_set import Part, write_feature_set
+    from aselect_hf.data.feature_stream import write_streamed_features
     from aselect_hf.data.processes import shared_work
+    from aselect_hf.data.sources import load_images
     from aselect_hf.files import check_writable
     from aselect_hf.selection.candidates import read_integers
 
@@ -65,6 +68,9 @@ def features(
     part = Part.parse(shard) if shard else None
     one_file = output.suffix == ".safetensors"
     _check_folder_options(one_file, num_shards=num_shards, shard=shard, push_to_hub=push_to_hub)
+    if streaming and (one_file or max_samples or num_shards):
+        raise ValueError("streaming reads all images into a folder, one shard a file of the stream: give --output DIR, "
+                         "and neither max_samples nor num_shards")  # fmt: skip
     if push_to_hub and part:
         raise ValueError("push_to_hub needs all shards: leave out shard, or push after the last job has ended")
     if maps and not pool:
@@ -75,10 +81,12 @@ def features(
     if data is None:
         raise ValueError("DATA is missing: give images, or use --list")
     check_writable(output if one_file else output / "file")
-    images = read_images(data, split, image_column, label_column).sample(max_samples, 0).readable(on_error)
-    if images.label_names is not None and split != TRAIN_SPLIT:
-        images = images.with_classes(_names_from_training(images, data, image_column, label_column))
-    lines = [f"no labels are written: {images.no_labels}"] if images.labels is None else []
+    lines: list[str] = []
+    if not streaming:
+        images = read_images(data, split, image_column, label_column).sample(max_samples, 0).readable(on_error)
+        if images.label_names is not None and split != TRAIN_SPLIT:
+            images = images.with_classes(_names_from_training(images, data, image_column, label_column))
+        lines += [f"no labels are written: {images.no_labels}"] if images.labels is None else []
     request: dict[str, Any] = {"features": names.split(",") if names else None, "timesteps": steps}
     request |= {"output_format": "map" if maps else "pooled" if pool else "tokens", "dtype": stored_dtype}
     with shared_work() as here:
@@ -88,23 +96,21 @@ def features(
             shapes = write_features(backbone, images, output, **request, batch_size=batch_size)
             lines += [f"{name:28s} {shape}" for name, shape in shapes.items()]
             return Answer("\n".join([*lines, f"wrote {output}"]), {"shapes": shapes, "written": [str(output)]})
-        found = write_feature_set(
-            backbone,
-            images,
-            output,
-            **request,
-            split=split,
-            num_shards=num_shards,
-            part=part,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            progress=here.is_main,
-        )
+        request |= {"split": split, "part": part, "batch_size": batch_size, "num_workers": num_workers}
+        request["progress"] = here.is_main
+        if streaming:
+            stream = load_images(data, split, streaming=True)
+            columns = {"image_column": image_column, "label_column": label_column}
+            found = write_streamed_features(
+                backbone, stream, output, **request, **columns, name=f"{data} ({split})", on_error=on_error
+            )
+        else:
+            found = write_feature_set(backbone, images, output, **request, num_shards=num_shards)
         urls = _push(output, push_to_hub, private) if push_to_hub and here.is_main else []
-    columns = {name: (found.num_images, *each["shape"]) for name, each in found.record["columns"].items()}
-    lines += [f"{name:28s} {shape}" for name, shape in columns.items()]
+    shapes = {name: (found.num_images, *each["shape"]) for name, each in found.record["columns"].items()}
+    lines += [f"{name:28s} {shape}" for name, shape in shapes.items()]
     lines += [f"wrote {output}: {found.num_shards} shards" if part is None else f"wrote the shards of job {shard}"]
-    document = {"shapes": columns, "shards": found.num_shards, "written": [str(output)], "pushed": urls}
+    document = {"shapes": shapes, "shards": found.num_shards, "written": [str(output)], "pushed": urls}
     return Answer("\n".join([*lines, *(f"pushed {url}" for url in urls)]), document)
 
 

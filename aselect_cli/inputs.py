@@ -12,9 +12,14 @@ from transformers.utils import logging
 from aselect_cli.options import DTYPES
 from aselect_hf.conversion import load_model
 from aselect_hf.data.image_data import ImageData
+from aselect_hf.data.images import undecoded_stream
 from aselect_hf.data.processes import join_processes, launched
 from aselect_hf.data.sources import load_images
+from aselect_hf.data.stream_reader import StreamReader
 from aselect_hf.versions import slow_precision
+
+STREAMED_IMAGES = 1000
+"""Images that a rule reads from a stream by default, and size of the buffer that shuffles it."""
 
 
 def load_backbone(model: str, device: str | None, dtype: str) -> Any:
@@ -64,3 +69,17 @@ def read_images(data: str, split: str, image_column: str, label_column: str | No
     """A split of the images."""
     dataset = load_images(data, split)
     return ImageData.of(dataset, image_column=image_column, label_column=label_column, name=f"{data} ({split})")
+
+
+def read_beginning(
+    data: str, split: str, image_column: str, label_column: str | None, count: int | None, seed: int, on_error: str
+) -> ImageData:
+    """The first images of a stream, in the order of a shuffle buffer, in memory.
+
+    Args:
+        count: number of images (default: `STREAMED_IMAGES`).
+    """
+    stream = undecoded_stream(load_images(data, split, streaming=True), on_error)
+    shuffled = stream.shuffle(seed=seed, buffer_size=STREAMED_IMAGES)
+    reader = StreamReader(shuffled, f"{data} ({split})", image_column, label_column)
+    return reader.beginning(count or STREAMED_IMAGES)

@@ -30,6 +30,9 @@ PoolSize = Annotated[
     int, typer.Option(help="Average tokens over an N x N grid of cells (1: one mean over all tokens).")
 ]
 MaxSamples = Annotated[int | None, typer.Option(help="Use a random sample of at most this many images (default: all).")]
+Streaming = Annotated[
+    bool, typer.Option("--streaming", help="Read rows when they are needed, without downloading or indexing first.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the image sample and of the noise.")]
 AutoBatchSize = Annotated[
     int | None,

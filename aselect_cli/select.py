@@ -29,6 +29,7 @@ def select(
     image_column: opt.ImageColumn = "image",
     label_column: opt.LabelColumn = None,
     max_samples: opt.MaxSamples = None,
+    streaming: opt.Streaming = False,
     seed: opt.Seed = 0,
     batch_size: opt.AutoBatchSize = None,
     device: opt.Device = None,
@@ -41,8 +42,11 @@ def select(
     report: opt.Report = None,
     cache_dir: opt.CacheDir = None,
 ) -> Answer:
-    """Choose a timestep; write `selection.json` and `selection.png`."""
-    from aselect_cli.inputs import load_backbone, read_images
+    """Choose a timestep; write `selection.json` and `selection.png`.
+
+    With --streaming the rule sees the first images of the shuffled stream (default: 1000; --max-samples).
+    """
+    from aselect_cli.inputs import load_backbone, read_beginning, read_images
     from aselect_hf.conversion import save_model as write_model
     from aselect_hf.data.processes import shared_work
     from aselect_hf.files import atomic_directory, atomic_files, check_absent, check_writable, read_json
@@ -62,8 +66,11 @@ def select(
         check_absent(save_model)
     candidates = read_candidates(timesteps)
     backbone = load_backbone(model, device, dtype)
-    images = read_images(data, split, image_column, label_column)
-    images = images.sample(max_samples, seed, per_class=2).readable(on_error)
+    if streaming:
+        images = read_beginning(data, split, image_column, label_column, max_samples, seed, on_error)
+    else:
+        images = read_images(data, split, image_column, label_column)
+        images = images.sample(max_samples, seed, per_class=2).readable(on_error)
     with _room_for_model(save_model, backbone), shared_work() as here:
         selection = select_timestep(
             backbone,

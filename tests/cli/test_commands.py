@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from aselect_hf import ASelectDiffusionForImageClassification, ASelectDiTForSemanticSegmentation, ASelectDiTModel
 from aselect_hf.conversion import save_model
+from tests.data.tars import write_tars
 
 
 def test_select_writes_curve_picture_and_model(aselect, checkpoint, pictures, tmp_path):
@@ -66,6 +67,21 @@ def test_features_are_listed_and_written(aselect, checkpoint, pictures, tmp_path
         metadata = {name: json.loads(text) for name, text in file.metadata().items()}
     assert metadata["ids"][:2] == ["a/0.png", "a/10.png"]
     assert metadata["record"]["columns"]["blocks_0_hidden_t5"]["timestep"] == 5
+
+
+def test_tars_are_streamed(aselect, checkpoint, tmp_path):
+    tars, out = write_tars(tmp_path / "tars", [6, 4]) / "part-*.tar", tmp_path / "out"
+    run = ("features", checkpoint, tars, "--streaming", "--timesteps", "5", "-o", out)
+    assert aselect(*run, "--shard", "1/2")[0] == 0
+    code, stdout, stderr = aselect(*run)
+    assert (code, "(10, 24)" in stdout, len(list(out.glob("*.parquet")))) == (0, True, 2)
+    assert "2 shards" in stdout
+    assert "1 of 1 shards, 00:00 left" in stderr  # of what was missing
+    code, _, stderr = aselect(*run, "--max-samples", "3")
+    assert (code, "neither max_samples nor num_shards" in stderr) == (2, True)
+    run = ("select", checkpoint, tars, "--streaming", "--max-samples", "8", "--method", "ridge", "--timesteps", "5,200")
+    assert aselect(*run, "--output-dir", tmp_path / "selected")[0] == 0
+    assert json.loads((tmp_path / "selected" / "selection.json").read_text())["num_images"] == 8
 
 
 def test_features_become_a_data_set_and_a_job_does_its_share(aselect, checkpoint, pictures, tmp_path):
