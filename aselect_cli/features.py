@@ -100,7 +100,7 @@ def features(
         request["progress"] = here.is_main
         if streaming:
             stream = load_images(data, split, streaming=True)
-            columns = {"image_column": image_column, "label_column": label_column}
+            columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
             found = write_streamed_features(
                 backbone, stream, output, **request, **columns, name=f"{data} ({split})", on_error=on_error
             )
