@@ -282,9 +282,10 @@ class NoisyBackboneConfig(FixedTimestepMixin, BackboneConfigMixin, PreTrainedCon
         if not self.vae_config.get(widths):
             raise ValueError(f"vae_config of an {name} must have {widths}")
         field = "z_dim" if name == "AutoencoderKLQwenImage" else "latent_channels"
-        channels = self.vae_config.get(field, 4) * VAE_PACKED.get(name, 1) ** 2
-        if channels != self.num_channels:
-            raise ValueError(f"num_channels={self.num_channels} contradicts the VAE, whose latents have {channels}")
+        channels, side = self.vae_config.get(field, 4), VAE_PACKED.get(name, 1)
+        if channels * side**2 != self.num_channels:
+            packed = f", of which {side}x{side} are packed into one" if side > 1 else ""
+            raise ValueError(f"num_channels={self.num_channels} contradicts the VAE's {field}={channels}{packed}")
 
     def check_choice(self) -> None:
         """Refuse a feature or timestep that this network does not have."""
