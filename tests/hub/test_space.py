@@ -123,8 +123,11 @@ def test_it_starts_from_its_folder(hub, folder, tmp_path):
 
 
 def install(python: str | Path, *arguments: str) -> None:
-    """Run pip; skip the test where it cannot install."""
-    command = [python, "-m", "pip", "--quiet", *arguments]
+    """Run pip; skip the test where it cannot install.
+
+    `-I` keeps the checkout off pip's path, where it would find this package and leave it out.
+    """
+    command = [python, "-I", "-m", "pip", "--quiet", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"pip cannot install: {done.stderr[-500:]}")
