@@ -96,11 +96,11 @@ class Trainer:
             num_warmup_steps=args.num_warmup_steps,
             num_training_steps=self.max_steps,
         )
-        if is_sharded(self.accelerator):
+        sharded = is_sharded(self.accelerator)
+        if sharded:
             prepare_sharding(self.accelerator, objective)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        sharded = is_sharded(self.accelerator)
         average = partial(ShardedEMA if sharded else EMAModel, foreach=not sharded)
         self.ema = average(self.parameters, decay=args.ema_decay) if args.ema_decay else None
         self.unwrapped: Any = self.accelerator.unwrap_model(self.objective)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils.other import get_free_port
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -53,7 +54,8 @@ PRETRAIN = (
 @pytest.fixture
 def run_toy(tmp_path, monkeypatch):
     """`run_toy(name, sharded, **arguments)`: a trained toy, in this process alone, scored with its averaged weights."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29512"}
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    alone["MASTER_PORT"] = str(get_free_port())  # tests may run side by side
 
     def run(name: str, sharded: bool, objective: Any = None, dataset: Any = range(20), **arguments: Any) -> Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)
