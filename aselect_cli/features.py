@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,8 +102,10 @@ def features(
         if streaming:
             stream = load_images(data, split, streaming=True)
             columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+            columns["classes"] = _streamed_classes(stream, data, split, label_column)
+            root = data if Path(data).is_dir() else None
             found = write_streamed_features(
-                backbone, stream, output, **request, **columns, name=f"{data} ({split})", on_error=on_error
+                backbone, stream, output, **request, **columns, root=root, name=f"{data} ({split})", on_error=on_error
             )
         else:
             found = write_feature_set(backbone, images, output, **request, num_shards=num_shards)
@@ -134,6 +137,20 @@ def _list(config: Any) -> Answer:
     text = "\n".join(f"{name:28s} (batch, {tokens}, {width}){marks.get(name, '')}" for name, width in widths.items())
     width = config.feature_width(config.feature)
     return Answer(text, {"features": list(widths), "default": config.feature, "tokens": tokens, "width": width})
+
+
+def _streamed_classes(stream: Any, data: str, split: str, label_column: str | None) -> list[str] | None:
+    """As `_names_from_training`, of a stream: from the splits' declared classes; `None` if it declares none."""
+    from aselect_hf.data.sources import load_images
+
+    def names(features: Any) -> list[str]:
+        return list(getattr((features or {}).get(label_column or "label"), "names", []))
+
+    own, training = names(stream.features), []
+    if own and split != TRAIN_SPLIT:
+        with contextlib.suppress(ValueError):  # there is no such split
+            training = names(load_images(data, TRAIN_SPLIT, streaming=True).features)
+    return [*training, *(name for name in own if name not in set(training))] or None
 
 
 def _names_from_training(images: ImageData, data: str, image_column: str, label_column: str | None) -> list[str]:

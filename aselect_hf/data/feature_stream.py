@@ -41,6 +41,8 @@ def write_streamed_features(
     name: str = "stream",
     image_column: str = "image",
     label_column: str | None = None,
+    classes: Sequence[str] | None = None,
+    root: str | Path | None = None,
     features: Sequence[str] | None = None,
     timesteps: Sequence[int] | None = None,
     output_format: str = "pooled",
@@ -55,22 +57,24 @@ def write_streamed_features(
     """As `write_feature_set`, of images that are read once, in order, and never counted or indexed.
 
     Each file of the stream (tar, parquet file; a folder of images has up to 64 parts) becomes one shard, so that this
-    many processes can share the work. `id` is the key in a tar, or else the file's stored name; `row` is an image's
-    number in its file. `_features.json` gives no number of images. A folder is taken for the same request if the number
-    of files and the first images are the same.
+    many processes can share the work. `id` is the key in a tar, or else the file's path below `root`; `row` is an
+    image's number in its file. `_features.json` gives no number of images. A folder is taken for the same request if
+    the number of files and the first images are the same.
 
     Args:
         stream: as `load_images(..., streaming=True)` opens it.
         label_column: of integers or named classes (default: `label`, if it is one).
+        classes: names by which named labels are numbered (default: those of the stream).
+        root: the folder that holds the files (default: ids are names of files without folders).
         on_error: `"stop"` at an image that cannot be read, or `"skip"` it.
 
     Raises:
         ValueError, OSError: as `write_feature_set`; labels without numbers.
     """
-    reader = StreamReader(undecoded_stream(stream, on_error), name, image_column, label_column)
+    reader = StreamReader(undecoded_stream(stream, on_error), name, image_column, label_column, classes)
     head = reader.beginning(HEAD_IMAGES)
     rows = FeatureRows.of(model, head, features, timesteps, output_format, dtype, batch_size, num_workers)
-    rows.folder = ""
+    rows.folder = str(root or "")
     record = rows.describe() | {"split": split, "images": None, "num_shards": reader.stream.num_shards}
     found = opened(as_path(folder), record, shards_given=True)
     mine = range(found.num_shards) if part is None else range(part.index, found.num_shards, part.count)

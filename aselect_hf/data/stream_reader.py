@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import datasets
+from transformers.utils import logging
 
 from aselect_hf.data.folders import KEY
 from aselect_hf.data.image_data import LABEL_COLUMN, ImageData
+
+logger = logging.get_logger(__name__)
 
 
 class StreamReader:
@@ -17,14 +20,20 @@ class StreamReader:
 
     Args:
         stream: of undecoded images, see `undecoded_stream`.
-        label_column: of integers or named classes (default: `label`, if it is one).
+        label_column: of integers or named classes (default: `label`, if it is one; a warning says so if it is not).
+        classes: names by which labels are numbered (default: those of the stream).
 
     Raises:
         ValueError: the columns are not there, or labels have no numbers.
     """
 
     def __init__(
-        self, stream: datasets.IterableDataset, name: str, image_column: str, label_column: str | None
+        self,
+        stream: datasets.IterableDataset,
+        name: str,
+        image_column: str,
+        label_column: str | None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.stream, self.name, self.image_column = stream, name, image_column
         features = stream.features or {}
@@ -38,6 +47,11 @@ class StreamReader:
                 f"label_column {label_column!r} of a stream must hold integers or named classes, got {feature}: "
                 "other labels are numbered only when all of them are known, without streaming"
             )
+        if feature is not None and not numbered:
+            logger.warning(
+                "no labels are read: %s of the stream holds %s, not integers or named classes", LABEL_COLUMN, feature
+            )
+        self.classes = classes
         self.label_column = (label_column or LABEL_COLUMN) if numbered else None
         self.label_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
@@ -47,7 +61,7 @@ class StreamReader:
         data = ImageData([self._item(row) for row in rows], labels, self.label_names, self.name)
         data.rows = range(first, first + len(rows))
         data.label_names = self.label_names
-        return data
+        return data if self.classes is None or self.label_names is None else data.with_classes(self.classes)
 
     def beginning(self, count: int) -> ImageData:
         """The first images."""

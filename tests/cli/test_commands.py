@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from modeling.tiny_transformers import store_prompt, tiny_config, tiny_model
@@ -82,6 +84,26 @@ def test_tars_are_streamed(aselect, checkpoint, tmp_path):
     run = ("select", checkpoint, tars, "--streaming", "--max-samples", "8", "--method", "ridge", "--timesteps", "5,200")
     assert aselect(*run, "--output-dir", tmp_path / "selected")[0] == 0
     assert json.loads((tmp_path / "selected" / "selection.json").read_text())["num_images"] == 8
+
+
+def test_a_streamed_split_has_the_classes_of_the_training_split(aselect, checkpoint, tmp_path):
+    """A split may lack a class; its others keep their numbers. Ids tell files of the same name apart."""
+    for split, classes in (("train", "abc"), ("validation", "ac")):
+        for name in classes:
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(np.full((8, 8), ord(name), np.uint8)).save(folder / "0.png")
+    rows = []
+    for extra in ([], ["--streaming"]):
+        out = tmp_path / f"out{len(extra)}"
+        asked = ("--split", "validation", "--timesteps", "5", *extra)
+        assert aselect("features", checkpoint, tmp_path / "data", *asked, "-o", out)[0] == 0
+        rows.append(pd.read_parquet(out).sort_values("id"))
+    for found in rows:
+        assert found["label"].tolist() == [0, 2]
+        assert found["label_name"].tolist() == ["a", "c"]
+    assert rows[0]["id"].tolist() == ["a/0.png", "c/0.png"]
+    assert rows[1]["id"].tolist() == ["validation/a/0.png", "validation/c/0.png"]
 
 
 def test_features_become_a_data_set_and_a_job_does_its_share(aselect, checkpoint, pictures, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datasets
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from aselect_hf.data import feature_stream
 from aselect_hf.data.feature_set import Part, write_feature_set
@@ -60,3 +63,15 @@ def test_another_stream_or_labels_without_numbers_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="the stream has no column 'picture'"):
         write(model, tmp_path / "tars", tmp_path / "new", image_column="picture")
     assert not (tmp_path / "new").exists()
+
+
+def test_text_labels_are_left_out_and_said_so(model, tmp_path, caplog):
+    """They can be numbered only when all of them are known."""
+    picture = Image.fromarray(np.zeros((8, 8), np.uint8))
+    rows = datasets.Dataset.from_dict({"image": [picture] * 2, "label": ["cat", "dog"]})
+    (tmp_path / "data").mkdir()
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "data" / "train.parquet")
+    with caplog.at_level("WARNING", logger="aselect_hf"):
+        write(model, tmp_path / "data", tmp_path / "out")
+    assert pd.read_parquet(tmp_path / "out")["label"].isna().all()
+    assert "no labels are read: label of the stream holds" in caplog.text
