@@ -19,6 +19,7 @@ from aselect_hf.conversion.weights import State, check_depth, first_line, stored
 from aselect_hf.files import read_json
 from aselect_hf.modeling.configuration_aselect_dit import ASelectDiTConfig
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
+from aselect_hf.modeling.vae import drop_decoder
 
 DERIVED_KEYS = {"position_embedding", "evaluation_noise"}
 """Stored buffers that the config determines; with a fixed timestep, however, positions are weights."""
@@ -108,7 +109,7 @@ def load_vae(source: Any, options: LoadingOptions | None = None) -> Any:
             raise
         options = dataclasses.replace(options, variant=None)
         files = weight_files(path, None, options.allow_pickle)
-    if autoencoder_class is AutoencoderKL:
+    if autoencoder_class in (AutoencoderKL, AutoencoderKLFlux2):
         names = stored_names(files)
         check_depth(path, len(config.get("block_out_channels", (64,))), names, "encoder.down_blocks")
         check_depth(path, config.get("layers_per_block", 1), names, "encoder.down_blocks.0.resnets")
@@ -123,9 +124,7 @@ def set_vae(model: NoisyBackbone, vae: Any, decoder: bool) -> None:
         setattr(model.config, name, getattr(checked, name))
     vae = copy.deepcopy(vae)  # the caller may still use it
     if not decoder:
-        vae.decoder = torch.nn.Identity()
-        if hasattr(vae, "post_quant_conv"):
-            vae.post_quant_conv = None
+        drop_decoder(vae)
     model.vae = vae.eval()
 
 

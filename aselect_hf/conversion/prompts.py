@@ -34,13 +34,8 @@ def _chroma(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
 
-def _auraflow(pipeline: Any, prompt: str) -> Tensors:
-    embeds, _, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
-    return {"prompt_embeds": embeds}
-
-
-def _cogview(pipeline: Any, prompt: str) -> Tensors:
-    embeds, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
+def _unguided(pipeline: Any, prompt: str) -> Tensors:
+    embeds, *_ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
     return {"prompt_embeds": embeds}
 
 
@@ -72,11 +67,6 @@ def _z_image(pipeline: Any, prompt: str) -> Tensors:
     return {"prompt_embeds": embeds[None]}
 
 
-def _lumina2(pipeline: Any, prompt: str) -> Tensors:
-    embeds, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
-    return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
-
-
 ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "SD3Transformer2DModel": _pooled,
     "FluxTransformer2DModel": _flux,
@@ -85,12 +75,12 @@ ENCODERS: dict[str, Callable[[Any, str], Tensors]] = {
     "SanaTransformer2DModel": _masked,
     "Flux2Transformer2DModel": _embeds,
     "QwenImageTransformer2DModel": _qwen_image,
-    "Lumina2Transformer2DModel": _lumina2,
+    "Lumina2Transformer2DModel": _masked,
     "ZImageTransformer2DModel": _z_image,
     "PRXTransformer2DModel": _masked,
-    "AuraFlowTransformer2DModel": _auraflow,
+    "AuraFlowTransformer2DModel": _unguided,
     "HunyuanDiT2DModel": _hunyuan,
-    "CogView4Transformer2DModel": _cogview,
+    "CogView4Transformer2DModel": _unguided,
 }
 """By class of the transformer: what a pipeline's `encode_prompt` returns, by the names of the pipeline's arguments."""
 

@@ -12,32 +12,12 @@ from typing import Any
 
 import torch
 
-from .family import SIGMA_FLOW, Conditioning, Family, Stack, Tap, dual_stream, pass_one, same
+from .family import SIGMA_FLOW, Conditioning, Family, Tap, dual_stream, same, single_stream
 
-SINGLE = Stack(
-    blocks="single_transformer_blocks",
-    depth="num_single_dit_layers",
-    taps={
-        "attention_norm": Tap("norm1", item=0, joint="last"),
-        "query": Tap("attn.to_q", joint="last"),
-        "key": Tap("attn.to_k", joint="last"),
-        "value": Tap("attn.to_v", joint="last"),
-        "attention": Tap("attn.to_out.0", joint="last"),
-        "mlp_norm": Tap("ff", side="in", joint="last"),
-        "mlp": Tap("ff", joint="last"),
-        "hidden": Tap("", joint="last"),
-    },
-    parts={
-        "attention_norm": ("norm1",),
-        "query": ("attn.to_q",),
-        "key": ("attn.to_k",),
-        "value": ("attn.to_v",),
-        "attention": ("attn.norm_q", "attn.norm_k", "attn.to_out"),
-        "mlp": ("ff",),
-    },
-    text=(),
-    skip=pass_one,
-)
+SINGLE = single_stream(
+    "single_transformer_blocks", "num_single_dit_layers", "attn", "ff", Tap("norm1", item=0, joint="last"), "last",
+    before=("norm1",),
+)  # fmt: skip
 
 
 def inputs(

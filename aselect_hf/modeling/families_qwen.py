@@ -21,14 +21,9 @@ BLOCKS: Stack = dataclasses.replace(
         "mlp": Tap("img_mlp"),
     },
     parts={
+        **DUAL.parts,
         "attention_norm": ("img_mod",),
-        "query": ("attn.to_q",),
-        "key": ("attn.to_k",),
-        "value": ("attn.to_v",),
-        "attention": (
-            *("attn.norm_q", "attn.norm_k", "txt_mod"),
-            *("attn.add_k_proj", "attn.add_v_proj", "attn.norm_added_k", "attn.to_out"),
-        ),
+        "attention": ("txt_mod", *(name for name in DUAL.parts["attention"] if name != "norm1_context")),
         "mlp": ("img_mlp",),
     },
     text=("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp"),

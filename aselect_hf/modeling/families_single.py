@@ -8,59 +8,13 @@ Both take the share of the data, `1 - sigma`, as time, and predict the data less
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from .family import Conditioning, Family, Stack, Tap, pass_one, same
+from .family import Conditioning, Family, Tap, same, single_stream
 
 DATA_FLOW = {"type": "flow_matching", "model_time": "data_fraction"}
-
-
-def single_stream(
-    attention: str,
-    norm: Tap,
-    depth: str,
-    place: Literal["first", "last"],
-    first: tuple[str, ...],
-    between: tuple[str, ...],
-) -> Stack:
-    """Blocks of attention and MLP with a norm before and after each.
-
-    Args:
-        attention: module of the attention.
-        norm: where its input is.
-        depth: field of the config that counts the blocks.
-        place: where the image is in the sequence.
-        first: modules before the attention.
-        between: modules between the attention's output and the MLP.
-    """
-    return Stack(
-        blocks="layers",
-        depth=depth,
-        taps={
-            "attention_norm": norm,
-            "query": Tap(f"{attention}.to_q", joint=place),
-            "key": Tap(f"{attention}.to_k", joint=place),
-            "value": Tap(f"{attention}.to_v", joint=place),
-            "attention": Tap(f"{attention}.to_out.0", joint=place),
-            "mlp_norm": Tap("feed_forward", side="in", joint=place),
-            "mlp": Tap("feed_forward", joint=place),
-            "hidden": Tap("", joint=place),
-        },
-        parts={
-            "attention_norm": first,
-            "query": (f"{attention}.to_q",),
-            "key": (f"{attention}.to_k",),
-            "value": (f"{attention}.to_v",),
-            "attention": (f"{attention}.norm_q", f"{attention}.norm_k", f"{attention}.to_out"),
-            "mlp_norm": between,
-            "mlp": ("feed_forward",),
-            "hidden": ("ffn_norm2",),
-        },
-        text=(),
-        skip=pass_one,
-    )
 
 
 def lumina_inputs(
@@ -109,7 +63,8 @@ LUMINA2 = Family(
     transformer_class="Lumina2Transformer2DModel",
     stacks=(
         single_stream(
-            "attn", Tap("norm1", item=0, joint="last"), "num_layers", "last", ("norm1",), ("norm2", "ffn_norm1")
+            "layers", "num_layers", "attn", "feed_forward", Tap("norm1", item=0, joint="last"), "last",
+            before=("norm1",), between=("norm2", "ffn_norm1"), after=("ffn_norm2",),
         ),
     ),
     defaults={
@@ -135,8 +90,9 @@ Z_IMAGE = Family(
     transformer_class="ZImageTransformer2DModel",
     stacks=(
         single_stream(
-            "attention", Tap("attention.to_q", side="in", joint="first"), "n_layers", "first",
-            ("attention_norm1", "adaLN_modulation"), ("attention_norm2", "ffn_norm1"),
+            "layers", "n_layers", "attention", "feed_forward", Tap("attention.to_q", side="in", joint="first"), "first",
+            before=("attention_norm1", "adaLN_modulation"), between=("attention_norm2", "ffn_norm1"),
+            after=("ffn_norm2",),
         ),
     ),
     defaults={

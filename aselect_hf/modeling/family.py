@@ -221,4 +221,52 @@ def dual_stream(norm: str = "norm1", extra: tuple[str, ...] = ()) -> Stack:
     )
 
 
-__all__ = ["Family", "Stack", "Tap", "dual_stream", "pass_both", "pass_one", "same"]
+def single_stream(
+    blocks: str,
+    depth: str,
+    attention: str,
+    mlp: str,
+    norm: Tap,
+    place: Literal["first", "last"],
+    before: tuple[str, ...],
+    between: tuple[str, ...] = (),
+    after: tuple[str, ...] = (),
+) -> Stack:
+    """Blocks of attention, then an MLP, on image and text in one sequence.
+
+    Args:
+        blocks, depth: as in `Stack`.
+        attention, mlp: modules of a block.
+        norm: where the input of the attention is.
+        place: where the image is in the sequence.
+        before, between, after: modules before the attention, between its output and the MLP, and after the MLP.
+    """
+    return Stack(
+        blocks=blocks,
+        depth=depth,
+        taps={
+            "attention_norm": norm,
+            "query": Tap(f"{attention}.to_q", joint=place),
+            "key": Tap(f"{attention}.to_k", joint=place),
+            "value": Tap(f"{attention}.to_v", joint=place),
+            "attention": Tap(f"{attention}.to_out.0", joint=place),
+            "mlp_norm": Tap(mlp, side="in", joint=place),
+            "mlp": Tap(mlp, joint=place),
+            "hidden": Tap("", joint=place),
+        },
+        parts={
+            "attention_norm": before,
+            "query": (f"{attention}.to_q",),
+            "key": (f"{attention}.to_k",),
+            "value": (f"{attention}.to_v",),
+            "attention": (f"{attention}.norm_q", f"{attention}.norm_k", f"{attention}.to_out"),
+            "mlp_norm": between,
+            "mlp": (mlp,),
+            "hidden": after,
+        },
+        text=(),
+        skip=pass_one,
+    )
+
+
+__all__ = ["Family", "Stack", "Tap", "dual_stream", "pass_both", "pass_one", "same", "single_stream"]

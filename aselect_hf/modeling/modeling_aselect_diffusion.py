@@ -67,7 +67,7 @@ class ASelectDiffusionModel(ASelectDiffusionPreTrainedModel, NoisyBackbone):
 
     projection_names = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-        *("img_qkv_proj", "txt_kv_proj"),  # of PRX
+        *("img_qkv_proj", "txt_kv_proj", "to_qkv_mlp_proj"),  # of PRX and FLUX.2
         *("to_qkv", "add_qkv", "to_image_out"),  # with a fixed timestep
     )
     early_exit: Literal["raise", "block"] = "raise"
@@ -310,7 +310,9 @@ def _restore_tables(transformer: nn.Module, config: ASelectDiffusionConfig) -> N
         (path, name)
         for path, module in transformer.named_modules()
         for name, value in vars(module).items()
-        if any(isinstance(x, torch.Tensor) and x.is_meta for x in (value if isinstance(value, list) else [value]))
+        if any(
+            isinstance(x, torch.Tensor) and x.is_meta for x in (value if isinstance(value, list | tuple) else [value])
+        )
     ]
     if not lacking:
         return

@@ -21,10 +21,15 @@ def build_vae(config: NoisyBackboneConfig) -> Any:
         raise ImportError("this checkpoint carries a VAE, which needs diffusers: pip install diffusers") from error
     vae: Any = getattr(diffusers, config.vae_config.get("_class_name", "AutoencoderKL")).from_config(config.vae_config)
     if not config.vae_decoder:
-        vae.decoder = torch.nn.Identity()  # that of films counts the layers of its decoder
-        if hasattr(vae, "post_quant_conv"):
-            vae.post_quant_conv = None
+        drop_decoder(vae)
     return vae
+
+
+def drop_decoder(vae: Any) -> None:
+    """Leave an autoencoder's decoder out; that of films counts the layers of what stands in its place."""
+    vae.decoder = torch.nn.Identity()
+    if hasattr(vae, "post_quant_conv"):
+        vae.post_quant_conv = None
 
 
 class VaeMixin:
@@ -148,4 +153,4 @@ class VaeMixin:
             raise ValueError(f"{name} holds NaN or infinite values")
 
 
-__all__ = ["VaeMixin", "build_vae"]
+__all__ = ["VaeMixin", "build_vae", "drop_decoder"]

@@ -290,6 +290,15 @@ def test_the_head_of_a_plain_backbone_is_new(randomize: Any, tmp_path: Path) -> 
     assert model.config.num_labels == 7
 
 
+def test_every_block_has_projections_for_adapters(model: Any) -> None:
+    """With LoRA on `attention_projections`, no block of any stack is left as it is."""
+    last = f"blocks.{model.config.num_hidden_layers - 1}.hidden"
+    names, known = model.attention_projections([last]), dict(model.named_modules())
+    adapted = {id(known[name]) for name in names}
+    for _, block in model.blocks():
+        assert adapted & {id(module) for module in block.modules()}
+
+
 def test_an_adapter_changes_the_feature_it_is_on(model: Any, latents: torch.Tensor) -> None:
     """peft puts a module of its own in the place of the one whose output is the feature."""
     peft = pytest.importorskip("peft")

@@ -434,6 +434,10 @@ def test_flux2_encodes_as_its_pipeline_does(randomize: Any, normal: Any, tmp_pat
     model.save_pretrained(tmp_path / "saved")
     loaded = ASelectDiffusionModel.from_pretrained(tmp_path / "saved")
     assert torch.equal(loaded.encode(images), latents)
+    path = tmp_path / "pipeline" / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers_per_block": 65536}))
+    with pytest.raises(ValueError, match=r"65536 blocks in encoder\.down_blocks\.0\.resnets, the weights have 1"):
+        aselect_hf.from_diffusers(tmp_path / "pipeline", image_size=16)
 
 
 @torch.no_grad()
