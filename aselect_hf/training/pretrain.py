@@ -162,20 +162,20 @@ def pretrain(
     if model.vae is not None:
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model.to(state.device), training_args.condition_dropout, data_args.random_flip)
-    dataset, collate = training_set(model, data, data_args, training_args.per_device_train_batch_size)
-    evaluate = icr_of_training(model, data, training_args.seed) if model_args.log_icr else None
-    trainer = Trainer(
-        objective,
-        dataset,
-        collate,
-        training_args,
-        num_workers=data_args.dataloader_num_workers,
-        evaluate=evaluate,
-        evaluate_every=model_args.log_icr,
-    )
-    if evaluate is not None:
-        refuse_sharding(trainer.accelerator, "log_icr")
-    with hold_output_dir(output_dir, weight_bytes(model)) as give_back_room:
+    with hold_output_dir(output_dir, weight_bytes(model)) as give_back_room:  # before any long work
+        dataset, collate = training_set(model, data, data_args, training_args.per_device_train_batch_size)
+        evaluate = icr_of_training(model, data, training_args.seed) if model_args.log_icr else None
+        trainer = Trainer(
+            objective,
+            dataset,
+            collate,
+            training_args,
+            num_workers=data_args.dataloader_num_workers,
+            evaluate=evaluate,
+            evaluate_every=model_args.log_icr,
+        )
+        if evaluate is not None:
+            refuse_sharding(trainer.accelerator, "log_icr")
         record = trainer.train()
         if is_sharded(trainer.accelerator):
             weights = whole_weights(trainer.accelerator, trainer.objective)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -162,3 +163,10 @@ def test_a_disk_without_room_is_named_before_training(run, small_disk, tmp_path)
     with pytest.raises(ValueError, match=r"cache_dir .* GB free, but .* GB is needed for these latents"):
         run("run", cache_dir=small_disk(20_000))
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_output_folder_in_use_is_said_before_images_are_encoded(flags, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="is in use by another run"):
+        pretrain(*parse_arguments(PRETRAIN, None, flags("run")))
+    assert not (tmp_path / "cache").exists()
