@@ -6,26 +6,25 @@ Not from the paper. Any vision model that `AutoModel` and `AutoImageProcessor` l
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 
 from aselect_hf.compare.accuracies import ProbeAccuracies
 from aselect_hf.cost import count_flops, weight_bytes
-from aselect_hf.data.feature_cache import DEFAULT_CACHE
-from aselect_hf.data.feature_file import FeatureFile, GrowingFile
+from aselect_hf.data.feature_cache import DEFAULT_CACHE, SHARD_IMAGES, FeatureShards
 from aselect_hf.data.fingerprint import fingerprint
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.files import as_path, check_writable
+from aselect_hf.files import as_path
 from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 
 BATCH = 32
@@ -91,12 +90,13 @@ class Baseline:
 
     def features(self, data: ImageData, progress: bool = True) -> np.ndarray:
         """What the probe sees of every image: `(images, width)` float32."""
-        return np.concatenate([*self._rows(data, 0, progress)])
+        with tqdm(total=len(data), desc=self.name, unit="image", disable=not progress) as bar:
+            return np.concatenate([*self._rows(data, range(len(data)), bar)])
 
     def cached_features(
         self, data: ImageData, *, cache_dir: str | Path | None = None, progress: bool = True
     ) -> np.ndarray:
-        """`features`, from the cache if they are there; an interrupted run goes on after its last batch.
+        """`features`, from the cache if they are there; an interrupted run keeps its finished files.
 
         Args:
             cache_dir: as in `pooled_features`.
@@ -104,33 +104,39 @@ class Baseline:
         Raises:
             ValueError: it is not writable.
         """
-        folder = as_path(cache_dir or DEFAULT_CACHE) / self._cache_key(data)
-        file = FeatureFile(check_writable(folder / "features.npy"), 0, (len(data), self.width))
-        with FileLock(folder / "lock"):
-            if not file.is_whole():
-                growing = GrowingFile(file, np.arange(len(data) + 1))
-                growing.start(growing.images)
-                with closing(growing):
-                    for rows in self._rows(data, growing.images, progress):
-                        growing.append(rows, len(rows))
-                    growing.finish()
-        return np.load(file.path, mmap_mode="r")
+        shards = FeatureShards(
+            folder=as_path(cache_dir or DEFAULT_CACHE) / self._cache_key(data),
+            num_images=len(data),
+            contents=("features",),
+            shard_size=SHARD_IMAGES,
+            dtype=torch.float32,
+            first_rows=np.arange(len(data) + 1),
+            width=self.width,
+        )
+        with shards.progress_bar(self.name, progress) as bar:
+
+            def compute(shard: int, contents: list[str]) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+                started = time.perf_counter()
+                rows = np.concatenate([*self._rows(data, shards.shard_images(shard), bar)])
+                yield {"features": torch.from_numpy(rows)}, time.perf_counter() - started
+
+            shards.fill(compute)
+        return shards.values("features")
 
     def _cache_key(self, data: ImageData) -> str:
         choices = {"data": data.fingerprint, "reads": self.reads, "network": type(self.model).__name__}
         return fingerprint(self.model.state_dict(), choices | {"processor": self.processor.to_json_string()})
 
-    def _rows(self, data: ImageData, first: int, progress: bool) -> Iterator[np.ndarray]:
-        """Features of the images from `first` on, in batches."""
-        with tqdm(total=len(data), initial=first, desc=self.name, unit="image", disable=not progress) as bar:
-            for start in range(first, len(data), BATCH):
-                images = [self._picture(data.decode(index)) for index in range(start, min(start + BATCH, len(data)))]
-                with self._refusing():
-                    found = np.concatenate([self._forward(batch)[0].cpu().numpy() for batch in self._batches(images)])
-                if not np.isfinite(found).all():
-                    raise ValueError(f"baseline {self.name} gives NaN or infinite features: check its weights")
-                yield found
-                bar.update(len(images))
+    def _rows(self, data: ImageData, images: range, bar: tqdm) -> Iterator[np.ndarray]:
+        """Features of some images, in batches."""
+        for start in range(images.start, images.stop, BATCH):
+            batch = [self._picture(data.decode(index)) for index in images[start - images.start :][:BATCH]]
+            with self._refusing():
+                found = np.concatenate([self._forward(each)[0].cpu().numpy() for each in self._batches(batch)])
+            if not np.isfinite(found).all():
+                raise ValueError(f"baseline {self.name} gives NaN or infinite features: check its weights")
+            yield found
+            bar.update(len(batch))
 
     def row(self, example: Any, validation_accuracy: float, test_accuracies: list[float]) -> BaselineRow:
         """Its row of the table; operations are counted on a decoded `example` of the images."""

@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from aselect_hf.cost import encode_flops, feature_flops
-from aselect_hf.data.feature_file import FeatureFile, GrowingFile
 from aselect_hf.data.fingerprint import fingerprint
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.data.latent_cache import cached_latents
-from aselect_hf.data.processes import processes
-from aselect_hf.files import (
-    as_path,
-    check_space,
-    check_writable,
-    disk_errors,
-    read_json,
-    reserved_space,
-)
+from aselect_hf.data.latent_cache import cached_latents, latent_shape
+from aselect_hf.data.shards import ShardStore
+from aselect_hf.files import as_path
 from aselect_hf.modeling.features import tokens_to_map
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
-
-logger = logging.get_logger(__name__)
 
 _Read = Callable[[range], tuple[Iterator[torch.Tensor], float]]
 """Batches of the network's inputs for some images, and the seconds that encoding them took."""
 
 DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "features"
-MARK_EVERY = 10.0  # seconds between progress marks
-PART_IMAGES, MOST_PARTS = 256, 128
-"""A larger set is stored in parts of at least this many images, which processes compute side by side."""
+SHARD_IMAGES, MOST_SHARDS = 256, 128
+"""A shard has at least this many images, and there are at most this many shards, unless they would be too large."""
+INPUT_BYTES, VALUE_BYTES = 2**28, 2**26
+"""Most bytes of a shard's inputs and of its values at one timestep, because memory holds both."""
 
 
 @dataclass
@@ -53,8 +40,8 @@ class CachedFeatures:
     """Features of a data set.
 
     Args:
-        values: one `(rows, columns)` float32 array per timestep, read-only: memory-mapped, or read at every access if
-            the set is stored in parts.
+        values: one `(rows, columns)` float32 array per timestep: memory-mapped, or read at every access if the set is
+            stored in several shards.
         forward_passes, seconds, flops: cost of computing them, now or in an earlier run.
     """
 
@@ -98,10 +85,10 @@ def pooled_features(
 
     Each image has one row of `pool_size^2 * width` columns. With `pool_size` 1 the row is the mean over all tokens, the
     usual protocol. With 2 it holds the mean of each quarter of the image, 4 times as wide, and keeps coarse positions.
-    Results are cached under `cache_dir`, one file per timestep and part of the images (see `PART_IMAGES`), in a folder
+    Results are cached under `cache_dir`, one file per timestep and shard of images (see `ShardStore`), in a folder
     named by a hash of weights, images, preprocessing and feature. Any number of processes may call this function at
-    once: each computes parts that no other works on, and all return when every part is complete. After an interruption,
-    the next run continues after the last finished image. Checksums are verified once per process; damaged files are
+    once: each computes shards that no other works on, and all return when every shard is complete. After an
+    interruption, the next run keeps all finished files. Checksums are verified once per process; damaged files are
     reported and computed again. Latents are in `cache_dir/latents`.
 
     Raises:
@@ -163,35 +150,41 @@ def token_rows(model: NoisyBackbone, data: ImageData, tokens: np.ndarray) -> Kep
     return KeptRows(description, first_rows, 1, pick, whole_image=True)
 
 
+@dataclass(eq=False)
+class FeatureShards(ShardStore):
+    """Rows of features on disk; a content is what one timestep gives.
+
+    Args:
+        first_rows: `(images + 1,)`, see `KeptRows`.
+        width: columns of each row.
+    """
+
+    first_rows: np.ndarray
+    width: int
+
+    what = "features"
+
+    def shard_shape(self, shard: int) -> tuple[int, ...]:
+        images = self.shard_images(shard)
+        return int(self.first_rows[images.stop] - self.first_rows[images.start]), self.width
+
+    def values(self, content: str) -> np.ndarray:
+        """All rows; a memory map if there is one shard only."""
+        arrays = [self.open_shard(content, shard)[0].numpy() for shard in range(self.num_shards)]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
 @dataclass
-class _Part:
-    """Some images of a set, whose rows have files of their own; `kept` counts rows and images from the part's first."""
+class _Columns(Sequence[np.ndarray]):
+    """The values of each timestep, read at every access."""
 
-    folder: Path
-    images: range
-    kept: KeptRows
-    files: list[FeatureFile]
-
-    def missing(self) -> list[FeatureFile]:
-        return [file for file in self.files if not file.is_whole()]
-
-    def bytes_missing(self) -> int:
-        """Bytes of the missing files that are not on the disk yet."""
-        return sum(file.bytes_missing() for file in self.missing())
-
-
-class _Joined(Sequence[np.ndarray]):
-    """The arrays of each timestep, put together from all parts at every access."""
-
-    def __init__(self, parts: list[_Part]) -> None:
-        self.parts = parts
+    shards: FeatureShards
 
     def __len__(self) -> int:
-        return len(self.parts[0].files)
+        return len(self.shards.contents)
 
     def __getitem__(self, index: Any) -> Any:
-        arrays = [np.load(part.files[range(len(self))[index]].path, mmap_mode="r") for part in self.parts]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return self.shards.values(self.shards.contents[index])
 
 
 def _cached(
@@ -204,72 +197,35 @@ def _cached(
     cache_dir: str | Path | None,
     progress: bool,
 ) -> CachedFeatures:
-    folder = as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, kept.description)
-    parts = _parts(folder, kept, timesteps, kept.cells * model.config.feature_width(feature))
-    check_writable(folder / "lock")
-    missing = [part for part in parts if part.missing()]
-    if missing:
-        latents_dir = as_path(cache_dir) / "latents" if cache_dir else None
-        read = partial(_latents, model, data, kept.whole_image, latents_dir, batch_size, progress)
-        done = len(data) - sum(len(part.images) for part in missing)
-        name = f"features of {data.name}"
-        with tqdm(total=len(data), initial=done, desc=name, unit="image", disable=not progress) as bar:
-            _fill(missing, partial(_compute, model, feature, read, bar), bar)
+    width = kept.cells * model.config.feature_width(feature)
+    shards = FeatureShards(
+        folder=as_path(cache_dir or DEFAULT_CACHE) / cache_key(model, data, feature, kept.description),
+        num_images=len(data),
+        contents=tuple(f"t{t:05d}" for t in timesteps),
+        shard_size=_shard_size(model, data, kept, width),
+        dtype=torch.float32,
+        first_rows=kept.first_rows,
+        width=width,
+    )
+    latents_dir = as_path(cache_dir) / "latents" if cache_dir else None
+    read = partial(_latents, model, data, kept.whole_image, latents_dir, batch_size, progress)
+    with shards.progress_bar(f"features of {data.name}", progress, len(timesteps), "pass") as bar:
+        shards.fill(partial(_compute, model, feature, kept, read, bar, shards))
     passes = len(timesteps) * len(data) * model.config.num_noise_draws
     return CachedFeatures(
-        values=_Joined(parts),
+        values=_Columns(shards),
         forward_passes=passes,
-        seconds=sum(read_json(file.record)["seconds"] for part in parts for file in part.files),
+        seconds=shards.seconds,
         flops=len(data) * encode_flops(model) + passes * feature_flops(model, feature),
     )
 
 
-def _parts(folder: Path, kept: KeptRows, timesteps: list[int], width: int) -> list[_Part]:
-    """The parts of a set. Their number depends on the number of images alone."""
-    images = len(kept.first_rows) - 1
-    count, parts = min(MOST_PARTS, -(-images // PART_IMAGES)), []
-    for number in range(count):
-        own = range(images * number // count, images * (number + 1) // count)
-        first_rows = kept.first_rows[own.start : own.stop + 1]
-        rows_of = partial(_rows_of_part, kept, own.start)
-        rows = replace(kept, first_rows=first_rows - first_rows[0], rows_of=rows_of)
-        place = folder if count == 1 else folder / f"part-{number:05d}-of-{count:05d}"
-        shape = (int(rows.first_rows[-1]), width)
-        files = [FeatureFile(place / f"t{t:05d}.npy", t, shape) for t in timesteps]
-        parts.append(_Part(place, own, rows, files))
-    return parts
-
-
-def _rows_of_part(
-    kept: KeptRows, start: int, tokens: torch.Tensor, grid_size: tuple[int, int], first: int
-) -> torch.Tensor:
-    return kept.rows_of(tokens, grid_size, start + first)
-
-
-def _fill(parts: list[_Part], compute: Callable[[_Part, list[FeatureFile]], None], bar: tqdm) -> None:
-    """Compute the missing files, together with other processes that do the same; each begins with parts of its own."""
-    here = processes()
-    waiting = sorted(range(len(parts)), key=lambda number: (number - here.index) % here.count)
-    for part in parts:
-        part.folder.mkdir(parents=True, exist_ok=True)
-    folder, needed = parts[0].folder.parent, sum(part.bytes_missing() for part in parts)
-    with (
-        disk_errors(folder),
-        reserved_space(folder, needed // here.count, "these features", name="cache_dir") as give_back,
-    ):
-        for timeout in (0, -1):  # first the parts that nobody works on; then wait for the others, or take over
-            for number in list(waiting):
-                part = parts[number]
-                try:
-                    with FileLock(part.folder / "lock", timeout=timeout):
-                        give_back(part.bytes_missing())
-                        if missing := part.missing():
-                            compute(part, missing)
-                        else:
-                            bar.update(len(part.images))
-                except Timeout:
-                    continue
-                waiting.remove(number)
+def _shard_size(model: NoisyBackbone, data: ImageData, kept: KeptRows, width: int) -> int:
+    """Images per shard; depends on sizes only."""
+    inputs = torch.Size(latent_shape(model, data)).numel() * torch.float32.itemsize
+    values = -(-int(kept.first_rows[-1]) * width * torch.float32.itemsize // len(data))
+    most = min(INPUT_BYTES // inputs, VALUE_BYTES // max(1, values))
+    return max(1, min(most, max(SHARD_IMAGES, -(-len(data) // MOST_SHARDS))))
 
 
 def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) -> str:
@@ -281,28 +237,30 @@ def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) ->
 
 
 def _compute(
-    model: NoisyBackbone, feature: str, read: _Read, bar: tqdm, part: _Part, missing: list[FeatureFile]
-) -> None:
-    """Fill all missing files of a part together, one batch of images at a time."""
-    with _opened_together(missing, part.kept) as growing:
-        done = growing[0].images
-        batches, encode_seconds = read(range(part.images.start + done, part.images.stop))
-        started = last_mark = time.perf_counter()
-        bar.update(done)
-        for latents in batches:
-            for file in growing:  # one timestep at a time, because all tokens of a batch take much memory
-                tokens = model.extract_features(latents=latents, features=[feature], timesteps=[file.timestep])[feature]
-                rows = part.kept.rows_of(tokens[:, 0].float(), model.grid_size(latents), done)
-                file.append(rows.cpu().numpy(), len(latents))
-            done += len(latents)
+    model: NoisyBackbone,
+    feature: str,
+    kept: KeptRows,
+    read: _Read,
+    bar: tqdm,
+    shards: FeatureShards,
+    shard: int,
+    contents: list[str],
+) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+    """Rows of a shard, one timestep after another; its inputs are read once."""
+    images = shards.shard_images(shard)
+    batches, encode_seconds = read(images)
+    started = time.perf_counter()
+    inputs = [batch.cpu() for batch in batches]
+    encode_seconds += time.perf_counter() - started
+    for content in contents:
+        started, first, rows = time.perf_counter(), images.start, []
+        for latents in inputs:
+            options: dict[str, Any] = {"features": [feature], "timesteps": [int(content[1:])]}
+            tokens = model.extract_features(latents=latents.to(model.device), **options)[feature][:, 0]
+            rows.append(kept.rows_of(tokens.float(), model.grid_size(latents), first).cpu())
+            first += len(latents)
             bar.update(len(latents))
-            if time.perf_counter() - last_mark > MARK_EVERY:
-                started, last_mark = _share_seconds(growing, started), time.perf_counter()
-                for file in growing:
-                    file.mark()
-        _share_seconds(growing, started - encode_seconds)
-        for file in growing:
-            file.finish()
+        yield {content: torch.cat(rows)}, time.perf_counter() - started + encode_seconds / len(contents)
 
 
 def _latents(
@@ -315,8 +273,6 @@ def _latents(
     images: range,
 ) -> tuple[Iterator[torch.Tensor], float]:
     """Batches of the network's inputs for `images`, and the seconds that encoding them took."""
-    if not images:
-        return iter(()), 0.0
     if model.vae is None:
         some = data if len(images) == len(data) else data.subset(images)
         pixels = some.batches(model.config, batch_size, whole_image=whole_image)
@@ -327,26 +283,3 @@ def _latents(
     starts = range(images.start, images.stop, batch_size)
     parts = (range(start, min(start + batch_size, images.stop)) for start in starts)
     return (cache.gather(part).to(model.device) for part in parts), cache.seconds * len(images) / len(data)
-
-
-@contextmanager
-def _opened_together(missing: list[FeatureFile], kept: KeptRows) -> Iterator[list[GrowingFile]]:
-    """Open the missing files at the same image, with space reserved for the rest; mark their progress at the end."""
-    folder = missing[0].path.parent
-    growing = [GrowingFile(file, kept.first_rows) for file in missing]
-    check_space(folder.parent, sum(file.bytes_missing for file in growing), "these features", name="cache_dir")
-    done = min(file.images for file in growing)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(disk_errors(folder))
-        for file in growing:
-            file.start(done)
-            stack.callback(file.close)
-        yield growing
-
-
-def _share_seconds(growing: list[GrowingFile], since: float) -> float:
-    """Add an equal share of the time since `since` to every file, and return the current time."""
-    now = time.perf_counter()
-    for file in growing:
-        file.seconds += (now - since) / len(growing)
-    return now

@@ -15,13 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from aselect_hf.data.feature_rows import FeatureRows, RowBatch
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.data.processes import processes
+from aselect_hf.data.shards import take_turns
 from aselect_hf.files import (
     as_path,
     atomic_file,
@@ -186,22 +186,13 @@ def write_feature_set(
 
 
 def write_missing(found: FeatureSet, shards: Sequence[int], write: Callable[[int], None]) -> None:
-    """Let `write` write those of `shards` that no other process writes, each under its lock.
+    """Let `write` write those of `shards` that no other process writes, see `take_turns`."""
 
-    Processes begin with shards of their own. First come the shards that nobody works on; then this waits for the
-    others, or takes over from killed writers.
-    """
-    here = processes()
-    missing = sorted(shards, key=lambda shard: (shard - here.index) % here.count)
-    for timeout in (0, -1):
-        for shard in list(missing):
-            try:
-                with found.lock(f"{shard:05d}", timeout):
-                    if not found.is_whole(shard):
-                        write(shard)
-            except Timeout:
-                continue
-            missing.remove(shard)
+    def finish(shard: int) -> None:
+        if not found.is_whole(shard):
+            write(shard)
+
+    take_turns(shards, lambda shard, timeout: found.lock(f"{shard:05d}", timeout), finish)
 
 
 def default_num_shards(num_images: int, bytes_per_image: int) -> int:

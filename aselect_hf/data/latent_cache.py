@@ -1,35 +1,27 @@
-"""The DiT's inputs for a data set (VAE latents or pixels): encoded once, kept on disk, read in any order.
-
-A cache folder is named by everything that the values depend on. It holds one safetensors file per content and shard,
-with values, shape and checksum, so that a shard is whole or absent. Shards are read through memory maps.
-"""
+"""The DiT's inputs for a data set (VAE latents or pixels): encoded once, kept on disk, read in any order."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
-from aselect_hf.data.fingerprint import fingerprint, tensor_bytes
+from aselect_hf.data.fingerprint import fingerprint
 from aselect_hf.data.image_data import ImageData
-from aselect_hf.files import as_path, atomic_file, check_space, check_writable, digest_once
+from aselect_hf.data.shards import ShardStore
+from aselect_hf.files import as_path
 from aselect_hf.modeling.image_processing_aselect_dit import make_image_processor
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
-
-logger = logging.get_logger(__name__)
 
 DEFAULT_CACHE = Path(HF_HOME) / "aselect" / "latents"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -38,31 +30,23 @@ DECODER = ("decoder.", "post_quant_conv.")
 
 
 @dataclass(eq=False)
-class LatentCache(Dataset):
+class LatentCache(ShardStore, Dataset):
     """Latents of a data set on disk, in the order of its images; made by `cached_latents`.
 
     It is a `Dataset` of `(num_channels, height, width)` float32 tensors. Files are opened at their first read and never
-    loaded whole. Pickling (to workers of a `DataLoader`) transfers no values.
+    loaded whole. Pickling (to workers of a `DataLoader`) transfers no values. The contents are `mean`, `log_variance`,
+    and either with `_flipped`.
 
     Args:
-        folder: folder of the shards.
-        num_images, shape: number of latents, and `(num_channels, height, width)` of each.
-        dtype: dtype on disk; reading returns float32.
-        shard_size: images per shard.
-        contents: stored contents: `mean`, `log_variance`, and either with `_flipped`.
+        shape: `(num_channels, height, width)` of each.
         pixel_space: whether the model has no VAE. Values are then pixels, and mirrored images need no storage.
-        seconds: time that encoding took, summed over all processes, earlier runs included.
     """
 
-    folder: Path
-    num_images: int
     shape: tuple[int, int, int]
-    dtype: torch.dtype
-    shard_size: int
-    contents: tuple[str, ...]
     pixel_space: bool
-    seconds: float = 0.0
     _open: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    what = "latents"
 
     def __len__(self) -> int:
         return self.num_images
@@ -132,48 +116,8 @@ class LatentCache(Dataset):
                 raise OSError(f"{file} is missing or damaged ({error}): call cached_latents again") from error
         return self._open[content, shard]
 
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_images // self.shard_size)
-
-    def shard_file(self, content: str, shard: int) -> Path:
-        return self.folder / f"{content}-{shard:05d}.safetensors"
-
-    def shard_rows(self, shard: int) -> range:
-        """Indices of a shard's images."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
-
-    def open_shard(self, content: str, shard: int) -> tuple[torch.Tensor, dict[str, str]]:
-        """Memory map and metadata of a shard, after cheap checks of header, file size, shape and dtype."""
-        with safe_open(self.shard_file(content, shard), framework="pt") as file:
-            values, metadata = file.get_tensor("values"), file.metadata() or {}
-        expected = (len(self.shard_rows(shard)), *self.shape)
-        if (tuple(values.shape), values.dtype) != (expected, self.dtype):
-            raise ValueError(f"it holds {values.dtype} {tuple(values.shape)}, not {self.dtype} {expected}")
-        return values, metadata
-
-    def verify_shard(self, content: str, shard: int) -> dict[str, str]:
-        """Metadata of a shard after all checks; the checksum is computed once per process and file."""
-        file = self.shard_file(content, shard)
-        values, metadata = self.open_shard(content, shard)
-        if digest_once(file, lambda: hashlib.sha256(tensor_bytes(values)).hexdigest()) != metadata.get("sha256"):
-            raise ValueError("its values do not match their checksum")
-        float(metadata.get("seconds", ""))  # fails if the header is damaged
-        return metadata
-
-    def missing(self, shard: int, warn: bool = False) -> list[str]:
-        """Contents of a shard that are absent or damaged."""
-        missing = []
-        for content in self.contents:
-            try:
-                self.verify_shard(content, shard)
-            except FileNotFoundError:
-                missing.append(content)
-            except (SafetensorError, ValueError, OSError) as error:
-                missing.append(content)
-                if warn:
-                    logger.warning("%s is damaged (%s): encoding it again", self.shard_file(content, shard), error)
-        return missing
+    def shard_shape(self, shard: int) -> tuple[int, ...]:
+        return len(self.shard_images(shard)), *self.shape
 
 
 def cached_latents(
@@ -229,9 +173,13 @@ def cached_latents(
         contents=tuple(contents),
         pixel_space=model.vae is None,
     )
-    _fill(cache, model, data, whole_image, batch_size, num_workers, progress)
-    metadata = [cache.verify_shard(content, shard) for content in contents for shard in range(cache.num_shards)]
-    cache.seconds = sum(float(record["seconds"]) for record in metadata)
+
+    def batches(images: range) -> Iterator[torch.Tensor]:
+        some = data.subset(images)
+        return some.batches(model.config, batch_size, whole_image=whole_image, num_workers=num_workers)
+
+    with cache.progress_bar(f"latents of {data.name}", progress) as bar:
+        cache.fill(partial(_encode_shard, cache, model, batches, bar))
     return cache
 
 
@@ -259,56 +207,19 @@ def cache_key(model: NoisyBackbone, data: ImageData, dtype: str, shard_size: int
     return fingerprint(weights, choices)
 
 
-def _fill(
-    cache: LatentCache,
-    model: NoisyBackbone,
-    data: ImageData,
-    whole_image: bool,
-    batch_size: int,
-    num_workers: int,
-    progress: bool,
-) -> None:
-    """Encode the missing shards, together with other processes that do the same."""
-    missing = {shard: contents for shard in range(cache.num_shards) if (contents := cache.missing(shard))}
-    if not missing:
-        return
-    check_writable(cache.folder / "locks" / "lock")
-    per_image = int(np.prod(cache.shape)) * cache.dtype.itemsize
-    needed = per_image * sum(len(cache.shard_rows(shard)) * len(contents) for shard, contents in missing.items())
-    check_space(cache.folder.parent, needed, "these latents", name="cache_dir")
-    done = len(cache) - sum(len(cache.shard_rows(shard)) for shard in missing)
-    name = f"latents of {data.name}"
-    reading: dict[str, Any] = {"whole_image": whole_image, "num_workers": num_workers}
-    with tqdm(total=len(cache), initial=done, desc=name, unit="image", disable=not progress) as bar:
-        for timeout in (0, -1):  # first the unlocked shards; then wait for the others, and take over if they died
-            for shard in list(missing):
-                rows = cache.shard_rows(shard)
-                try:
-                    with FileLock(cache.folder / "locks" / f"{shard:05d}.lock", timeout=timeout):
-                        if contents := cache.missing(shard, warn=True):
-                            batches = data.subset(rows).batches(model.config, batch_size, **reading)
-                            _encode_shard(cache, model, batches, shard, contents, bar)
-                        else:
-                            bar.update(len(rows))
-                except Timeout:
-                    continue
-                del missing[shard]
-
-
 @torch.no_grad()
 def _encode_shard(
     cache: LatentCache,
     model: NoisyBackbone,
-    batches: Iterator[torch.Tensor],
+    batches: Callable[[range], Iterator[torch.Tensor]],
+    bar: tqdm,
     shard: int,
     contents: list[str],
-    bar: tqdm,
-) -> None:
-    """Compute and write the given contents of one shard."""
-    started = time.perf_counter()
-    count, start = len(cache.shard_rows(shard)), 0
-    shard_values = {content: torch.empty(count, *cache.shape, dtype=cache.dtype) for content in contents}
-    for pixel_values in batches:
+) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+    """The given contents of one shard, computed together."""
+    started, start = time.perf_counter(), 0
+    shard_values = {content: torch.empty(cache.shard_shape(shard), dtype=cache.dtype) for content in contents}
+    for pixel_values in batches(cache.shard_images(shard)):
         rows = slice(start, start + len(pixel_values))
         start = rows.stop
         for suffix in ("", "_flipped"):
@@ -319,11 +230,7 @@ def _encode_shard(
                 if values is not None and f"{kind}{suffix}" in contents:
                     shard_values[f"{kind}{suffix}"][rows] = _stored(values, cache)
         bar.update(len(pixel_values))
-    seconds = (time.perf_counter() - started) / len(contents)
-    for content, values in shard_values.items():
-        metadata = {"sha256": hashlib.sha256(tensor_bytes(values)).hexdigest(), "seconds": f"{seconds:.6f}"}
-        with atomic_file(cache.shard_file(content, shard)) as temporary:
-            save_file({"values": values}, temporary, metadata)
+    yield shard_values, time.perf_counter() - started
 
 
 def _stored(values: torch.Tensor, cache: LatentCache) -> torch.Tensor:

@@ -90,23 +90,23 @@ def test_second_call_runs_nothing_and_new_timesteps_only_themselves(model, data,
     assert sum(seen) == 1 + len(data) + 1
 
 
-def test_interrupted_run_goes_on_after_its_finished_images(model, data, tmp_path, monkeypatch):
+def test_interrupted_run_goes_on_after_its_finished_files(model, data, tmp_path, monkeypatch):
     expected = pooled_features(model, data, [0, 300], FEATURE, cache_dir=tmp_path / "whole", progress=False)
-    monkeypatch.setattr(feature_cache, "MARK_EVERY", 0.0)
+    monkeypatch.setattr(feature_cache, "SHARD_IMAGES", 4)
     extract, calls = type(model).extract_features, []
 
     def interrupted(self, *args, **kwargs):
         calls.append(len(kwargs["latents"]))
-        if len(calls) == 5:  # the third batch, at the first of two timesteps
+        if len(calls) == 7:  # the second shard, at the second of two timesteps
             raise KeyboardInterrupt
         return extract(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "extract_features", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pooled_features(model, data, [0, 300], FEATURE, batch_size=3, cache_dir=tmp_path, progress=False)
+        pooled_features(model, data, [0, 300], FEATURE, batch_size=2, cache_dir=tmp_path, progress=False)
     calls.clear()
     resumed = pooled_features(model, data, [0, 300], FEATURE, batch_size=4, cache_dir=tmp_path, progress=False)
-    assert sum(calls) == 2 * (10 - 6)
+    assert sum(calls) == 2 * 10 - 2 * 4 - 4
     for values, whole in zip(resumed.values, expected.values, strict=True):
         np.testing.assert_allclose(values, whole, atol=1e-6)
     assert not list(tmp_path.rglob("*partial*"))

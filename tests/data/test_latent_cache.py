@@ -26,6 +26,7 @@ from aselect_hf.data import latent_cache
 from aselect_hf.data.feature_cache import pooled_features
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import LatentCache, cached_latents
+from aselect_hf.data.shards import FILE_BYTES
 
 FORK = multiprocessing.get_context("fork")
 
@@ -350,11 +351,12 @@ def test_nothing_half_written_is_left_when_writing_fails(latent_model, data, tmp
 def test_too_little_space_is_said_before_any_encoding(latent_model, data, tmp_path, monkeypatch, encoded):
     batches = encoded(latent_model)
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10 * 4 * 8 * 8 * 4 - 1))
+    needed = 10 * 4 * 8 * 8 * 4 + 3 * FILE_BYTES
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(needed - 1))
     with pytest.raises(ValueError, match=r"cache_dir .* has 0.00 GB free, but 0.00 GB is needed for these latents"):
         cache(latent_model, data, tmp_path)
     assert batches == []
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10 * 4 * 8 * 8 * 4))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(needed))
     cache(latent_model, data, tmp_path)
 
 

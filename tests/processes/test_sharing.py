@@ -85,7 +85,7 @@ def test_two_processes_end_in_the_numbers_and_files_of_one(tmp_path, monkeypatch
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / "two" / f"{index}.json").read_text()) for index in (0, 1))
 
-    monkeypatch.setattr(feature_cache, "PART_IMAGES", 8)
+    monkeypatch.setattr(feature_cache, "SHARD_IMAGES", 8)
     threads = torch.get_num_threads()
     one = json.loads(json.dumps(work(tmp_path / "one")))
     torch.set_num_threads(threads)

@@ -53,7 +53,7 @@ def images() -> ImageData:
 def work(folder: Path) -> dict[str, dict[str, Any]]:
     """Selections by name, and a feature set in the folder."""
     torch.set_num_threads(1)
-    feature_cache.PART_IMAGES = 8
+    feature_cache.SHARD_IMAGES = 8
     model, data, found = tiny_model(), images(), {}
     shared = {"timesteps": 6, "batch_size": BATCH, "cache_dir": folder / "cache", "progress": False}
     for name, request in REQUESTS.items():
