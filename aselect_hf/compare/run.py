@@ -31,7 +31,7 @@ from aselect_hf.modeling.configuration_noisy_backbone import NoisyBackboneConfig
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection import AUTO, select_timestep
 from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
-from aselect_hf.selection.probe import fit_in_parallel, fit_probe
+from aselect_hf.selection.probe import Probe, fit_in_parallel, fit_probe
 from aselect_hf.selection.request import check_request, rules_with
 from aselect_hf.selection.rules import RULES
 from aselect_hf.tasks import CLASSIFICATION
@@ -240,10 +240,12 @@ def score_probes(
     parts = [rows] + [
         stratified_sample(labels["train"], int(TRAIN_SHARE * len(rows)), seed) for seed in range(num_seeds)
     ]
-    fits = [
-        partial(fit_probe, features["train"][part], labels["train"][part], *validation, kind=probe) for part in parts
-    ]
-    whole, *fitted = processes().spread(fits, fit_in_parallel)
+
+    def fit(part: np.ndarray) -> Probe:
+        return fit_probe(features["train"][part], labels["train"][part], *validation, kind=probe)
+
+    fits = [partial(fit, part) for part in parts]
+    whole, *fitted = processes().spread(fits, partial(fit_in_parallel, num_rows=len(rows)))
     return whole.validation_score, [each.accuracy(features["test"], labels["test"]) for each in fitted]
 
 

@@ -1,4 +1,4 @@
-"""Probes on frozen features: multinomial logistic regression and nearest neighbors, from scikit-learn."""
+"""Probes on frozen features: multinomial logistic regression and nearest neighbors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from aselect_hf.selection.softmax import SoftmaxRegression
+
 INVERSE_REGULARIZATION = (0.001, 0.01, 0.1)
 NEIGHBORS = (5, 20)
 PROBES = ("linear", "knn")
+LARGE_ROWS = 50_000
+"""Linear probes of more rows are fitted in torch (`SoftmaxRegression`), on an accelerator if there is one. Smaller ones
+are scikit-learn's, which finds the same minimum."""
 
 Result = TypeVar("Result")
 
@@ -27,12 +32,12 @@ class Probe:
     """A fitted probe and how it was chosen.
 
     Args:
-        classifier: standardization and classifier.
+        classifier: standardizes and classifies.
         setting: the chosen `C` (linear) or `n_neighbors` (kNN).
         validation_score: of that setting, in [0, 1].
     """
 
-    classifier: Pipeline
+    classifier: Pipeline | SoftmaxRegression
     setting: float
     validation_score: float
 
@@ -41,8 +46,15 @@ class Probe:
         return float(self.classifier.score(features, labels))
 
 
-def fit_in_parallel(calls: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    """Run independent fits side by side, one thread each; results come in the order of `calls`."""
+def fit_in_parallel(calls: Iterable[Callable[[], Result]], num_rows: int = 0) -> Iterator[Result]:
+    """Run independent fits side by side, one thread each; results come in the order of `calls`.
+
+    Args:
+        num_rows: rows of each. Fits of more than `LARGE_ROWS` run one after another, because each fills the memory.
+    """
+    if num_rows > LARGE_ROWS:
+        yield from (call() for call in calls)
+        return
     with threadpool_limits(1):
         yield from Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(call)() for call in calls)
 
@@ -68,9 +80,14 @@ def fit_probe(
     if len(np.unique(labels)) < 2:
         raise ValueError("a probe needs samples of at least 2 classes")
     best: Probe | None = None
+    classifier: Pipeline | SoftmaxRegression | None = None
     for setting in INVERSE_REGULARIZATION if kind == "linear" else NEIGHBORS:
-        classifier = make_pipeline(StandardScaler(), _classifier(kind, setting, len(labels)))
-        classifier.fit(features, labels)
+        if kind == "linear" and len(labels) > LARGE_ROWS:
+            start = classifier if isinstance(classifier, SoftmaxRegression) else None
+            classifier = SoftmaxRegression(setting).fit(features, labels, start)
+        else:
+            classifier = make_pipeline(StandardScaler(), _classifier(kind, setting, len(labels)))
+            classifier.fit(features, labels)
         score = float(metric(validation_labels, classifier.predict(validation_features)))
         if best is None or score > best.validation_score:
             best = Probe(classifier, setting, score)

@@ -90,7 +90,7 @@ def test_a_block_that_overflows_is_named_by_the_feature_cache(overflowing, norma
     with pytest.raises(ValueError, match=BLOCK):
         _features(overflowing(torch.float16), x, tmp_path)
     assert np.isfinite(_features(overflowing(torch.bfloat16), x, tmp_path)).all()
-    assert len(list(tmp_path.rglob("t*.npy"))) == 1
+    assert len(list(tmp_path.rglob("t*.safetensors"))) == 1
 
 
 def test_only_one_image_may_overflow(overflowing, normal):

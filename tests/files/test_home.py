@@ -50,7 +50,7 @@ def test_reading(what, home):
 
 WRITES = {
     "selection.json": lambda model, data: TimestepSelection.load("~/selection.json").save("~/out/selection.json"),
-    "t00000.npy": lambda model, data: pooled_features(
+    "t00000-00000.safetensors": lambda model, data: pooled_features(
         model, data, [0], "blocks.0.query", cache_dir="~/out", progress=False
     ),
     "mean-00000.safetensors": lambda model, data: cached_latents(model, data, cache_dir="~/out", progress=False),

@@ -91,7 +91,9 @@ def select_grid(
     score = partial(_score, train, validation, probe=probe, task=resolved, seed=inputs.seed)
     fits = [partial(score, column) for column in range(len(inputs.timesteps))]
     bar = partial(tqdm, desc="probes", unit="timestep", disable=not (inputs.progress and processes().is_main))
-    scores, errors = zip(*processes().spread(fits, lambda own: bar(fit_in_parallel(own))), strict=True)
+    scores, errors = zip(
+        *processes().spread(fits, lambda own: bar(fit_in_parallel(own, len(train.labels)))), strict=True
+    )
     seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
     return TimestepSelection(
         method="grid",
