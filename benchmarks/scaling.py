@@ -35,7 +35,7 @@ from aselect_hf.versions import hardware, installed_versions
 from benchmarks.selection_cost import XL_FEATURE, XL_TIMESTEPS, count_xl
 
 RESULT = Path(__file__).parent / "results" / "scaling-cpu.json"
-IMAGES = {"features": 1024, "hfr": 128, "grid": 512}
+IMAGES = {"features": 1024, "hfr": 128, "grid": 2048}
 TIMESTEPS = 4
 LARGE, WIDTH_XL = {"ImageNet-1k": 1_281_167, "a billion": 10**9}, 1152
 H100_BFLOAT16, UTILIZATION = 989e12, 0.3
@@ -80,7 +80,7 @@ def launch(work: str, count: int, folder: Path, num_processes: int) -> list[dict
     """The figures of each process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     command += ["-m", "benchmarks.scaling", "--worker", work, "--count", str(count), "--folder", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])

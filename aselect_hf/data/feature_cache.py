@@ -225,7 +225,9 @@ def _shard_size(model: NoisyBackbone, data: ImageData, kept: KeptRows, width: in
     inputs = torch.Size(latent_shape(model, data)).numel() * torch.float32.itemsize
     values = -(-int(kept.first_rows[-1]) * width * torch.float32.itemsize // len(data))
     most = min(INPUT_BYTES // inputs, VALUE_BYTES // max(1, values))
-    return max(1, min(most, max(SHARD_IMAGES, -(-len(data) // MOST_SHARDS))))
+    size = max(1, min(most, max(SHARD_IMAGES, -(-len(data) // MOST_SHARDS))))
+    shards = -(-len(data) // size)
+    return -(-len(data) // shards)  # all about equal, so that processes have equal work
 
 
 def cache_key(model: NoisyBackbone, data: ImageData, feature: str, kept: str) -> str:

@@ -46,7 +46,7 @@ class Checkpoints:
                 _write_manifest(temporary)
                 settle(temporary)
                 _replace_folder(temporary, target)
-                for old in self._by_age()[: -self.total_limit]:
+                for old in by_age(self.folder)[: -self.total_limit]:
                     shutil.rmtree(old)
 
         for action in (start, lambda: fill(temporary), finish):
@@ -85,41 +85,9 @@ class Checkpoints:
 
     def _find(self, wanted: str | None) -> Path | None:
         if wanted == "latest":
-            return self._newest_whole(warn=True)
-        if wanted is None:
-            existing = self._by_age()
-            if existing:
-                raise ValueError(
-                    f"output_dir holds {existing[-1].name} of an earlier run: resume it with --resume_from_checkpoint "
-                    "latest, or give another output_dir"
-                )
-            return None
-        path = as_path(wanted)
-        problem = problem_of(path)
-        if problem is None:
-            return path
-        whole = self._newest_whole()
-        instead = f"the newest complete checkpoint is {whole}" if whole else "output_dir holds no complete checkpoint"
-        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a complete checkpoint ({problem}); {instead}")
-
-    def _newest_whole(self, warn: bool = False) -> Path | None:
-        problems = []
-        whole = None
-        for path in reversed(self._by_age()):
-            problem = problem_of(path)
-            if problem is None:
-                whole = path
-                break
-            problems.append(f"{path.name} is damaged ({problem})")
-        if warn and (problems or whole is None):
-            chosen = f"resuming from {whole.name}" if whole else "starting from the beginning"
-            print(f"warning: {'; '.join(problems) or f'no checkpoint in {self.folder}'}: {chosen}")
-        return whole
-
-    def _by_age(self) -> list[Path]:
-        """Checkpoints by time of writing, newest last (a resumed run may write a smaller step later)."""
-        found = (path for path in self.folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
-        return sorted(found, key=_age)
+            return newest_whole(self.folder, warn=True)
+        check_resume(self.folder, wanted)
+        return None if wanted is None else as_path(wanted)
 
     def _together(self, action: Callable[[], None], name: str, temporary: Path) -> None:
         """Run an action on every process. If it fails on one, fail on all, so that none waits for the others."""
@@ -134,9 +102,51 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
         reason = str(failure).strip().splitlines()[0] if failure else "another process failed"
-        whole = self._newest_whole()
+        whole = newest_whole(self.folder)
         good = f"the last good one is {whole}" if whole else "there is no earlier one"
         raise OSError(f"{name} could not be saved ({reason}), training ends; {good}") from failure
+
+
+def check_resume(folder: Path, wanted: str | None) -> None:
+    """Check what a run that is to resume from `wanted` would find, see `Checkpoints.find`.
+
+    Raises:
+        ValueError: `wanted` is damaged or absent, or it is `None` although there are checkpoints of an earlier run.
+    """
+    if wanted == "latest":
+        return
+    if wanted is None:
+        if existing := by_age(folder):
+            raise ValueError(
+                f"output_dir holds {existing[-1].name} of an earlier run: resume it with --resume_from_checkpoint "
+                "latest, or give another output_dir"
+            )
+        return
+    if problem := problem_of(as_path(wanted)):
+        whole = newest_whole(folder)
+        instead = f"the newest complete checkpoint is {whole}" if whole else "output_dir holds no complete checkpoint"
+        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a complete checkpoint ({problem}); {instead}")
+
+
+def newest_whole(folder: Path, warn: bool = False) -> Path | None:
+    """The newest complete checkpoint; with `warn`, a line says what was passed over."""
+    problems, whole = [], None
+    for path in reversed(by_age(folder)):
+        problem = problem_of(path)
+        if problem is None:
+            whole = path
+            break
+        problems.append(f"{path.name} is damaged ({problem})")
+    if warn and (problems or whole is None):
+        chosen = f"resuming from {whole.name}" if whole else "starting from the beginning"
+        print(f"warning: {'; '.join(problems) or f'no checkpoint in {folder}'}: {chosen}")
+    return whole
+
+
+def by_age(folder: Path) -> list[Path]:
+    """Checkpoints by time of writing, newest last (a resumed run may write a smaller step later)."""
+    found = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    return sorted(found, key=_age)
 
 
 def problem_of(path: Path) -> str | None:

@@ -11,20 +11,24 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from aselect_hf.files import check_writable, reserved_space
+from aselect_hf.training.checkpoints import check_resume
 
 REPORT_BYTES = 2**22
 """Room for the files beside the weights: code, records, pictures."""
 
 
 @contextmanager
-def hold_output_dir(output_dir: Path, weight_bytes: int) -> Iterator[Callable[[], None]]:
+def hold_output_dir(output_dir: Path, weight_bytes: int, resume: str | None = None) -> Iterator[Callable[[], None]]:
     """Lock `output_dir` for all processes of this run, and reserve room in it for the final model.
+
+    Args:
+        resume: the checkpoint that the run is to resume from, see `check_resume`.
 
     Yields:
         A function that frees the room, to be called right before the final model is written.
 
     Raises:
-        ValueError, on every process: another run uses the folder, or there is no room.
+        ValueError, on every process: another run uses the folder, there is no room, or `resume` does not fit.
     """
     with ExitStack() as stack:
         room = stack.enter_context(ExitStack())
@@ -32,6 +36,7 @@ def hold_output_dir(output_dir: Path, weight_bytes: int) -> Iterator[Callable[[]
         if PartialState().is_main_process:
             try:
                 stack.enter_context(FileLock(check_writable(output_dir / ".lock"), timeout=0))
+                check_resume(output_dir, resume)
                 room.enter_context(reserved_space(output_dir, weight_bytes + REPORT_BYTES, "the final model"))
             except Timeout:
                 failure = [

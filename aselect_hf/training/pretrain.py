@@ -162,7 +162,8 @@ def pretrain(
     if model.vae is not None:
         model.vae.requires_grad_(False)
     objective = DenoisingObjective(model.to(state.device), training_args.condition_dropout, data_args.random_flip)
-    with hold_output_dir(output_dir, weight_bytes(model)) as give_back_room:  # before any long work
+    resume = training_args.resume_from_checkpoint
+    with hold_output_dir(output_dir, weight_bytes(model), resume) as give_back_room:  # before any long work
         dataset, collate = training_set(model, data, data_args, training_args.per_device_train_batch_size)
         evaluate = icr_of_training(model, data, training_args.seed) if model_args.log_icr else None
         trainer = Trainer(

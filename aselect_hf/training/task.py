@@ -71,7 +71,9 @@ class TaskRun:
         Raises:
             ValueError: another run uses `output_dir`, or it has no room for the final model.
         """
-        with hold_output_dir(self.output_dir, weight_bytes(self.model)) as give_back_room:
+        with hold_output_dir(
+            self.output_dir, weight_bytes(self.model), self.args.resume_from_checkpoint
+        ) as give_back_room:
             try:
                 return self._run(give_back_room)
             finally:

@@ -170,3 +170,10 @@ def test_an_output_folder_in_use_is_said_before_images_are_encoded(flags, tmp_pa
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ValueError, match="is in use by another run"):
         pretrain(*parse_arguments(PRETRAIN, None, flags("run")))
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_earlier_run_is_said_before_images_are_encoded(flags, tmp_path):
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="output_dir holds checkpoint-3 of an earlier run: resume it with"):
+        pretrain(*parse_arguments(PRETRAIN, None, flags("run")))
+    assert not (tmp_path / "cache").exists()
