@@ -84,6 +84,11 @@ class Moments:
         gram, factors = self.correlations()
         return *roots(gram, max(self.count, len(gram))), factors
 
+    def projected(self, basis: np.ndarray, factors: np.ndarray) -> np.ndarray:
+        """Centered indicators of the classes in a basis `(width, rank)` of standardized rows: `(rank, classes)`."""
+        sums = (self.class_sums - self.class_counts[:, None] * self.mean) * factors
+        return (sums @ basis).T
+
 
 def merged(parts: Iterable[Moments]) -> Moments:
     """The moments of all rows together."""
@@ -111,7 +116,6 @@ def logme(moments: Moments) -> float:
         raise ValueError("labels must be of at least 2 classes")
     vectors, scales, factors = moments.principal()
     counts = moments.class_counts[present].astype(float)
-    sums = (moments.class_sums[present] - counts[:, None] * moments.mean) * factors  # X^T of the centered indicators
-    projected = (sums @ vectors / scales).T  # (rank, classes)
+    projected = moments.projected(vectors / scales, factors)[:, present]
     squares = counts - counts**2 / moments.count
     return float(evidences(projected, squares, scales, moments.count).mean())

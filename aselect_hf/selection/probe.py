@@ -1,4 +1,4 @@
-"""Probes on frozen features: multinomial logistic regression and nearest neighbors."""
+"""Probes on frozen features: logistic regression, ridge regression and nearest neighbors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from joblib import Parallel, delayed
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -19,7 +19,9 @@ from aselect_hf.selection.softmax import SoftmaxRegression
 
 INVERSE_REGULARIZATION = (0.001, 0.01, 0.1)
 NEIGHBORS = (5, 20)
-PROBES = ("linear", "knn")
+PENALTIES_PER_ROW = (0.001, 0.01, 0.1, 1.0)
+SETTINGS = {"linear": INVERSE_REGULARIZATION, "knn": NEIGHBORS, "ridge": PENALTIES_PER_ROW}
+PROBES = tuple(SETTINGS)
 LARGE_ROWS = 50_000
 """Linear probes of more rows are fitted in torch (`SoftmaxRegression`), on an accelerator if there is one. Smaller ones
 are scikit-learn's, which finds the same minimum."""
@@ -33,7 +35,7 @@ class Probe:
 
     Args:
         classifier: standardizes and classifies.
-        setting: the chosen `C` (linear) or `n_neighbors` (kNN).
+        setting: the chosen `C` (linear), `n_neighbors` (kNN) or penalty per row (ridge).
         validation_score: of that setting, in [0, 1].
     """
 
@@ -72,7 +74,8 @@ def fit_probe(
 
     Args:
         features, validation_features: `(samples, width)`.
-        kind: `"linear"` (multinomial logistic regression on standardized features) or `"knn"` (cosine distance).
+        kind: `"linear"` (multinomial logistic regression), `"ridge"` (ridge regression of the classes) or `"knn"`
+            (cosine distance), each on standardized features.
         metric: score of validation labels and predictions; higher is better.
     """
     if kind not in PROBES:
@@ -81,7 +84,7 @@ def fit_probe(
         raise ValueError("a probe needs samples of at least 2 classes")
     best: Probe | None = None
     classifier: Pipeline | SoftmaxRegression | None = None
-    for setting in INVERSE_REGULARIZATION if kind == "linear" else NEIGHBORS:
+    for setting in SETTINGS[kind]:
         if kind == "linear" and len(labels) > LARGE_ROWS:
             start = classifier if isinstance(classifier, SoftmaxRegression) else None
             classifier = SoftmaxRegression(setting).fit(features, labels, start)
@@ -96,6 +99,8 @@ def fit_probe(
 
 
 def _classifier(kind: str, setting: float, count: int) -> Any:
+    if kind == "ridge":
+        return RidgeClassifier(alpha=setting * count)
     if kind == "knn":
         return KNeighborsClassifier(n_neighbors=min(int(setting), count), metric="cosine")
     return LogisticRegression(C=setting, max_iter=500, tol=1e-3)

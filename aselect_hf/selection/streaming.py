@@ -50,17 +50,13 @@ def select_by_moments(
     """
     classes, targets = (np.empty(0), None) if labels is None else np.unique(labels, return_inverse=True)
     model, width = inputs.model, rows.cells * _width(inputs)
-    kept = 4 * int(rows.first_rows[-1]) * width
-    needed = Moments.bytes(width, len(classes)) * (jackknife.num_groups + PERTURBATIONS)
-    if inputs.feature == AUTO or inputs.num_timesteps_to_fuse > 1:
-        return None
-    if kept * len(inputs.timesteps) < LEAST_BYTES or kept < needed:
+    if are_few(inputs, rows, Moments.bytes(width, len(classes)) * (jackknife.num_groups + PERTURBATIONS)):
         return None
     assert rule.criterion is not None
     score = rule.criterion.of_moments
     assert score is not None
     started = time.perf_counter()
-    groups, changed = _sweep(rule.name, inputs, data, rows, jackknife, targets, len(classes))
+    groups, changed = sweep_moments(rule.name, inputs, data, rows, jackknife, targets, len(classes))
     leave_one_out = [
         [merged(part for other, part in enumerate(each) if other != group) for group in range(len(each))]
         for each in groups
@@ -90,7 +86,7 @@ def select_by_moments(
     )
 
 
-def _sweep(
+def sweep_moments(
     name: str,
     inputs: SelectionInputs,
     data: ImageData,
@@ -98,20 +94,21 @@ def _sweep(
     jackknife: Jackknife,
     targets: np.ndarray | None,
     num_classes: int,
+    perturbations: int = PERTURBATIONS,
 ) -> tuple[list[list[Moments]], list[list[Moments]]]:
     """Moments by timestep and jackknife group, and, by perturbation and timestep, those of slightly changed rows."""
     here, steps = processes(), inputs.timesteps
     own = here.block(len(data), inputs.fixed_batch_size)
     empty = Moments.empty(rows.cells * _width(inputs), num_classes)
     groups = [[empty] * jackknife.num_groups for _ in steps]
-    changed = [[empty] * len(steps) for _ in range(PERTURBATIONS)]
+    changed = [[empty] * len(steps) for _ in range(perturbations)]
     quiet = not (inputs.progress and here.is_main)
     with tqdm(total=len(own) * len(steps), desc=name, unit="pass", disable=quiet) as bar:
-        for first, latents in _batches(inputs, data, own, rows.whole_image):
+        for first, latents in read_batches(inputs, data, own, rows.whole_image):
             kept = slice(rows.first_rows[first], rows.first_rows[first + len(latents)])
             group_of, labels = jackknife.group_of[kept], None if targets is None else targets[kept]
             for column, t in enumerate(steps):
-                values = _rows_at(inputs, latents, rows, first, t)
+                values = rows_at(inputs, latents, rows, first, t)
                 inputs.check_finite(values)
                 for group in np.unique(group_of):
                     some = group_of == group
@@ -122,11 +119,28 @@ def _sweep(
                     )
                     groups[column][group] = groups[column][group] + part
                 for number, each in enumerate(changed):
-                    rng = np.random.default_rng([inputs.seed, number, column, first])
-                    noise = torch.from_numpy(rng.standard_normal(values.shape, dtype=np.float32)).to(values.device)
-                    each[column] = each[column] + Moments.of(values * (1 + ROUNDING * noise), labels, num_classes)
+                    some_changed = perturbed(values, [inputs.seed, number, column, first])
+                    each[column] = each[column] + Moments.of(some_changed, labels, num_classes)
                 bar.update(len(latents))
     return [_added(each) for each in groups], [_added(each) for each in changed]
+
+
+def perturbed(values: torch.Tensor, seed: list[int]) -> torch.Tensor:
+    """Rows with a relative change of the size of rounding, the same whenever they are read."""
+    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(values.shape, dtype=np.float32))
+    return values * (1 + ROUNDING * noise.to(values.device))
+
+
+def are_few(inputs: SelectionInputs, rows: KeptRows, needed: int) -> bool:
+    """Whether to hold the features of all rows: they are needed, small, or smaller than what replaces them.
+
+    Args:
+        needed: bytes of what replaces the features at one timestep.
+    """
+    kept = 4 * int(rows.first_rows[-1]) * rows.cells * _width(inputs)
+    if inputs.feature == AUTO or inputs.num_timesteps_to_fuse > 1:
+        return True
+    return kept * len(inputs.timesteps) < LEAST_BYTES or kept < needed
 
 
 def _added(own: list[Moments]) -> list[Moments]:
@@ -134,7 +148,7 @@ def _added(own: list[Moments]) -> list[Moments]:
     return [merged(parts) for parts in zip(*processes().gather(own), strict=True)]
 
 
-def _batches(
+def read_batches(
     inputs: SelectionInputs, data: ImageData, own: range, whole_image: bool
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The network's clean inputs of this process's images, with the number of the first of each batch."""
@@ -146,7 +160,7 @@ def _batches(
         yield first, latents.float().to(model.device)
 
 
-def _rows_at(inputs: SelectionInputs, latents: torch.Tensor, rows: KeptRows, first: int, t: int) -> torch.Tensor:
+def rows_at(inputs: SelectionInputs, latents: torch.Tensor, rows: KeptRows, first: int, t: int) -> torch.Tensor:
     """Rows of a batch at a timestep, averaged over the stored draws of noise, float32."""
     model, feature = inputs.model, inputs.feature
     steps = torch.full((len(latents),), t, device=latents.device)

@@ -91,7 +91,7 @@ def test_two_processes_end_in_the_numbers_and_files_of_one(tmp_path, monkeypatch
     torch.set_num_threads(threads)
     for name in REQUESTS:
         for selection in (first["selections"][name], second["selections"][name]):
-            _compare(selection, one[name], exact=not name.startswith("hfr"))
+            _compare(selection, one[name], exact=not (name.startswith("hfr") or name.endswith("streamed")))
             assert selection["cost"]["processes"] == (1 if "standardized" in name else 2)
     assert abs(first["runs"] - second["runs"]) < 0.3 * first["runs"]
 

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -21,6 +22,7 @@ from aselect_hf.data import feature_cache, processes
 from aselect_hf.data.feature_set import write_feature_set
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.processes import join_processes, shared_work
+from aselect_hf.selection import streamed_ridge, streaming
 
 COUNT, BATCH = 45, 4
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -32,6 +34,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "icr": {"num_images": 20},
     "snr": {"num_images": 3},  # a single batch: one process has nothing to do
     "grid": {},
+    "rankme streamed": {"num_images": COUNT},
+    "ridge streamed": {"num_images": COUNT},
+    "grid streamed": {"probe": "ridge"},
 }
 
 
@@ -57,7 +62,9 @@ def work(folder: Path) -> dict[str, dict[str, Any]]:
     model, data, found = tiny_model(), images(), {}
     shared = {"timesteps": 6, "batch_size": BATCH, "cache_dir": folder / "cache", "progress": False}
     for name, request in REQUESTS.items():
-        selection = select_timestep(model, data, method=name.split()[0], **shared, **request)
+        few = {"side_effect": lambda *args: False} if name.endswith("streamed") else {"wraps": streaming.are_few}
+        with patch.object(streaming, "are_few", **few), patch.object(streamed_ridge, "are_few", **few):
+            selection = select_timestep(model, data, method=name.split()[0], **shared, **request)
         found[name] = dataclasses.asdict(selection)
     write_feature_set(model, data, folder / "features", num_shards=5, batch_size=BATCH, progress=False)
     return found

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from aselect_cli import app
-from aselect_hf.conversion import load_model, save_model
+from aselect_hf.conversion import save_model
 from aselect_hf.cost import count_flops, feature_flops
 from aselect_hf.speed import CUT, DIFFUSERS, FIXED, OURS, VIT, Benchmark, benchmark_model
 from aselect_hf.speed.measure import peak_memory
@@ -191,11 +191,12 @@ def test_bad_input_is_one_clear_error(wide: Any, options: dict[str, Any], messag
 
 
 def test_the_command_writes_json_and_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    wide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    output = tmp_path / "new" / "results.json"
+    model, output = wide(), tmp_path / "new" / "results.json"
+    save_model(model, tmp_path / "model")
     arguments = ["--batch_sizes", "1,2", "--rounds", "3", "--device", "cpu", "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["aselect", "benchmark", "sample", *arguments])
+    monkeypatch.setattr(sys, "argv", ["aselect", "benchmark", str(tmp_path / "model"), *arguments])
     with pytest.raises(SystemExit, match=r"^0$"):
         app.main()
     table = output.with_suffix(".md").read_text()
@@ -205,13 +206,12 @@ def test_the_command_writes_json_and_table(
     assert set(content["protocol"]) >= {"hardware", "threads", "rounds", "versions"}
     assert len(content["rows"]) == 10
     for row in content["rows"]:
-        assert (row["model"], row["input"], row["dtype"], len(row["seconds"])) == ("sample", "latents", "float32", 3)
+        assert (row["input"], row["dtype"], len(row["seconds"])) == ("latents", "float32", 3)
         assert row["images_per_second"] == row["batch_size"] / row["median"]
         assert row["flops_per_second"] == row["flops_per_image"] * row["images_per_second"]
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert len(lines) == 12
     assert len({line.count("|") for line in lines}) == 1
-    model = load_model("sample")
     assert f"{model.num_parameters() / 1e6:.1f} M" in lines[4]
 
 

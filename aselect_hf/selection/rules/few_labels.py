@@ -17,6 +17,7 @@ from aselect_hf.selection.labeled import LabeledRows, labeled_rows
 from aselect_hf.selection.result import TimestepSelection
 from aselect_hf.selection.rule import RULES, Criterion, rule
 from aselect_hf.selection.scoring import KINDS, select_by_judge
+from aselect_hf.selection.streamed_ridge import select_by_streamed_ridge
 from aselect_hf.selection.streaming import select_by_moments
 from aselect_hf.selection.uncertainty import Jackknife, class_score
 
@@ -79,6 +80,10 @@ def select_ridge(
             unknown kind.
     """
     data = labeled_rows("ridge", inputs, task, pool_size, max_tokens)
+    if data.images is None:
+        found = select_by_streamed_ridge(RULES["ridge"], inputs, data.data, data.rows, data.labels, data.options)
+        if found is not None:
+            return found
     judge = _by_classes("ridge", data, partial(ridge_classes, labels=data.labels, images=data.images), inputs.seed)
     return select_by_judge(inputs, judge, data.views, data.rows, data.options, kinds)
 

@@ -22,6 +22,7 @@ from aselect_hf.selection.probe import fit_in_parallel, fit_probe
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
 from aselect_hf.selection.rule import rule
 from aselect_hf.selection.samples import check_truth, resolve_task
+from aselect_hf.selection.streamed_ridge import score_streamed_ridge
 from aselect_hf.selection.ties import best_of
 from aselect_hf.selection.tokens import choose_tokens
 from aselect_hf.selection.uncertainty import iou_counts, iou_error, mean_iou_of
@@ -55,7 +56,7 @@ def select_grid(
     inputs: SelectionInputs,
     *,
     task: str | None = None,
-    probe: Literal["linear", "knn"] = "linear",
+    probe: Literal["linear", "knn", "ridge"] = "linear",
     pool_size: int = 1,
     max_tokens: int = 20_000,
 ) -> TimestepSelection:
@@ -69,7 +70,8 @@ def select_grid(
 
     Args:
         task: "classification" or "segmentation" (default: segmentation if the images have masks).
-        probe: "linear" for logistic regression, or "knn" for nearest neighbors (default: linear).
+        probe: "linear" for logistic regression, "knn" for nearest neighbors, or "ridge" for ridge regression, which
+            keeps no features of a large set (default: linear).
         pool_size: Average tokens over an N x N grid of cells (default: 1, one mean over all tokens).
         max_tokens: Maximum number of random tokens to train on, and to validate on, in segmentation (default: 20000).
 
@@ -79,41 +81,56 @@ def select_grid(
     resolved = resolve_task(inputs.images, task)
     options: dict[str, Any] = {"task": resolved.name, "probe": probe}
     train_data, validation_data = split(inputs, resolved)
-    if resolved.dense:
-        train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
-        options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
-    else:
+    streamed = None
+    if not resolved.dense:
         options["pool_size"] = pool_size
-        train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
-    for values in chain(train.features.values, validation.features.values):
-        inputs.check_finite(values)
-    started = time.perf_counter()
-    score = partial(_score, train, validation, probe=probe, task=resolved, seed=inputs.seed)
-    fits = [partial(score, column) for column in range(len(inputs.timesteps))]
-    bar = partial(tqdm, desc="probes", unit="timestep", disable=not (inputs.progress and processes().is_main))
-    scores, errors = zip(
-        *processes().spread(fits, lambda own: bar(fit_in_parallel(own, len(train.labels)))), strict=True
-    )
-    seconds = time.perf_counter() - started + train.features.seconds + validation.features.seconds
+        if probe == "ridge":
+            streamed = score_streamed_ridge(inputs, train_data, validation_data, pool_size)
+    if streamed is not None:
+        scores, cost = streamed
+        errors = [_binomial_error(score, len(validation_data)) for score in scores]
+    else:
+        if resolved.dense:
+            train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
+            options |= {"train_tokens": len(train.labels), "validation_tokens": len(validation.labels)}
+        else:
+            train, validation = (image_samples(inputs, data, pool_size) for data in (train_data, validation_data))
+        scores, errors, cost = _fit_probes(inputs, train, validation, probe, resolved)
     return TimestepSelection(
         method="grid",
         feature=inputs.feature,
         timestep=inputs.timesteps[best_of(scores)],
         timesteps=inputs.timesteps,
-        scores=list(scores),
-        standard_errors=list(errors),
-        cost=SelectionCost(
-            forward_passes=train.features.forward_passes + validation.features.forward_passes,
-            seconds=seconds,
-            flops=train.features.flops + validation.features.flops,
-            processes=processes().count,
-        ),
+        scores=scores,
+        standard_errors=errors,
+        cost=cost,
         schedule=inputs.model.noise_schedule.to_dict(),
         score_name=resolved.score_name,
         options=options | {"validation_images": len(validation_data)},
         num_images=len(train_data),
         seed=inputs.seed,
     )
+
+
+def _fit_probes(
+    inputs: SelectionInputs, train: Samples, validation: Samples, probe: str, task: Task
+) -> tuple[list[float], list[float], SelectionCost]:
+    """Scores, standard errors and cost of a probe at every timestep."""
+    for values in chain(train.features.values, validation.features.values):
+        inputs.check_finite(values)
+    started = time.perf_counter()
+    score = partial(_score, train, validation, probe=probe, task=task, seed=inputs.seed)
+    fits = [partial(score, column) for column in range(len(inputs.timesteps))]
+    bar = partial(tqdm, desc="probes", unit="timestep", disable=not (inputs.progress and processes().is_main))
+    run = partial(fit_in_parallel, num_rows=len(train.labels))
+    scores, errors = zip(*processes().spread(fits, lambda own: bar(run(own))), strict=True)
+    cost = SelectionCost(
+        forward_passes=train.features.forward_passes + validation.features.forward_passes,
+        seconds=time.perf_counter() - started + train.features.seconds + validation.features.seconds,
+        flops=train.features.flops + validation.features.flops,
+        processes=processes().count,
+    )
+    return list(scores), list(errors), cost
 
 
 def split(inputs: SelectionInputs, task: Task) -> tuple[ImageData, ImageData]:
@@ -153,5 +170,9 @@ def _score(train: Samples, validation: Samples, column: int, probe: str, task: T
     fitted = fit_probe(train.features.values[column], train.labels, features, truth, kind=probe, metric=metric)
     score = fitted.validation_score
     if not task.dense:
-        return score, (score * (1 - score) / len(truth)) ** 0.5
+        return score, _binomial_error(score, len(truth))
     return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)
+
+
+def _binomial_error(share: float, count: int) -> float:
+    return (share * (1 - share) / count) ** 0.5
