@@ -42,7 +42,7 @@ H100_BFLOAT16, UTILIZATION = 989e12, 0.3
 
 
 def images(count: int) -> ImageData:
-    pixels = torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(count, 3, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return ImageData(pixels, labels=[index % 4 for index in range(count)], name="noise")
 
 
@@ -110,7 +110,7 @@ def memory() -> dict[str, Any]:
     for count in (512, 5120):
         with tempfile.TemporaryDirectory() as folder:
             found[count] = launch("features", count, Path(folder), 1)[0]["peak_memory_mb"]
-    pixels = 28 * 28 * 4 / 2**20
+    pixels = 3 * 28 * 28 * 4 / 2**20
     return {"peak_memory_mb": found, "of_which_images_mb": {count: count * pixels for count in found}}
 
 

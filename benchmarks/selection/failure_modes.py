@@ -1,9 +1,10 @@
 """The page `docs/failure-modes.md` and its pictures: how a pick goes wrong, and what the audit says about it.
 
-    python -m benchmarks.selection.failure_modes
+    python -m benchmarks.selection.failure_modes --model data/fashion-mnist-dit
 
-The failures are made here by changing the shipped model and images. The run is deterministic and takes a few minutes
-on one core. Every number on the page comes from the audits that are drawn beside it.
+The failures are made here by changing the DiT of the pair `fashion-mnist` and the shipped images. The run is
+deterministic and takes a few minutes on one core. Every number on the page comes from the audits that are drawn beside
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PICTURES = DOCS / "failure-modes"
 NUM_IMAGES, NUM_TIMESTEPS = 120, 8
 NUM_FLAT = 500  # only narrow bounds show that a curve is flat
 COLORS, WIDTH = 128, 720  # of the pictures
-FEATURE_BLOCK = 4  # block of the shipped model's feature
+FEATURE_BLOCK = 4  # block of the model's feature
 MASSIVE_BLOCK, MASSIVE_CHANNEL, MASSIVE_FACTOR = 1, 7, 300.0
 POSITION_FACTOR = 10.0
 CURVES = ("hfr", "rankme", "logme")
@@ -50,7 +51,7 @@ class Measured:
 
     Args:
         audits: audits by name; the first one is drawn and quoted.
-        curves: selections to compare in a picture, by rule: one of the shipped model and one of the changed model.
+        curves: selections to compare in a picture, by rule: one of the unchanged model and one of the changed model.
     """
 
     audits: dict[str, Audit]
@@ -73,10 +74,10 @@ class Mode:
 
 
 class Sample:
-    """The shipped model and images, and an audit with the page's settings."""
+    """The model and the shipped images, and an audit with the page's settings."""
 
-    def __init__(self) -> None:
-        self.model: ASelectDiTModel = load_model("sample").eval()
+    def __init__(self, model: Path) -> None:
+        self.model: ASelectDiTModel = load_model(model).eval()
         self.images = ImageData.of("sample")
         self.unlabeled = ImageData(self.images.items, name="sample without labels")
 
@@ -137,11 +138,11 @@ def measure_massive(sample: Sample) -> Measured:
     inside, earlier = (sample.changed(scale_channel(block)) for block in (FEATURE_BLOCK, MASSIVE_BLOCK))
     audits = {
         "earlier": sample.audit(earlier, method="hfr"),
-        "shipped": sample.audit(method="hfr"),
+        "unchanged": sample.audit(method="hfr"),
         "inside": sample.audit(inside, method="hfr"),
         "unlabeled": sample.audit(earlier, sample.unlabeled),
     }
-    curves = {"hfr": (audits["shipped"].selections["hfr"], audits["earlier"].selections["hfr"])}
+    curves = {"hfr": (audits["unchanged"].selections["hfr"], audits["earlier"].selections["hfr"])}
     for method in ("rankme", "logme"):
         before, after = (
             select_timestep(
@@ -197,7 +198,7 @@ def tell_flat(found: Measured) -> tuple[str, str, str]:
     audit = found.audits["flat"]
     scores = audit.checked.scores
     return (
-        "The shipped model with an easy task: garments, trousers, shoes or bags, from features averaged over 3 x 3 "
+        "The gray DiT with an easy task: garments, trousers, shoes or bags, from features averaged over 3 x 3 "
         f"cells. Between t = {audit.checked.timesteps[0]} and {audit.checked.timesteps[-1]} the accuracy of the probe "
         f"varies by {100 * (max(scores) - min(scores)):.1f} points on {audit.checked.num_images} images. HFR falls "
         "steeply nevertheless: a clear HFR curve does not mean that the timestep matters.",
@@ -211,16 +212,16 @@ def tell_flat(found: Measured) -> tuple[str, str, str]:
 
 
 def tell_massive(found: Measured) -> tuple[str, str, str]:
-    shipped, inside = found.audits["shipped"], found.audits["inside"]
+    unchanged, inside = found.audits["unchanged"], found.audits["inside"]
     moved = "; ".join(
         f"{rule} from t = {before.timestep} to {after.timestep}" for rule, (before, after) in found.curves.items()
     )
     worst = max(
-        abs(a - b) for a, b in zip(shipped.selections["hfr"].scores, inside.selections["hfr"].scores, strict=True)
+        abs(a - b) for a, b in zip(unchanged.selections["hfr"].scores, inside.selections["hfr"].scores, strict=True)
     )
     named = any(each.startswith("massive activations before") for each in found.audits["earlier"].warnings)
     return (
-        f"Produced artificially: in a copy of the shipped model, channel {MASSIVE_CHANNEL} of the MLP's output in "
+        f"Produced artificially: in a copy of the gray DiT, channel {MASSIVE_CHANNEL} of the MLP's output in "
         f"block {MASSIVE_BLOCK} is multiplied by {MASSIVE_FACTOR:g} (weights and bias). Large pretrained DiTs develop "
         "such channels by themselves (DiTF). They dominate the scale of every later LayerNorm, so that all other "
         f"channels shrink and the curves become those of a different network. The picks move: {moved}. If the same "
@@ -265,7 +266,7 @@ def tell_foreign(found: Measured) -> tuple[str, str, str]:
 def tell_position(found: Measured) -> tuple[str, str, str]:
     hfr = found.audits["hfr"].selections["hfr"]
     return (
-        f"Produced artificially: the position embedding of the shipped model is multiplied by {POSITION_FACTOR:g}. The "
+        f"Produced artificially: the position embedding of the gray DiT is multiplied by {POSITION_FACTOR:g}. The "
         "feature then shows where a token is, whatever the image shows. The curves of images and of pure noise "
         f"coincide, and the HFR that remains after subtraction is at most {max(hfr.scores):.4f}.",
         "Yes, by the share of the HFR that pure noise has, and by an untrained network that does about as well. "
@@ -277,7 +278,7 @@ def tell_position(found: Measured) -> tuple[str, str, str]:
 def tell_untrained(found: Measured) -> tuple[str, str, str]:
     hfr, blind = found.audits["hfr"], found.audits["unlabeled"]
     return (
-        "The shipped architecture with random weights. The probe is well above chance "
+        "The same architecture with random weights. The probe is well above chance "
         f"({points(max(hfr.checked.scores))} % against {points(hfr.chance or 0)} %), because random features preserve "
         "the pixels.",
         "Yes, with labels, by the last warning: the same probe does as well on another network with random weights "
@@ -293,7 +294,7 @@ def tell_agreement(found: Measured) -> tuple[str, str, str]:
     regret = labeled.regret
     assert regret is not None
     return (
-        "Nothing is changed here: the shipped model on its own images, all ten classes, token means. HFR and instance "
+        "Nothing is changed here: the gray DiT on its own images, all ten classes, token means. HFR and instance "
         f"retrieval (t = {retrieval.timestep}) both prefer the cleanest inputs, where single images are easiest to "
         f"tell apart. Classes are easiest to tell apart at t = {regret.best_timestep}, with added noise. If two rules "
         "agree, they see the same thing; this does not make them right.",
@@ -315,13 +316,14 @@ MODES = {
 }
 INTRODUCTION = f"""# When not to trust a timestep
 
-Seven ways in which a chosen timestep goes wrong. Each is made from the model and images that ship with the package, and
-comes with the picture that `aselect audit` draws and with its verdict, word for word. The pictures show the HFR of
-images and of pure noise, their difference, the curve of the rule that checks the pick, and how often the picking rule
-picks each timestep from resamples of the images. The red line is the pick.
+Seven ways in which a chosen timestep goes wrong. Each is made from the images that ship with the package and a small
+DiT for gray images (the pair `fashion-mnist` of the [evidence](evidence.md)). It comes with the picture that
+`aselect audit` draws and with its verdict, word for word. The pictures show the HFR of images and of pure noise, their
+difference, the curve of the rule that checks the pick, and how often the picking rule picks each timestep from
+resamples of the images. The red line is the pick.
 
 Unless a section says otherwise, HFR picks from {NUM_TIMESTEPS} timesteps and {NUM_IMAGES} images. The command
-`python -m benchmarks.selection.failure_modes` makes this page and its pictures.
+`python -m benchmarks.selection.failure_modes --model MODEL` makes this page and its pictures.
 """
 
 
@@ -370,10 +372,10 @@ def picture(figure_or_audit: Figure | Audit, path: Path) -> None:
 
 
 def draw_curves(curves: dict[str, tuple[TimestepSelection, TimestepSelection]]) -> Figure:
-    """Draw the curves and picks of every rule for the shipped and the changed model, each on its own scale."""
+    """Draw the curves and picks of every rule for the unchanged and the changed model, each on its own scale."""
     figure = Figure(figsize=(8.0, 2.9), layout="constrained")
     for axis, (rule, pair) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
-        for selection, color, label in zip(pair, ("#8b949e", "#cf222e"), ("shipped", "massive"), strict=True):
+        for selection, color, label in zip(pair, ("#8b949e", "#cf222e"), ("unchanged", "massive"), strict=True):
             label = f"{label}: t = {selection.timestep}"
             axis.plot(selection.timesteps, selection.scores, "o-", ms=3, color=color, label=label)
             axis.axvline(selection.timestep, color=color, lw=0.8, ls="--")
@@ -400,8 +402,9 @@ def page(measured: dict[str, Measured]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    sample = Sample()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("data/fashion-mnist-dit"), help="see pairs.py")
+    sample = Sample(parser.parse_args().model)
     measured = {name: mode.measure(sample) for name, mode in MODES.items()}
     write(measured)
 

@@ -1,6 +1,6 @@
 """What a second and a third timestep are worth: points of a probe on held-out images, and passes of the network.
 
-    python -m benchmarks.selection.fused          # on the shipped sample; writes benchmarks/results/fused.json
+    python -m benchmarks.selection.fused --model data/fashion-mnist-dit     # writes benchmarks/results/fused.json
 
 Protocol. LogME chooses up to three timesteps of 8 from 500 labeled training images, as `aselect select
 --num-timesteps-to-fuse 3` does. A linear probe reads token means of the first, of the first two, and of all three side
@@ -77,8 +77,9 @@ def stored_table() -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    model = load_model("sample").eval()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="data/fashion-mnist-dit", help="see pairs.py")
+    model = load_model(parser.parse_args().model).eval()
     splits = {name: ImageData.of(load_images("sample", name)).sample(count, 0) for name, count in IMAGES.items()}
     found = measure(model, splits)
     write_text(RESULT, json.dumps(found))

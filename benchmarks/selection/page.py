@@ -17,7 +17,7 @@ and which of them developed the rules are in [pairs.py](../benchmarks/selection/
 
 {protocol}
 
-Hardware: {hardware}. {versions}. The shipped, the planted and the class-conditional checkpoint, the
+Hardware: {hardware}. {versions}. The gray Fashion-MNIST, the planted and the class-conditional checkpoint, the
 MM-DiT and the latent model were trained on a CPU, the others on one NVIDIA H100 in bfloat16. {gaps} {unmeasured}
 
 Two pairs are twins of Fashion-MNIST: the same network and images, with a fifth of the training labels flipped
@@ -109,10 +109,10 @@ Mean and 95 % interval over samples and draws, the checkpoint's own feature.
 
 ## A second and a third timestep
 
-What fused timesteps are worth on the shipped sample (`python -m benchmarks.selection.fused`): LogME chose them from 8
-candidates and 500 labeled images; a linear probe reads them side by side (1,000 training images, mean and standard
-deviation over three seeds, each on its own 80 %; 1,000 test images, standard error 1.3 points). Every timestep costs
-one more pass for every image, wherever the features are used.
+What fused timesteps are worth on the pair `fashion-mnist` (`python -m benchmarks.selection.fused --model MODEL`): LogME
+chose them from 8 candidates and 500 labeled images; a linear probe reads them side by side (1,000 training images, mean
+and standard deviation over three seeds, each on its own 80 %; 1,000 test images, standard error 1.3 points). Every
+timestep costs one more pass for every image, wherever the features are used.
 
 {fused}
 

@@ -18,7 +18,7 @@ def write(folder: Path, num_shards: int) -> None:
     from aselect_hf.data.feature_set import write_feature_set
     from aselect_hf.data.image_data import ImageData
 
-    images = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
     data = ImageData(images, labels=[0, 1] * 3, label_names=["cat", "dog"], name="pets")
     write_feature_set(load_model("sample"), data, folder, split="test", num_shards=num_shards, progress=False)
 

@@ -434,6 +434,7 @@ def test_a_head_is_fixed_to_what_it_reads(make_config: Any) -> None:
 
 
 @NEEDS_NEWER_TORCH
+@pytest.mark.xfail(torch.__version__ >= "2.14", reason="torch 2.14.1 fails inside of dynamo, on Python 3.13")
 def test_compiles_without_a_graph_break(make_model: Any, normal: Any) -> None:
     model = make_model(num_noise_draws=2).fix_timestep(feature="blocks.1.mlp")
     torch.compiler.reset()

@@ -162,7 +162,7 @@ def test_two_processes_train_a_sharded_backbone_like_one_whole(tmp_path):
         ASelectDiTForImageClassification.from_pretrained(tmp_path / name).eval() for name in ("whole", "two")
     )
     assert first.config.timestep == second.config.timestep == 50
-    pixels = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(first(pixels).logits, second(pixels).logits, rtol=1e-3, atol=1e-3)
 

@@ -105,11 +105,11 @@ def test_every_strategy_ends_in_a_model_that_loads(run, tmp_path, task, strategy
 
 
 def test_the_head_of_the_authors_trains(run, tmp_path):
-    """With the options of the recipe for Stable Diffusion 3 medium, but narrower and for 60 steps."""
+    """With the options of the recipe for Stable Diffusion 3 medium, but narrower and for 150 steps."""
     save_model(ASelectDiTModel.from_pretrained(SAMPLE_MODEL, pooling_width=32), tmp_path / "base")
     flags = ["--model_name_or_path", str(tmp_path / "base"), "--pooling", "transformer", "--head_norm", "none"]
     flags += ["--head_learning_rates", "3e-3", "--head_weight_decays", "1e-3", "--freeze_backbone"]
-    run("classify", *flags, "--method", "fixed", "--max_train_steps", "60")
+    run("classify", *flags, "--method", "fixed", "--max_train_steps", "150")
     head = ASelectDiTForImageClassification.from_pretrained(tmp_path / "run").classifier
     assert head.pooling.projection.out_features == 32
     assert isinstance(head.norm.norm, torch.nn.Identity)
