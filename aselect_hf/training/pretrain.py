@@ -15,6 +15,7 @@ noise (`training/invariance.py`): the number rises again when the model begins t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,9 @@ from aselect_hf.training.processes import this_process
 from aselect_hf.training.publish import check_push, push_output
 from aselect_hf.training.sharding import is_sharded, refuse_sharding, whole_weights
 
+NEXT_FIELD = r",(?=\s*\w+=|$)"
+"""Commas between two `field=value`, and not those inside a JSON value."""
+
 
 class DenoisingObjective(nn.Module):
     """Denoising loss of a DiT on `labels` and `pixel_values`, or what `cached_inputs` returns instead of pixels."""
@@ -78,7 +82,7 @@ class DenoisingObjective(nn.Module):
 def build_config(args: PretrainModelArguments) -> ASelectDiTConfig:
     """A config from a preset and `field=value` overrides, whose values are read as JSON."""
     overrides: dict[str, Any] = {}
-    for pair in filter(None, (args.config_overrides or "").split(",")):
+    for pair in filter(None, re.split(NEXT_FIELD, args.config_overrides or "")):
         name, separator, value = pair.partition("=")
         if not separator or name not in ASelectDiTConfig.__dataclass_fields__:
             raise ValueError(f"config_overrides: {pair!r} is not 'field=value' with a field of ASelectDiTConfig")

@@ -105,6 +105,14 @@ def test_bad_overrides_are_named(overrides, message):
         build_config(PretrainModelArguments(config_overrides=overrides))
 
 
+def test_overrides_may_hold_json():
+    schedule = {"type": "flow_matching", "prediction_type": "sample"}
+    overrides = f"hidden_size=24,noise_schedule={json.dumps(schedule)},num_attention_heads=3,"
+    config = build_config(PretrainModelArguments(config_overrides=overrides))
+    assert (config.hidden_size, config.num_attention_heads) == (24, 3)
+    assert config.noise_schedule.items() >= schedule.items()
+
+
 def test_missing_source_or_output(tmp_path):
     with pytest.raises(ValueError, match="--output_dir"):
         pretrain(PretrainModelArguments(), DataArguments(), TrainingArguments())
