@@ -44,6 +44,11 @@ def feature_flops(model: NoisyBackbone, *features: str) -> float:
     return count_flops(lambda: model.features_of_noisy(latents, timesteps, features))
 
 
+def sweep_flops(model: NoisyBackbone, num_images: int, num_passes: int, *features: str) -> float:
+    """Operations to encode images, each once, and to run them to `features` in all passes together."""
+    return num_images * encode_flops(model) + num_passes * feature_flops(model, *features)
+
+
 def weight_bytes(model: torch.nn.Module) -> int:
     """Size in bytes of a model's weights in a file."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

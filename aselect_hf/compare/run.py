@@ -34,6 +34,7 @@ from aselect_hf.selection.inputs import DEFAULT_BATCH_SIZE
 from aselect_hf.selection.probe import Probe, fit_in_parallel, fit_probe
 from aselect_hf.selection.request import check_request, rules_with
 from aselect_hf.selection.rules import RULES
+from aselect_hf.selection.uncertainty import binomial_error
 from aselect_hf.tasks import CLASSIFICATION
 from aselect_hf.versions import hardware, installed_versions
 
@@ -104,13 +105,14 @@ def compare_strategies(
     if model.vae is not None:
         latents = {name: vae_latents(model, data, **run) for name, data in splits.items()}
         _, latent_accuracies = score_probes(latents, splits, probe, num_seeds)
+    error = binomial_error(rows[0].test_accuracy_mean, len(splits["test"]))
     protocol = {
         "images": " + ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
         "classes": len(splits["train"].class_names),
         "probe": f"{probe} on {rows[0].selection.feature} averaged over {pool_size} x {pool_size} cells",
         "seeds": num_seeds,
         "spread": "standard deviation over seeds, each on its own stratified 80 % of train",
-        "test standard error": f"{100 * _binomial_error(rows[0], len(splits['test'])):.2f} points (binomial)",
+        "test standard error": f"{100 * error:.2f} points (binomial)",
         "hardware": hardware(model.device),
         "processes": processes().count,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -267,8 +269,3 @@ def vae_latents(
     starts = range(0, len(data), batch_size)
     batches = [cache.gather(range(start, min(start + batch_size, len(data)))) for start in starts]
     return torch.cat([torch.nn.functional.adaptive_avg_pool2d(batch, side) for batch in batches]).flatten(1).numpy()
-
-
-def _binomial_error(row: ComparisonRow, count: int) -> float:
-    p = row.test_accuracy_mean
-    return (p * (1 - p) / count) ** 0.5

@@ -16,7 +16,7 @@ from huggingface_hub.constants import HF_HOME
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm.auto import tqdm
 
-from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.cost import sweep_flops
 from aselect_hf.data.fingerprint import fingerprint
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import cached_latents, latent_shape
@@ -216,7 +216,7 @@ def _cached(
         values=_Columns(shards),
         forward_passes=passes,
         seconds=shards.seconds,
-        flops=len(data) * encode_flops(model) + passes * feature_flops(model, feature),
+        flops=sweep_flops(model, len(data), passes, feature),
     )
 
 

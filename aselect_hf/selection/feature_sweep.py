@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.cost import sweep_flops
 from aselect_hf.data.feature_cache import KeptRows
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.latent_cache import latent_shape
@@ -148,7 +148,7 @@ def sweep_features(
                     for feature, total in sums.items():
                         values[feature][column, kept, view] = (total / draws).cpu().numpy()
     passes *= len(rows.first_rows) - 1
-    flops = views.encoded * encode_flops(model) + passes * feature_flops(model, *features)
+    flops = sweep_flops(model, views.encoded, passes, *features)
     return FeatureSweep({feature: _whole(here, own_rows) for feature, own_rows in values.items()}, passes, flops)
 
 

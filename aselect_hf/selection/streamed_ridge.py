@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data.feature_cache import KeptRows, pooled_rows
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.processes import processes
@@ -29,13 +28,14 @@ from aselect_hf.selection.streaming import (
     are_few,
     perturbed,
     read_batches,
+    row_width,
     rows_at,
+    streamed_cost,
+    streamed_selection,
     sweep_moments,
 )
 from aselect_hf.selection.ties import best_of, near_best
-from aselect_hf.selection.uncertainty import Jackknife
-
-PASSES = 2
+from aselect_hf.selection.uncertainty import Jackknife, binomial_error
 
 
 class RidgeFits:
@@ -82,12 +82,11 @@ def score_streamed_ridge(
     inputs: SelectionInputs, train: ImageData, validation: ImageData, pool_size: int
 ) -> tuple[list[float], SelectionCost] | None:
     """Validation accuracy of the ridge probe of `fit_probe` at every timestep, and the cost; `None` if rows are few."""
-    started, model, steps = time.perf_counter(), inputs.model, inputs.timesteps
+    started, model = time.perf_counter(), inputs.model
     train_labels, labels = (np.asarray(data.labels) for data in (train, validation))
     classes, targets = np.unique(train_labels, return_inverse=True)
     rows = pooled_rows(model, len(train), pool_size)
-    width = rows.cells * model.config.feature_width(inputs.feature)
-    if are_few(inputs, rows, Moments.bytes(width, len(classes))):
+    if are_few(inputs, rows, Moments.bytes(row_width(inputs, rows), len(classes))):
         return None
     together = Jackknife(np.zeros(len(train), dtype=np.int64), 1)
     groups, _ = sweep_moments("grid", inputs, train, rows, together, targets, len(classes), perturbations=0)
@@ -104,10 +103,7 @@ def score_streamed_ridge(
         [fits],
         left_out=False,
     )
-    images = len(train) + len(validation)
-    passes = len(steps) * model.config.num_noise_draws * images
-    flops = images * encode_flops(model) + passes * feature_flops(model, inputs.feature)
-    cost = SelectionCost(passes, time.perf_counter() - started, flops, processes().count)
+    cost = streamed_cost(inputs, len(train) + len(validation), 1, started)
     return [float(fit.hits.max() / len(validation)) for fit in fits], cost
 
 
@@ -116,11 +112,8 @@ def select_by_streamed_ridge(
 ) -> TimestepSelection | None:
     """Select by leave-one-out accuracy of images; `None` if the features themselves fit into memory, or are needed."""
     classes, targets = np.unique(labels, return_inverse=True)
-    model, steps = inputs.model, inputs.timesteps
-    width = 0 if inputs.feature not in model.config.list_features() else model.config.feature_width(inputs.feature)
-    if are_few(inputs, rows, Moments.bytes(rows.cells * width, len(classes)) * (1 + PERTURBATIONS)):
+    if are_few(inputs, rows, Moments.bytes(row_width(inputs, rows), len(classes)) * (1 + PERTURBATIONS)):
         return None
-    assert rule.criterion is not None
     started = time.perf_counter()
     together = Jackknife(np.zeros(len(targets), dtype=np.int64), 1)
     groups, changed = sweep_moments(rule.name, inputs, data, rows, together, targets, len(classes))
@@ -128,24 +121,10 @@ def select_by_streamed_ridge(
     fits = [[RidgeFits(each) for each in version] for version in versions]
     _show(f"{rule.name}, left out", inputs, data, rows, targets, fits, left_out=True)
     accuracies = [[_accuracy(fit, len(targets)) for fit in version] for version in fits]
-    scores, picks = accuracies[0], [steps[best_of(each)] for each in accuracies]
-    passes = PASSES * len(steps) * model.config.num_noise_draws * len(data)
-    flops = PASSES * len(data) * encode_flops(model) + passes * feature_flops(model, inputs.feature)
-    return TimestepSelection(
-        method=rule.name,
-        feature=inputs.feature,
-        timestep=picks[0],
-        timesteps=steps,
-        scores=scores,
-        standard_errors=[(score * (1 - score) / (len(targets) - 1)) ** 0.5 for score in scores],
-        cost=SelectionCost(passes, time.perf_counter() - started, flops, processes().count),
-        schedule=model.noise_schedule.to_dict(),
-        score_name=rule.criterion.score_name,
-        options=options,
-        num_images=len(inputs.images),
-        seed=inputs.seed,
-        perturbed_timesteps=picks[1:],
-    )
+    errors = [binomial_error(score, len(targets) - 1) for score in accuracies[0]]
+    picks = [inputs.timesteps[best_of(each)] for each in accuracies[1:]]
+    cost = streamed_cost(inputs, len(data), 2, started)
+    return streamed_selection(rule, inputs, accuracies[0], errors, cost, options, picks)
 
 
 def _show(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.cost import sweep_flops
 from aselect_hf.data.feature_cache import KeptRows
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.data.processes import processes
@@ -49,7 +49,7 @@ def select_by_moments(
         labels: of each row, for a criterion with labels.
     """
     classes, targets = (np.empty(0), None) if labels is None else np.unique(labels, return_inverse=True)
-    model, width = inputs.model, rows.cells * _width(inputs)
+    width = row_width(inputs, rows)
     if are_few(inputs, rows, Moments.bytes(width, len(classes)) * (jackknife.num_groups + PERTURBATIONS)):
         return None
     assert rule.criterion is not None
@@ -66,23 +66,48 @@ def select_by_moments(
     errors = [
         jackknife.error(np.array([*fit_in_parallel(partial(score, part) for part in parts)])) for parts in leave_one_out
     ]
-    passes = len(inputs.timesteps) * model.config.num_noise_draws * len(data)
-    flops = len(data) * encode_flops(model) + passes * feature_flops(model, inputs.feature)
-    best = best_of(scores)
+    picks = [inputs.timesteps[best_of([score(each) for each in some])] for some in changed]
+    cost = streamed_cost(inputs, len(data), 1, started)
+    return streamed_selection(rule, inputs, scores, errors, cost, options, picks)
+
+
+def streamed_cost(inputs: SelectionInputs, num_images: int, num_reads: int, started: float) -> SelectionCost:
+    """Cost of running images at every timestep, `num_reads` times; they are encoded once.
+
+    Args:
+        started: `time.perf_counter()` at the beginning.
+    """
+    model = inputs.model
+    passes = num_reads * len(inputs.timesteps) * model.config.num_noise_draws * num_images
+    flops = sweep_flops(model, num_images, passes, inputs.feature)
+    return SelectionCost(passes, time.perf_counter() - started, flops, processes().count)
+
+
+def streamed_selection(
+    rule: Rule,
+    inputs: SelectionInputs,
+    scores: list[float],
+    errors: list[float],
+    cost: SelectionCost,
+    options: dict[str, Any],
+    perturbed_timesteps: list[int],
+) -> TimestepSelection:
+    """The selection by a rule's criterion."""
+    assert rule.criterion is not None
     return TimestepSelection(
         method=rule.name,
         feature=inputs.feature,
-        timestep=inputs.timesteps[best],
+        timestep=inputs.timesteps[best_of(scores)],
         timesteps=inputs.timesteps,
         scores=scores,
         standard_errors=errors,
-        cost=SelectionCost(passes, time.perf_counter() - started, flops, processes().count),
-        schedule=model.noise_schedule.to_dict(),
+        cost=cost,
+        schedule=inputs.model.noise_schedule.to_dict(),
         score_name=rule.criterion.score_name,
         options=options,
         num_images=len(inputs.images),
         seed=inputs.seed,
-        perturbed_timesteps=[inputs.timesteps[best_of([score(each) for each in picks])] for picks in changed],
+        perturbed_timesteps=perturbed_timesteps,
     )
 
 
@@ -99,7 +124,7 @@ def sweep_moments(
     """Moments by timestep and jackknife group, and, by perturbation and timestep, those of slightly changed rows."""
     here, steps = processes(), inputs.timesteps
     own = here.block(len(data), inputs.fixed_batch_size)
-    empty = Moments.empty(rows.cells * _width(inputs), num_classes)
+    empty = Moments.empty(row_width(inputs, rows), num_classes)
     groups = [[empty] * jackknife.num_groups for _ in steps]
     changed = [[empty] * len(steps) for _ in range(perturbations)]
     quiet = not (inputs.progress and here.is_main)
@@ -137,7 +162,7 @@ def are_few(inputs: SelectionInputs, rows: KeptRows, needed: int) -> bool:
     Args:
         needed: bytes of what replaces the features at one timestep.
     """
-    kept = 4 * int(rows.first_rows[-1]) * rows.cells * _width(inputs)
+    kept = 4 * int(rows.first_rows[-1]) * row_width(inputs, rows)
     if inputs.feature == AUTO or inputs.num_timesteps_to_fuse > 1:
         return True
     return kept * len(inputs.timesteps) < LEAST_BYTES or kept < needed
@@ -173,5 +198,6 @@ def rows_at(inputs: SelectionInputs, latents: torch.Tensor, rows: KeptRows, firs
     return total / len(draws)
 
 
-def _width(inputs: SelectionInputs) -> int:
-    return 0 if inputs.feature == AUTO else inputs.model.config.feature_width(inputs.feature)
+def row_width(inputs: SelectionInputs, rows: KeptRows) -> int:
+    """Columns of a row; 0 if the feature is yet to be chosen."""
+    return 0 if inputs.feature == AUTO else rows.cells * inputs.model.config.feature_width(inputs.feature)

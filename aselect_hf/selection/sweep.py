@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import find_executable_batch_size
 from tqdm.auto import tqdm
 
-from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.cost import sweep_flops
 from aselect_hf.data.latent_cache import latent_shape
 from aselect_hf.data.processes import Processes, processes
 from aselect_hf.selection.high_frequency_ratio import high_frequency_ratio, standardize_channels
@@ -115,7 +115,7 @@ class HFRSweep:
         self.bar.close()
         self.seconds = max(self.here.gather(self.seconds))
         model, passes = self.inputs.model, len(self.weights) * int(np.isfinite(self.raw).sum())
-        flops = self.encoded * encode_flops(model) + passes * feature_flops(model, self.inputs.feature)
+        flops = sweep_flops(model, self.encoded, passes, self.inputs.feature)
         return SelectionCost(passes, self.seconds, flops, self.here.count)
 
     def _encode(self, num_images: int) -> None:

@@ -35,6 +35,11 @@ def of_outcomes(outcomes: np.ndarray) -> Evidence:
     return Evidence(float(outcomes.std(ddof=1) / len(outcomes) ** 0.5), outcomes)
 
 
+def binomial_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent images."""
+    return (share * (1 - share) / count) ** 0.5
+
+
 @dataclass
 class Jackknife:
     """Standard errors of a score by leaving out one group of images at a time.

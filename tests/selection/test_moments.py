@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from aselect_hf.cost import encode_flops, feature_flops
 from aselect_hf.data.image_data import ImageData
 from aselect_hf.selection import criteria, moments, select_timestep, streaming
 from aselect_hf.selection.moments import Moments, merged
@@ -60,17 +61,23 @@ def test_a_large_set_is_scored_from_moments_alone(model, normal, tmp_path, monke
     assert len(found.perturbed_timesteps) == 3
 
 
-def test_the_latents_of_a_large_set_are_read_batch_by_batch(make_model, tiny_kl, normal, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "reads"), [("rankme", 1), ("ridge", 2)])
+def test_the_latents_of_a_large_set_are_read_batch_by_batch(
+    method, reads, make_model, tiny_kl, normal, tmp_path, monkeypatch
+):
     config = dict(tiny_kl.config) | {"_class_name": "AutoencoderKL"}
     model = make_model(0, num_channels=4, sample_size=8, vae_config=config)
     model.vae.load_state_dict(tiny_kl.state_dict(), strict=False)
-    data = ImageData(normal(1000, 3, 16, 16).clamp(-1, 1))
-    options = {"method": "rankme", "timesteps": [300], "num_images": 1000, "cache_dir": tmp_path, "progress": False}
+    data = ImageData(normal(1000, 3, 16, 16).clamp(-1, 1), labels=[index % 3 for index in range(1000)])
+    options = {"method": method, "timesteps": [300], "num_images": 1000, "cache_dir": tmp_path, "progress": False}
     expected = select_timestep(model, data, **options)
     monkeypatch.setattr(streaming, "LEAST_BYTES", 0)
     monkeypatch.setattr("aselect_hf.selection.scoring.stored_noise_view", lambda *a, **o: pytest.fail("all are read"))
     found = select_timestep(model, data, **options)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
+    passes = reads * expected.cost.forward_passes
+    assert found.cost.forward_passes == passes
+    assert found.cost.flops == 1000 * encode_flops(model) + passes * feature_flops(model, found.feature)
 
 
 @pytest.mark.parametrize("count", [60, 20])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from aselect_hf.cost import encode_flops, feature_flops
+from aselect_hf.cost import sweep_flops
 from aselect_hf.modeling.noisy_backbone import NoisyBackbone
 from aselect_hf.selection.inputs import SelectionInputs
 from aselect_hf.selection.result import SelectionCost, TimestepSelection
@@ -86,7 +86,7 @@ def select_gate(
         cost=SelectionCost(
             forward_passes=passes,
             seconds=time.perf_counter() - started,
-            flops=seen * encode_flops(model) + passes * feature_flops(model, inputs.feature),
+            flops=sweep_flops(model, seen, passes, inputs.feature),
         ),
         schedule=model.noise_schedule.to_dict(),
         score_name="gate weight",

@@ -25,7 +25,7 @@ from aselect_hf.selection.samples import check_truth, resolve_task
 from aselect_hf.selection.streamed_ridge import score_streamed_ridge
 from aselect_hf.selection.ties import best_of
 from aselect_hf.selection.tokens import choose_tokens
-from aselect_hf.selection.uncertainty import iou_counts, iou_error, mean_iou_of
+from aselect_hf.selection.uncertainty import binomial_error, iou_counts, iou_error, mean_iou_of
 from aselect_hf.tasks import Task
 
 HELD_OUT = 0.2
@@ -88,7 +88,7 @@ def select_grid(
             streamed = score_streamed_ridge(inputs, train_data, validation_data, pool_size)
     if streamed is not None:
         scores, cost = streamed
-        errors = [_binomial_error(score, len(validation_data)) for score in scores]
+        errors = [binomial_error(score, len(validation_data)) for score in scores]
     else:
         if resolved.dense:
             train, validation = (token_samples(inputs, data, max_tokens) for data in (train_data, validation_data))
@@ -170,9 +170,5 @@ def _score(train: Samples, validation: Samples, column: int, probe: str, task: T
     fitted = fit_probe(train.features.values[column], train.labels, features, truth, kind=probe, metric=metric)
     score = fitted.validation_score
     if not task.dense:
-        return score, _binomial_error(score, len(truth))
+        return score, binomial_error(score, len(truth))
     return score, iou_error(iou_counts(truth, fitted.classifier.predict(features), validation.images), seed)
-
-
-def _binomial_error(share: float, count: int) -> float:
-    return (share * (1 - share) / count) ** 0.5
