@@ -27,7 +27,7 @@ def compare(
     feature: opt.Feature = None,
     timesteps: opt.Timesteps = None,
     num_images: opt.NumImages = None,
-    probe: Annotated[str, typer.Option(help="Probe that scores a timestep: linear or knn.")] = "linear",
+    probe: Annotated[str, typer.Option(help="Probe that scores a timestep: linear, knn or ridge.")] = "linear",
     pool_size: opt.PoolSize = 1,
     baseline: Annotated[
         list[str] | None,
@@ -103,6 +103,8 @@ def compare(
     if report:
         write_report(report, comparison, backbone, sampled["test"], command=command_line())
     audited = ", audit.json, audit.png" if comparison.audit else ""
+    described = ["--feature", feature] if feature else []
+    described += ["--pool-size", str(pool_size)] if pool_size != 1 else []
     lines = [
         *map(_for_terminal, comparison.rich_tables()),
         *comparison.summary(),
@@ -111,7 +113,7 @@ def compare(
         "",
         *conclude(comparison),
         f"The picture: {output_dir / 'compare.png'}",
-        f"Next: {shlex.join(['aselect', 'select', model, data, '--save-model', 'runs/model'])}",
+        f"Next: {shlex.join(['aselect', 'select', model, data, *described, '--save-model', 'runs/model'])}",
     ]
     written = [str(path) for path in (output_dir, report) if path]
     return Answer("\n".join(lines), read_json(output_dir / "compare.json") | {"written": written})

@@ -149,6 +149,15 @@ def test_compare_on_parquet_splits(aselect, checkpoint, splits, tmp_path):
     assert (tmp_path / "out" / "compare.png").is_file()
 
 
+def test_compare_hands_feature_and_cells_to_the_next_command(aselect, checkpoint, splits, tmp_path):
+    code, stdout, stderr = aselect(
+        "compare", checkpoint, splits, "--timesteps", "0,400", "--num-images", "4", "--feature", "blocks.0.mlp",
+        "--pool-size", "2", "--methods", "hfr,fixed", "--output-dir", tmp_path / "out", "--cache-dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert f"Next: aselect select {checkpoint} {splits} --feature blocks.0.mlp --pool-size 2 --save-model" in stdout
+
+
 def test_compare_hands_options_to_the_rules_that_have_them(aselect, checkpoint, splits, tmp_path):
     code, stdout, stderr = aselect(
         "compare", checkpoint, splits, "--strategies", "hfr,lidar,snr,grid,fixed", "--timesteps", "0,400",
